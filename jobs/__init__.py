@@ -1,0 +1,24 @@
+"""The language all programs of this service speak: specs, events, commands, states, names, paths.
+
+Read in this order: `errors` · `settings` · `keys` · `paths` · `models` · `specs` · `results` · `events` ·
+`commands` · `frames` · `lifecycle` · `redis_server` · `bus` · `client`. Nothing here knows HTTP, SQL or torch.
+
+Glossary
+--------
+job         one piece of work: an immutable *spec* (its tag is the *kind*), a *status*, events, artifacts
+kind        convert · validate · split · finetune · evaluate · generate · export
+experiment  a finetune job seen as an experiment: name, tags, config, metrics, checkpoints;
+            `experiment_id == job_id`
+attempt     the n-th try of a job; rises only after an interruption or a pause; it is the fencing token, and
+            each attempt has its own folder
+event       a fact that happened, past tense: `noun.past_participle`
+command     start, cancel, pause or resend: a wish of the service to one runner
+placement   the service's decision which runner and which device a job gets
+recipe      the code that executes one kind
+runner      the GPU side on one host; *worker* is arq's process, *zygote* the warm parent, *child* the
+            process that runs a recipe
+slot        room for one job on a device: `cpu` slots take data work, `gpu` slots take work with a model
+journal     `attempt-N/events.jsonl`: what the child says, one event a line
+record      a row read from SQLite; never "model", which means a neural network here
+frame       what a subscriber receives
+"""

@@ -1,0 +1,120 @@
+"""Redis streams: the only place that reads or writes them. Transport that may be wiped at any time.
+
+The service reads `training:events` from the position it stored; a runner reads its commands from now on, because
+whatever was sent before its first report is repeated by reconciling.
+"""
+
+import asyncio
+import secrets
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+import structlog
+from redis import exceptions
+from redis.asyncio import Redis
+from redis.asyncio.retry import Retry
+from redis.backoff import ExponentialBackoff
+
+from jobs import commands, keys
+from jobs.commands import AnyCommand
+
+log = structlog.get_logger()
+
+BEGINNING = "0-0"
+_COMMANDS_KEPT = 10_000  # commands are repeated until fulfilled, so trimming loses nothing
+UNREACHABLE = (exceptions.RedisError, OSError, asyncio.TimeoutError)
+"""What every method raises while Redis is away."""
+
+
+def connect(url: str) -> "Bus":
+    """A bus on a Redis address; nothing is sent yet. Commands fail after a short retry, callers repeat them."""
+    redis = Redis.from_url(
+        url,
+        retry=Retry(ExponentialBackoff(cap=0.5, base=0.05), 3),
+        retry_on_error=[exceptions.ConnectionError, exceptions.TimeoutError, exceptions.BusyLoadingError, OSError],
+        socket_connect_timeout=3,
+        socket_timeout=10,
+        health_check_interval=15,
+    )
+    return Bus(redis)
+
+
+class Bus:
+    """Publish and read events; send and read commands."""
+
+    def __init__(self, redis: Redis) -> None:
+        self._redis = redis
+
+    async def close(self) -> None:
+        await self._redis.aclose()
+
+    async def is_reachable(self) -> bool:
+        try:
+            return bool(await asyncio.wait_for(self._redis.ping(), 1))
+        except UNREACHABLE:
+            return False
+
+    # -- events
+
+    async def publish(self, messages: Sequence[bytes]) -> None:
+        """Append encoded events or reports, in order, in one round trip."""
+        pipeline = self._redis.pipeline(transaction=False)
+        for message in messages:
+            pipeline.xadd(keys.EVENTS, {keys.FIELD: message})
+        await pipeline.execute()
+
+    async def read_events(self, after: str, *, count: int = 500, block_s: float = 1.0) -> list[tuple[str, bytes]]:
+        """(stream id, message) of what came after a position, oldest first; empty when nothing came in time.
+
+        An entry without our field comes back as an empty message: the caller dead-letters it and goes on.
+        """
+        answer: Any = await self._redis.xread({keys.EVENTS: after}, count=count, block=max(1, int(block_s * 1000)))
+        return [
+            (_text(entry_id), fields.get(keys.FIELD.encode(), b"")) for _, rows in answer for entry_id, fields in rows
+        ]
+
+    async def epoch(self) -> str:
+        """The word of this incarnation of the stream; another one means that positions are void."""
+        await self._redis.set(keys.EPOCH, secrets.token_hex(8), nx=True)
+        word: bytes | None = await self._redis.get(keys.EPOCH)
+        if word is None:
+            raise exceptions.ConnectionError("the stream's epoch vanished while it was read")
+        return word.decode()
+
+    async def forget_events(self, recorded: str) -> None:
+        """Trim the event stream up to and including a recorded position, never what was not read."""
+        milliseconds, _, counter = recorded.partition("-")
+        await self._redis.xtrim(keys.EVENTS, minid=f"{milliseconds}-{int(counter or 0) + 1}", approximate=False)
+
+    # -- commands
+
+    async def send(self, runner_id: str, wishes: Sequence[AnyCommand]) -> None:
+        pipeline = self._redis.pipeline(transaction=False)
+        for wish in wishes:
+            fields: Any = {keys.FIELD: commands.encode(wish)}
+            pipeline.xadd(keys.commands(runner_id), fields, maxlen=_COMMANDS_KEPT, approximate=True)
+        await pipeline.execute()
+
+    async def commands_end(self, runner_id: str) -> str:
+        """The position behind the last command, where a starting runner begins to read."""
+        last: Any = await self._redis.xrevrange(keys.commands(runner_id), count=1)
+        return _text(last[0][0]) if last else BEGINNING
+
+    async def read_commands(self, runner_id: str, after: str, *, block_s: float = 1.0) -> tuple[str, list[AnyCommand]]:
+        """The new position and the commands behind `after`; one that cannot be decoded is logged and skipped."""
+        stream = keys.commands(runner_id)
+        answer: Any = await self._redis.xread({stream: after}, count=100, block=max(1, int(block_s * 1000)))
+        wishes: list[AnyCommand] = []
+        for _, rows in answer:
+            for entry_id, fields in rows:
+                after = _text(entry_id)
+                try:
+                    wishes.append(commands.decode(fields.get(keys.FIELD.encode(), b"")))
+                except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+                    log.warning("command.undecodable", entry=after, error=str(error))
+        return after, wishes
+
+
+def _text(value: bytes | str) -> str:
+    return value.decode() if isinstance(value, bytes) else value

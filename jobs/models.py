@@ -1,0 +1,135 @@
+"""The model registry: what a client's `model_name` means. Sizes are facts of the published weights.
+
+The service asks it how large a model is (may it run on a CPU?), the runner where its weights come from.
+A name that is neither here nor a local folder is taken as a repository of the model hub.
+"""
+
+import json
+import re
+import struct
+from collections.abc import Sequence
+from enum import StrEnum
+from pathlib import Path
+
+import msgspec
+
+from jobs.errors import InvalidInput
+
+CPU_LIMIT_PARAMETERS = 300_000_000  # up to this size a run asked for CUDA may use the CPU, and says so
+_REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
+
+
+class Origin(StrEnum):
+    """Where a model's files come from."""
+
+    BUILT_IN = "built_in"  # made from a fixed seed at first use, below <data root>/models
+    FOLDER = "folder"  # a folder below one of the model roots
+    HUB = "hub"  # a repository of the model hub, or its local cache
+
+
+class ModelSource(msgspec.Struct, frozen=True, kw_only=True):
+    """A resolved model name.
+
+    `location` is a repository name, or an absolute folder. `parameters` is None where it is not known without
+    loading. `note` is a sentence for the user where the name means something else than it says.
+    """
+
+    name: str
+    origin: Origin
+    location: str
+    parameters: int | None = None
+    note: str | None = None
+
+
+class KnownModel(msgspec.Struct, frozen=True, kw_only=True):
+    repository: str
+    parameters: int
+    note: str | None = None
+
+
+DEMO_MODEL = "demo-llava"
+DEMO_PARAMETERS = 1_500_000  # about; it is counted when it is built
+
+_TWIN = "The weights of {old} are not in the transformers layout; {new} holds the same weights converted, and is used."
+
+KNOWN = {
+    "llava-hf/llava-1.5-7b-hf": KnownModel(repository="llava-hf/llava-1.5-7b-hf", parameters=7_063_427_072),
+    "llava-hf/llava-1.5-13b-hf": KnownModel(repository="llava-hf/llava-1.5-13b-hf", parameters=13_350_839_296),
+    "liuhaotian/llava-v1.5-7b": KnownModel(
+        repository="llava-hf/llava-1.5-7b-hf",
+        parameters=7_063_427_072,
+        note=_TWIN.format(old="liuhaotian/llava-v1.5-7b", new="llava-hf/llava-1.5-7b-hf"),
+    ),
+    "liuhaotian/llava-v1.5-13b": KnownModel(
+        repository="llava-hf/llava-1.5-13b-hf",
+        parameters=13_350_839_296,
+        note=_TWIN.format(old="liuhaotian/llava-v1.5-13b", new="llava-hf/llava-1.5-13b-hf"),
+    ),
+}
+
+REFUSED = {
+    "Qwen/Qwen-VL-Chat": "Qwen/Qwen-VL-Chat needs code from its repository, which is never run here. "
+    "Use its successor Qwen/Qwen2.5-VL-7B-Instruct.",
+}
+
+
+def resolve(name: str, model_roots: Sequence[Path]) -> ModelSource:
+    """What a client's model name means on this host. Touches the disk only below `model_roots`.
+
+    Raises:
+        InvalidInput: the name can never work; the message says what to use instead.
+    """
+    if name == DEMO_MODEL:
+        folder = model_roots[0] / DEMO_MODEL
+        return ModelSource(name=name, origin=Origin.BUILT_IN, location=str(folder), parameters=DEMO_PARAMETERS)
+    if name in REFUSED:
+        raise InvalidInput(REFUSED[name], path="config.model_name")
+    if name in KNOWN:
+        known = KNOWN[name]
+        return ModelSource(
+            name=name, origin=Origin.HUB, location=known.repository, parameters=known.parameters, note=known.note
+        )
+    folder_of_name = _local_folder(name, model_roots)
+    if folder_of_name is not None:
+        return ModelSource(
+            name=name, origin=Origin.FOLDER, location=str(folder_of_name), parameters=count_parameters(folder_of_name)
+        )
+    if not _REPOSITORY.fullmatch(name) or ".." in name or "--" in name:
+        raise InvalidInput(
+            f"{name!r} is no model: give {DEMO_MODEL!r}, a folder below the model roots, or a hub repository "
+            "such as 'llava-hf/llava-1.5-7b-hf'.",
+            path="config.model_name",
+        )
+    return ModelSource(name=name, origin=Origin.HUB, location=name)
+
+
+def count_parameters(folder: Path) -> int | None:
+    """Parameters of a model folder, from the headers of its safetensors files; None without such files.
+
+    Source: the safetensors format: 8 bytes little-endian header length, then JSON with each tensor's shape.
+    """
+    total = 0
+    files = sorted(folder.glob("*.safetensors"))
+    for path in files:
+        with path.open("rb") as file:
+            (length,) = struct.unpack("<Q", file.read(8))
+            if length > 100 * 2**20:
+                return None
+            header = json.loads(file.read(length))
+        for tensor, entry in header.items():
+            if tensor != "__metadata__":
+                count = 1
+                for size in entry["shape"]:
+                    count *= size
+                total += count
+    return total if files else None
+
+
+def _local_folder(name: str, model_roots: Sequence[Path]) -> Path | None:
+    """The folder a name means: absolute below a root, or relative to one (`models/x` is `x` of the first)."""
+    for root in model_roots:
+        for candidate in (Path(name), root / name, root.parent / name):
+            path = candidate.resolve()
+            if candidate.is_absolute() and path.is_relative_to(root.resolve()) and (path / "config.json").is_file():
+                return path
+    return None

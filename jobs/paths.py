@@ -1,0 +1,197 @@
+"""Every path on disk, and the one door for paths that clients send.
+
+    <data root>/
+      training.db   service.lock   redis/   .trash/
+      uploads/<id>/<file>.zip
+      datasets/<name>/
+      models/<name>/
+      jobs/<job>/attempt-<n>/{start.json, events.jsonl, output.log, checkpoints/step-<k>/}
+      exports/<export>/{model/, <file>.zip}
+      runners/<runner>/<job>.<attempt>.lock
+
+A client's path is a *name*: relative to the data root, or absolute below it. A name that does not begin with
+one of our folders is a dataset's: `contract/llava` means `datasets/contract/llava`, in every route alike.
+"""
+
+import os
+import re
+import stat
+import unicodedata
+from pathlib import Path
+
+from jobs.errors import FileMissing, PathNotAllowed
+
+CLIENT_FOLDERS = ("uploads", "datasets", "models", "jobs", "exports")  # a name may begin with one of these
+_LONGEST_NAME = 1024  # characters of a whole name
+_LONGEST_PART = 255  # bytes of one component: what common file systems take
+_ESCAPED = re.compile(r"%[0-9a-f]{2}", re.IGNORECASE)
+_DEVICE = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)  # not portable to Windows shares
+
+
+class DataRoot:
+    """The folder below which everything lives. Names are text relative to it, always with `/`."""
+
+    def __init__(self, folder: Path | str) -> None:
+        self.folder = Path(folder).resolve()
+
+    # -- our own folders
+
+    @property
+    def database(self) -> Path:
+        return self.folder / "training.db"
+
+    @property
+    def service_lock(self) -> Path:
+        return self.folder / "service.lock"
+
+    @property
+    def redis(self) -> Path:
+        return self.folder / "redis"
+
+    @property
+    def uploads(self) -> Path:
+        return self.folder / "uploads"
+
+    @property
+    def datasets(self) -> Path:
+        return self.folder / "datasets"
+
+    @property
+    def models(self) -> Path:
+        return self.folder / "models"
+
+    @property
+    def jobs(self) -> Path:
+        return self.folder / "jobs"
+
+    @property
+    def exports(self) -> Path:
+        return self.folder / "exports"
+
+    @property
+    def trash(self) -> Path:
+        return self.folder / ".trash"
+
+    def runner(self, runner_id: str) -> Path:
+        return self.folder / "runners" / runner_id
+
+    def job(self, job_id: str) -> Path:
+        return self.jobs / job_id
+
+    def attempt(self, job_id: str, attempt: int) -> "AttemptFolder":
+        return AttemptFolder(self.job(job_id) / f"attempt-{attempt}")
+
+    def attempts(self, job_id: str) -> list["AttemptFolder"]:
+        """The folders of all attempts so far, newest first."""
+        numbered = []
+        for folder in self.job(job_id).glob("attempt-*"):
+            number = folder.name.removeprefix("attempt-")
+            if number.isdigit():
+                numbered.append((int(number), folder))
+        return [AttemptFolder(folder) for _, folder in sorted(numbered, reverse=True)]
+
+    def export(self, export_id: str) -> Path:
+        return self.exports / export_id
+
+    # -- names
+
+    def name_of(self, path: Path) -> str:
+        """The name of one of our own paths, as clients get to see it."""
+        return path.relative_to(self.folder).as_posix()
+
+    def path_of(self, name: str) -> Path:
+        """The path of a name that `confine` gave."""
+        return self.folder / name
+
+    def confine(self, text: str) -> str:
+        """The normalised name of a client's path. Says nothing about whether anything is there.
+
+        Raises:
+            PathNotAllowed: it leaves the root, hides something, or meets a link on its way.
+        """
+        if text.startswith("/"):
+            root = f"{self.folder}/"
+            if not text.startswith(root):
+                raise PathNotAllowed
+            text = text.removeprefix(root)
+        parts = [part for part in text.split("/") if part not in ("", ".")]
+        if not parts or len(text) > _LONGEST_NAME or not all(map(_is_plain, parts)):
+            raise PathNotAllowed
+        if parts[0] not in CLIENT_FOLDERS:
+            parts.insert(0, "datasets")
+        self._refuse_links(parts)
+        return "/".join(parts)
+
+    def confine_existing(self, text: str) -> str:
+        """Like `confine`, for a path that must be there: a regular file or a folder.
+
+        Raises:
+            PathNotAllowed: as `confine`, or it is a device, pipe, socket or hard link.
+            FileMissing: nothing is there.
+        """
+        name = self.confine(text)
+        try:
+            found = os.lstat(self.folder / name)
+        except (FileNotFoundError, NotADirectoryError):
+            raise FileMissing(f"{name!r} does not exist below the data root.") from None
+        is_file = stat.S_ISREG(found.st_mode) and found.st_nlink == 1
+        if not (is_file or stat.S_ISDIR(found.st_mode)):
+            raise PathNotAllowed
+        return name
+
+    def _refuse_links(self, parts: list[str]) -> None:
+        path = self.folder
+        for part in parts:
+            path = path / part
+            try:
+                if stat.S_ISLNK(os.lstat(path).st_mode):
+                    raise PathNotAllowed
+            except (FileNotFoundError, NotADirectoryError):
+                return
+
+
+class AttemptFolder:
+    """The files of one attempt."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    @property
+    def number(self) -> int:
+        return int(self.folder.name.removeprefix("attempt-"))
+
+    @property
+    def start(self) -> Path:
+        """The command that began it: spec, attempt and device."""
+        return self.folder / "start.json"
+
+    @property
+    def journal(self) -> Path:
+        return self.folder / "events.jsonl"
+
+    @property
+    def log(self) -> Path:
+        """What the child printed."""
+        return self.folder / "output.log"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.folder / "checkpoints"
+
+    @property
+    def report(self) -> Path:
+        """A validation's Markdown report."""
+        return self.folder / "report.md"
+
+
+def _is_plain(part: str) -> bool:
+    return (
+        part != ".."
+        and len(part.encode("utf-8", "replace")) <= _LONGEST_PART
+        and part[0] not in "~$"
+        and part[-1] not in ". "
+        and not any(character in '\\:*?"<>|' for character in part)
+        and not any(unicodedata.category(character) in ("Cc", "Cf", "Cs", "Co", "Cn") for character in part)
+        and not _ESCAPED.search(part)
+        and not _DEVICE.fullmatch(part)
+    )

