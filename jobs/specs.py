@@ -118,7 +118,7 @@ class TrainingConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     lora_dropout: Annotated[float, Meta(ge=0, le=0.5)] = 0.05
     use_qlora: Annotated[bool, Meta(description="4-bit NF4 base with LoRA adapters; implies use_lora.")] = False
     num_epochs: Annotated[int, Meta(ge=1, le=100)] = 3
-    max_steps: Annotated[int | None, Meta(ge=1, le=10_000_000, description="Ends the run early.")] = None
+    max_steps: Annotated[int, Meta(ge=1, le=10_000_000, description="Ends the run early.")] | None = None
     batch_size: Annotated[int, Meta(ge=1, le=128)] = 4
     gradient_accumulation_steps: Annotated[int, Meta(ge=1, le=128)] = 4
     learning_rate: Annotated[float, Meta(ge=1e-6, le=1e-2)] = 2e-4
