@@ -16,6 +16,7 @@
     │   └── NoRunner
     ├── JobFailed                   a recipe ends its job; `reason` is one of `FailureReason`
     │   ├── DatasetInvalid, ModelUnavailable, OutOfMemory, DiskFull
+    ├── RemoteProblem, Unreachable  what a client of the API meets
     └── Misconfigured               a program refuses to start
 
 `service/problems.py` maps them to HTTP, the child maps `JobFailed` to the event `job.failed`.
@@ -185,3 +186,18 @@ class Misconfigured(TrainingError):
     """The settings do not allow this program to start."""
 
     code = "misconfigured"
+
+
+class RemoteProblem(TrainingError):
+    """The service answered with an error; `status` is its HTTP status."""
+
+    def __init__(self, message: str, *, status: int, code: str) -> None:
+        super().__init__(message)
+        self.status = status
+        self.code = code
+
+
+class Unreachable(TrainingError):
+    """No service answers."""
+
+    code = "unreachable"

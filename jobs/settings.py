@@ -93,6 +93,15 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             return msgspec.structs.replace(settings, token=_read_token(settings.token_file))
         return settings
 
+    def to_environment(self) -> dict[str, str]:
+        """The variables that give these settings back: how one program hands them to another."""
+        values = {variable(field): getattr(self, field) for field in self.__struct_fields__}
+        return {
+            name: ",".join(value) if isinstance(value, tuple) else str(value)
+            for name, value in values.items()
+            if value is not None
+        }
+
     @property
     def runner_name(self) -> str:
         return self.runner_id or socket.gethostname()

@@ -1,0 +1,53 @@
+# `make help` prints the targets. Everything runs in .venv, which the first target creates.
+
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+# The torch that is known to work. On Linux without a GPU give pip PyTorch's CPU index, or the CUDA build comes:
+#   make demo PIP_FLAGS="--extra-index-url <PyTorch's CPU index>"
+TORCH     ?= torch==2.13.0
+PIP_FLAGS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo up test check docs clean
+
+help:  ## print this
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
+
+install: $(VENV)/.installed  ## create .venv with everything: service, runner, test tools
+
+$(VENV)/.installed: pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed; say which: make PYTHON=python3.12 demo"; exit 1; }
+	@echo "Installing into $(VENV): about 600 MB are downloaded with torch's CPU build, 3 GB with its CUDA build."
+	@echo "Linux without a GPU: interrupt now and read 'Choosing torch' in README.md to take the small one."
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS) "$(TORCH)"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS) "$(TORCH)" -e ".[runner,dev]"
+	@touch $@
+
+demo: install  ## the whole path on a sample export, with progress bars: about five minutes
+	@$(BIN)/training-api demo
+
+up: install  ## start service, runner and Redis on http://127.0.0.1:8000; Ctrl-C stops them
+	@$(BIN)/training-api up
+
+test: install  ## everything that must hold: static checks and the whole test suite
+	@$(MAKE) --no-print-directory static
+	$(BIN)/python -m pytest
+
+check: install  ## what every commit keeps green: static checks and the quick tests
+	@$(MAKE) --no-print-directory static
+	$(BIN)/python -m pytest -m "not slow" -q
+
+.PHONY: static
+static:
+	$(BIN)/ruff format --check --quiet .
+	$(BIN)/ruff check --quiet .
+	$(BIN)/mypy --no-error-summary
+	$(BIN)/lint-imports > $(VENV)/imports.log || { cat $(VENV)/imports.log; exit 1; }
+
+docs: install  ## write docs/events.md and the README's table of settings from the code
+	$(BIN)/python -m jobs.documents
+
+clean:  ## remove .venv and caches; the data folder stays
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

@@ -1,0 +1,157 @@
+"""The three programs for real, on a data root of their own, shared by all tests of this folder."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from jobs.client import Client, Json
+from jobs.settings import Settings
+from service.programs import Programs, free_port
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    here = Path(__file__).parent
+    for item in items:
+        if here in item.path.parents:
+            item.add_marker(pytest.mark.slow)
+            item.add_marker(pytest.mark.timeout(300))
+
+
+@dataclass(frozen=True)
+class House:
+    """A running service with its runner and Redis."""
+
+    programs: Programs
+    settings: Settings
+    client: Client
+
+    @property
+    def root(self) -> Path:
+        return self.settings.data_folder
+
+    def run(self, spec: Json) -> Json:
+        """Submit a job and wait for its end; the whole job."""
+        return self.end_of(self.client.submit(spec))
+
+    def end_of(self, job_id: str) -> Json:
+        *_, last = self._watch(job_id)
+        return last
+
+    def _watch(self, job_id: str) -> Iterator[Json]:
+        for job in self.client.follow(job_id):
+            self.programs.revive()
+            yield job
+
+    def until(self, job_id: str, step: int) -> Json:
+        """Wait until the running job has logged this step."""
+        for job in self.client.follow(job_id):
+            if job["status"] == "running" and (job["step"] or 0) >= step:
+                return job
+        raise AssertionError(f"{job_id} ended as {job['status']} before step {step}: {job.get('failure_detail')}")
+
+    def processes(self) -> dict[int, str]:
+        """pid → command line of every living process that belongs to this data root, zombies excluded."""
+        return processes_of(self.root)
+
+    def child_of(self, job_id: str) -> int:
+        """The process that executes a job: the one that holds its lock file and is not the runner."""
+        deadline = time.monotonic() + 20
+        while time.monotonic() < deadline:
+            for pid, command in self.processes().items():
+                if "gpu_runner.worker" not in command and _holds(pid, f"{job_id}."):
+                    return pid
+            time.sleep(0.02)
+        raise AssertionError(f"no process holds the lock of {job_id}")
+
+    def kill(self, pid: int) -> None:
+        os.kill(pid, signal.SIGKILL)
+
+
+@pytest.fixture(name="processes_of")
+def processes_of_fixture() -> Callable[[Path], dict[int, str]]:
+    return processes_of
+
+
+def processes_of(root: Path) -> dict[int, str]:
+    marker = f"TRAINING_DATA_ROOT={root}".encode()
+    found = {}
+    for folder in Path("/proc").iterdir():
+        if not folder.name.isdigit() or int(folder.name) == os.getpid():
+            continue
+        try:
+            command = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+            mine = marker in (folder / "environ").read_bytes().split(b"\0") or f"{root}/redis" in command
+        except OSError:
+            continue
+        if mine and command:  # a zombie has no command line
+            found[int(folder.name)] = command
+    return found
+
+
+def _holds(pid: int, name: str) -> bool:
+    try:
+        return any(name in str(link.readlink()) for link in Path(f"/proc/{pid}/fd").iterdir())
+    except OSError:
+        return False
+
+
+@pytest.fixture(scope="session")
+def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
+    root = tmp_path_factory.mktemp("house")
+    settings = Settings(
+        data_root=str(root), port=free_port("127.0.0.1"), hf_offline=True, lease_s=6, report_every_s=0.5, stop_grace_s=5
+    )
+    with Programs(settings, log_folder=root / "logs") as programs:
+        programs.wait_until_ready()
+        with Client(programs.address) as client:
+            yield House(programs, settings, client)
+    left = processes_of(root)
+    assert not left, f"processes were left behind: {left}"
+
+
+@pytest.fixture(scope="session")
+def sample_zip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small sample export: three short videos."""
+    target = tmp_path_factory.mktemp("sample") / "sample.zip"
+    command = [sys.executable, "-m", "gpu_runner.sam2.sample", str(target), "--videos", "4", "--frames", "12"]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    return target
+
+
+@pytest.fixture(scope="session")
+def split(house: House, sample_zip: Path) -> Json:
+    """The sample uploaded, converted and split; the answer of the split."""
+    uploaded = house.client.upload(sample_zip)
+    convert = {"sam2_zip_path": uploaded["file_path"], "output_dir": "shared/llava", "target_format": "llava"}
+    converted = house.client.post("/api/data/convert", convert)
+    body = {"data_path": converted["output_dir"], "output_dir": "shared/split", "strategy": "random"}
+    return house.client.post("/api/data/split", body | {"train_ratio": 0.6, "val_ratio": 0.2, "test_ratio": 0.2})
+
+
+@pytest.fixture(scope="session")
+def config(split: Json) -> Json:
+    """A LoRA run of the demo model, twelve steps in fp32, with a checkpoint every three."""
+    return {
+        "model_name": "demo-llava",
+        "train_data_path": split["train_path"],
+        "val_data_path": split["val_path"],
+        "num_epochs": 20,
+        "max_steps": 12,
+        "batch_size": 2,
+        "gradient_accumulation_steps": 2,
+        "learning_rate": 1e-3,
+        "max_length": 256,
+        "logging_steps": 2,
+        "eval_steps": 6,
+        "save_steps": 3,
+        "device": "cpu",
+        "fp16": False,
+        "bf16": False,
+    }

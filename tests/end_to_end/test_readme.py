@@ -1,0 +1,28 @@
+"""The README's snippets run as they stand, one after the other, against a running service."""
+
+import re
+from pathlib import Path
+
+README = Path(__file__).parents[2] / "README.md"
+ADDRESS = "http://127.0.0.1:8000"
+
+
+def test_the_snippets_start_a_training_and_poll_it_to_its_end(house, sample_zip, capsys) -> None:
+    _prepare_what_make_demo_leaves_behind(house, sample_zip)
+    snippets = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
+    assert len(snippets) == 2
+    script = "\n".join(snippets)
+    assert ADDRESS in script
+    names: dict[str, object] = {}
+    exec(compile(script.replace(ADDRESS, house.programs.address), "README.md", "exec"), names)
+    names["api"].close()
+    assert names["status"]["status"] == "completed", names["status"]
+    assert "100.0 %" in capsys.readouterr().out
+
+
+def _prepare_what_make_demo_leaves_behind(house, sample_zip) -> None:
+    uploaded = house.client.upload(sample_zip)
+    convert = {"kind": "convert", "sam2_zip_path": uploaded["file_path"], "output_dir": "demo", "task": "classify"}
+    assert house.run(convert)["status"] == "completed"
+    split = {"kind": "split", "data_path": "demo", "output_dir": "demo-split", "strategy": "temporal"}
+    assert house.run(split)["status"] == "completed"
