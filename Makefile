@@ -21,8 +21,8 @@ $(VENV)/.installed: pyproject.toml
 	@echo "Installing into $(VENV): about 600 MB are downloaded with torch's CPU build, 3 GB with its CUDA build."
 	@echo "Linux without a GPU: interrupt now and read 'Choosing torch' in README.md to take the small one."
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS) "$(TORCH)"
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS) "$(TORCH)" -e ".[runner,dev]"
+	$(BIN)/python -m pip install --disable-pip-version-check $(PIP_FLAGS) "$(TORCH)"
+	$(BIN)/python -m pip install --disable-pip-version-check $(PIP_FLAGS) "$(TORCH)" -e ".[runner,dev]"
 	@touch $@
 
 demo: install  ## the whole path on a sample export, with progress bars: about five minutes
