@@ -10,13 +10,16 @@ import os
 import time
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, BinaryIO, Literal
+
+import msgspec
 
 from jobs import events
 from jobs.events import Event
 from jobs.paths import AttemptFolder, DataRoot
 
 PROGRESS_EVERY_S = 0.25
+_BLOCK_BYTES = 1 << 16
 
 
 class Journal:
@@ -89,6 +92,10 @@ class Journal:
             total_epochs=total_epochs,
         )
 
+    def resumed(self, step: int) -> None:
+        """A later attempt goes on from this step; what earlier ones logged beyond it is void."""
+        self._write(events.TrainingResumed, step=step)
+
     def sample(
         self,
         step: int,
@@ -125,7 +132,7 @@ class Journal:
         """A file or folder others may use."""
         self._write(events.ArtifactCreated, kind=kind, path=self._root.name_of(path), bytes=size_bytes, sha256=sha256)
 
-    def state(self, kind: type[Event], **fields: Any) -> None:
+    def state(self, kind: type[Event], /, **fields: Any) -> None:
         """A change of the job's state: started, paused, completed, failed. On the disk when this returns."""
         self._write(kind, **fields)
         self.sync()
@@ -134,10 +141,10 @@ class Journal:
         """Bring all lines to the disk. Call before a manifest is renamed: what rests on a line must not outlive it."""
         os.fsync(self._file)
 
-    def _write(self, kind: type[Event], **fields: Any) -> None:
+    def _write(self, kind: type[Event], /, **fields: Any) -> None:
+        line = events.encode(kind(at=_now(), n=self._n + 1, **self._envelope, **fields)) + b"\n"
+        _append_whole(self._file, line)
         self._n += 1
-        line = events.encode(kind(at=_now(), n=self._n, **self._envelope, **fields)) + b"\n"
-        os.write(self._file, line)
         self._ring(b"\n")
 
     def _ring(self, line: bytes) -> None:
@@ -154,22 +161,25 @@ class Journal:
 def append_last(folder: AttemptFolder, event: Event) -> int:
     """Add the line that ends a journal whose child is dead, with its `n`; a torn last line is cut off first.
 
-    Returns the journal's last `n`. Nothing is added to a journal that has ended already.
+    Returns the journal's last `n`. Nothing is added to a journal that has ended already. Raises OSError.
     """
     folder.folder.mkdir(parents=True, exist_ok=True)
-    ended = last_event(folder.journal)
-    with folder.journal.open("ab") as file:
-        whole = _whole_bytes(folder.journal)
-        file.truncate(whole)
+    descriptor = os.open(folder.journal, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+    try:
+        os.ftruncate(descriptor, _whole_bytes(folder.journal))
         n = count_lines(folder.journal)
-        if not isinstance(ended, events.ATTEMPT_ENDED):
+        if not has_ended(folder.journal):
             n += 1
-            envelope = {"job_id": event.job_id, "attempt": event.attempt, "at": event.at, "n": n}
-            rest = {name: getattr(event, name) for name in event.__struct_fields__ if name not in envelope}
-            file.write(events.encode(type(event)(**envelope, **rest)) + b"\n")
-        file.flush()
-        os.fsync(file.fileno())
+            _append_whole(descriptor, events.encode(msgspec.structs.replace(event, n=n)) + b"\n")
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
     return n
+
+
+def has_ended(path: Path) -> bool:
+    """Whether the last whole line says how the attempt ended."""
+    return isinstance(last_event(path), events.ATTEMPT_ENDED)
 
 
 def count_lines(path: Path) -> int:
@@ -182,17 +192,47 @@ def count_lines(path: Path) -> int:
 
 
 def last_event(path: Path) -> Event | None:
-    """The last whole line of a journal; None when there is none."""
+    """The last whole line of a journal; None when there is none, or none that can be read."""
     try:
-        lines = path.read_bytes().rpartition(b"\n")[0].rpartition(b"\n")
-    except FileNotFoundError:
+        with path.open("rb") as file:
+            whole = _whole_bytes(path)
+            start = _after_newline(file, whole - 1)
+            file.seek(start)
+            line = file.read(whole - start)
+        event: Event = events.decode_event(line)
+        return event
+    except (FileNotFoundError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return None
-    return events.decode_event(lines[2]) if lines[2] else None
 
 
 def _whole_bytes(path: Path) -> int:
     """Bytes up to and including the last newline."""
-    return len(path.read_bytes().rpartition(b"\n")[0] + b"\n") if count_lines(path) else 0
+    with path.open("rb") as file:
+        return _after_newline(file, file.seek(0, os.SEEK_END))
+
+
+def _after_newline(file: BinaryIO, end: int) -> int:
+    """The position behind the last newline before `end`; 0 without one. Read backwards: journals are long."""
+    while end > 0:
+        start = max(0, end - _BLOCK_BYTES)
+        file.seek(start)
+        found = file.read(end - start).rfind(b"\n")
+        if found >= 0:
+            return start + found + 1
+        end = start
+    return 0
+
+
+def _append_whole(descriptor: int, line: bytes) -> None:
+    """Append a line or nothing: after an error, such as a full disk, the file is as it was."""
+    before = os.fstat(descriptor).st_size
+    try:
+        written = os.write(descriptor, line)
+        while written < len(line):  # the next try says why the disk took no more
+            written += os.write(descriptor, line[written:])
+    except OSError:
+        os.ftruncate(descriptor, before)
+        raise
 
 
 def _spelled(value: float) -> Literal["nan", "inf", "-inf"]:

@@ -6,6 +6,7 @@ Needs no torch and no running event loop. Every method raises `RemoteProblem` fo
 
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -64,7 +65,7 @@ class Client:
         self, path: str, target: Path, on_bytes: Callable[[int, int], None] = lambda done, total: None
     ) -> None:
         """Write what a download address gives into a file."""
-        with self._http.stream("GET", path) as answer:
+        with self._reaching(), self._http.stream("GET", path) as answer:
             if answer.is_error:
                 answer.read()
                 raise _problem(answer)
@@ -75,14 +76,19 @@ class Client:
                     on_bytes(file.tell(), total)
 
     def _json(self, method: str, path: str, **arguments: Any) -> Json:
-        try:
+        with self._reaching():
             answer = self._http.request(method, path, **arguments)
-        except httpx.TransportError as error:
-            raise Unreachable(f"No service answers at {self._http.base_url}: {error}") from error
         if answer.is_error:
             raise _problem(answer)
         body: Json = answer.json()
         return body
+
+    @contextmanager
+    def _reaching(self) -> Iterator[None]:
+        try:
+            yield
+        except httpx.TransportError as error:
+            raise Unreachable(f"No service answers at {self._http.base_url}: {error}") from error
 
 
 class _Watched:

@@ -3,6 +3,7 @@
     TrainingError
     ├── Refused                     the request itself is wrong: nothing was recorded
     │   ├── InvalidInput            a value is outside its limits
+    │   ├── BadRatios               split ratios that do not add up to 1
     │   ├── PathNotAllowed          a path leaves the data root
     │   ├── FileMissing             a path below the data root that has no file
     │   ├── NotAnArchive            an upload that is no ZIP file
@@ -15,7 +16,7 @@
     ├── Unavailable                 right, but not now: try again
     │   └── NoRunner
     ├── JobFailed                   a recipe ends its job; `reason` is one of `FailureReason`
-    │   ├── DatasetInvalid, ModelUnavailable, OutOfMemory, DiskFull
+    │   ├── DatasetInvalid, OutputTaken, ModelUnavailable, OutOfMemory, DiskFull, NoCapacity
     ├── RemoteProblem, Unreachable  what a client of the API meets
     └── Misconfigured               a program refuses to start
 
@@ -30,6 +31,7 @@ class FailureReason(StrEnum):
 
     OUT_OF_MEMORY = "out_of_memory"  # the device or the host had no memory left
     DATASET_INVALID = "dataset_invalid"  # the input data cannot be used; the detail names rows and remedy
+    CONFLICT = "conflict"  # the folder the result should go to holds something that is not the job's to replace
     MODEL_UNAVAILABLE = "model_unavailable"  # the model cannot be had or loaded on this host
     DISK_FULL = "disk_full"  # no space left below the data root
     NO_CAPACITY = "no_capacity"  # no device of any runner can ever take the job
@@ -164,6 +166,12 @@ class DatasetInvalid(JobFailed):
     reason = FailureReason.DATASET_INVALID
 
 
+class OutputTaken(JobFailed):
+    """The output folder holds something else: choose another output_dir."""
+
+    reason = FailureReason.CONFLICT
+
+
 class ModelUnavailable(JobFailed):
     """The model cannot be loaded."""
 
@@ -180,6 +188,12 @@ class DiskFull(JobFailed):
     """No space is left below the data root: free some, then start the job again."""
 
     reason = FailureReason.DISK_FULL
+
+
+class NoCapacity(JobFailed):
+    """No device of this runner can take the job."""
+
+    reason = FailureReason.NO_CAPACITY
 
 
 class Misconfigured(TrainingError):

@@ -2,11 +2,11 @@
 
 The child encodes an event once; the same bytes go through journal, Redis, SQLite and socket.
 
-Classes
--------
-A  state, checkpoints, artifacts, samples, notes: never dropped or merged
-B  `metrics.logged`: all stored, may be merged per frame on the wire
-C  `job.progressed`: neither journalled nor stored, last value wins, at most four a second
+Classes:
+
+* A: state, checkpoints, artifacts, samples, notes: never dropped or merged
+* B: `metrics.logged`: all stored, may be merged per frame on the wire
+* C: `job.progressed`: neither journalled nor stored, last value wins, at most four a second
 
 Adding an event: a struct here, a line in `lifecycle.py` if it changes the status, a branch in the store if it
 fills a table.
@@ -121,6 +121,13 @@ class MetricsLogged(Event, frozen=True, kw_only=True, tag="metrics.logged"):
     not_finite: dict[str, Literal["nan", "inf", "-inf"]] = {}
 
 
+class TrainingResumed(Event, frozen=True, kw_only=True, tag="training.resumed"):
+    """The attempt goes on from the checkpoint of `step`, or from the beginning (0): what earlier attempts logged
+    beyond that step is void, and is logged again."""
+
+    step: int
+
+
 class SamplePredicted(Event, frozen=True, kw_only=True, tag="sample.predicted"):
     """What the model answers to one fixed row at this step, so that people see it learn."""
 
@@ -194,6 +201,7 @@ JobEvent = (
     | JobNoted
     | JobProgressed
     | MetricsLogged
+    | TrainingResumed
     | SamplePredicted
     | CheckpointSaved
     | CheckpointRemoved

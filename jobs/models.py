@@ -4,18 +4,21 @@ The service asks it how large a model is (may it run on a CPU?), the runner wher
 A name that is neither here nor a local folder is taken as a repository of the model hub.
 """
 
-import json
+import math
 import re
 import struct
 from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
+from typing import Annotated
 
 import msgspec
+from msgspec import Meta
 
 from jobs.errors import InvalidInput
 
 CPU_LIMIT_PARAMETERS = 300_000_000  # up to this size a run asked for CUDA may use the CPU, and says so
+_LONGEST_HEADER = 100 * 2**20  # bytes: the format's own limit
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
 
 
@@ -104,32 +107,43 @@ def resolve(name: str, model_roots: Sequence[Path]) -> ModelSource:
 
 
 def count_parameters(folder: Path) -> int | None:
-    """Parameters of a model folder, from the headers of its safetensors files; None without such files.
+    """Parameters of a model folder, from the headers of its safetensors files; None without readable ones.
 
     Source: the safetensors format: 8 bytes little-endian header length, then JSON with each tensor's shape.
     """
-    total = 0
-    files = sorted(folder.glob("*.safetensors"))
-    for path in files:
-        with path.open("rb") as file:
-            (length,) = struct.unpack("<Q", file.read(8))
-            if length > 100 * 2**20:
-                return None
-            header = json.loads(file.read(length))
-        for tensor, entry in header.items():
-            if tensor != "__metadata__":
-                count = 1
-                for size in entry["shape"]:
-                    count *= size
-                total += count
-    return total if files else None
+    files = sorted(path for path in folder.glob("*.safetensors") if path.is_file())
+    try:
+        return sum(map(_parameters_of, files)) if files else None
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, struct.error):
+        return None
+
+
+class _Tensor(msgspec.Struct, frozen=True):
+    """What counts of a tensor's entry in the header."""
+
+    shape: Annotated[tuple[Annotated[int, Meta(ge=0)], ...], Meta(max_length=16)]
+
+
+_decode_header = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
+_decode_tensor = msgspec.json.Decoder(_Tensor).decode
+
+
+def _parameters_of(path: Path) -> int:
+    with path.open("rb") as file:
+        (length,) = struct.unpack("<Q", file.read(8))
+        header = _decode_header(file.read(length) if length <= _LONGEST_HEADER else b"")
+    header.pop("__metadata__", None)
+    return sum(math.prod(_decode_tensor(entry).shape) for entry in header.values())
 
 
 def _local_folder(name: str, model_roots: Sequence[Path]) -> Path | None:
     """The folder a name means: absolute below a root, or relative to one (`models/x` is `x` of the first)."""
     for root in model_roots:
         for candidate in (Path(name), root / name, root.parent / name):
-            path = candidate.resolve()
-            if candidate.is_absolute() and path.is_relative_to(root.resolve()) and (path / "config.json").is_file():
-                return path
+            try:
+                path = candidate.resolve()
+                if candidate.is_absolute() and path.is_relative_to(root.resolve()) and (path / "config.json").is_file():
+                    return path
+            except (OSError, ValueError):  # too long for the file system, or with a NUL: no folder has such a name
+                return None
     return None

@@ -22,8 +22,9 @@ from pathlib import Path
 from jobs.errors import FileMissing, PathNotAllowed
 
 CLIENT_FOLDERS = ("uploads", "datasets", "models", "jobs", "exports")  # a name may begin with one of these
-_LONGEST_NAME = 1024  # characters of a whole name
+_LONGEST_NAME = 1024  # bytes of a whole name: with the root before it, below what the kernel takes
 _LONGEST_PART = 255  # bytes of one component: what common file systems take
+_UNPRINTABLE = ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp")  # Unicode categories
 _ESCAPED = re.compile(r"%[0-9a-f]{2}", re.IGNORECASE)
 _DEVICE = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)  # not portable to Windows shares
 
@@ -115,10 +116,12 @@ class DataRoot:
                 raise PathNotAllowed
             text = text.removeprefix(root)
         parts = [part for part in text.split("/") if part not in ("", ".")]
-        if not parts or len(text) > _LONGEST_NAME or not all(map(_is_plain, parts)):
+        if not parts or len(text.encode("utf-8", "replace")) > _LONGEST_NAME or not all(map(_is_plain, parts)):
             raise PathNotAllowed
         if parts[0] not in CLIENT_FOLDERS:
             parts.insert(0, "datasets")
+        if len(parts) == 1:  # a whole folder of ours is nobody's dataset or output
+            raise PathNotAllowed
         self._refuse_links(parts)
         return "/".join(parts)
 
@@ -191,7 +194,7 @@ def _is_plain(part: str) -> bool:
         and part[0] not in "~$"
         and part[-1] not in ". "
         and not any(character in '\\:*?"<>|' for character in part)
-        and not any(unicodedata.category(character) in ("Cc", "Cf", "Cs", "Co", "Cn") for character in part)
+        and not any(unicodedata.category(character) in _UNPRINTABLE for character in part)
         and not _ESCAPED.search(part)
         and not _DEVICE.fullmatch(part)
     )

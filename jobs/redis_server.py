@@ -5,6 +5,7 @@ else `valkey-server` or `redis-server` (6.2 or newer) on PATH. `training-api up`
 `ensure` again when it is gone.
 """
 
+import contextlib
 import fcntl
 import importlib.util
 import os
@@ -14,6 +15,7 @@ import signal
 import subprocess
 import time
 from pathlib import Path
+from urllib.parse import quote
 
 import redis
 
@@ -23,6 +25,7 @@ from jobs.settings import Settings
 
 _LONGEST_SOCKET_PATH = 107  # bytes: sockaddr_un.sun_path is 108 with its terminator
 _START_WITHIN_S = 30.0
+_ALIVE_WITHIN_S = 3.0
 
 
 def ensure(settings: Settings) -> str:
@@ -33,14 +36,22 @@ def ensure(settings: Settings) -> str:
     """
     if settings.redis_url:
         return settings.redis_url
+    url = address(settings)
     folder = DataRoot(settings.data_folder).redis
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     with (folder / "lock").open("w") as lock:  # simultaneous starters: the first starts it, the others adopt it
         fcntl.flock(lock, fcntl.LOCK_EX)
-        url = _address(folder)
         if not _answers(url):
             _start(folder, url)
     return url
+
+
+def address(settings: Settings) -> str:
+    """Where the server is, or will be once somebody called `ensure`; starts nothing."""
+    if settings.redis_url:
+        return settings.redis_url
+    folder = DataRoot(settings.data_folder).redis
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    return _address(folder)
 
 
 def stop(settings: Settings) -> None:
@@ -67,10 +78,12 @@ def _start(folder: Path, url: str) -> None:
         password, port = _tcp(folder)
         arguments += ["--bind", "127.0.0.1", "--port", port, "--requirepass", password]
     answer = subprocess.run([_binary(), *arguments], capture_output=True, text=True, stdin=subprocess.DEVNULL)
-    deadline = time.monotonic() + _START_WITHIN_S
-    while answer.returncode == 0 and time.monotonic() < deadline:
+    began = time.monotonic()
+    while answer.returncode == 0 and time.monotonic() < began + _START_WITHIN_S:
         if _answers(url):
             return
+        if time.monotonic() > began + _ALIVE_WITHIN_S and _pid(folder) is None:
+            break  # as a daemon it cannot tell its starter that it died
         time.sleep(0.02)
     raise Misconfigured(f"The embedded Redis did not start; {folder / 'log'} says why. {answer.stdout[-300:]}")
 
@@ -91,8 +104,9 @@ def _binary() -> str:
 
 
 def _address(folder: Path) -> str:
-    if len(os.fsencode(_socket(folder))) <= _LONGEST_SOCKET_PATH:
-        return f"unix://{_socket(folder)}"
+    path = str(_socket(folder))
+    if len(path) <= _LONGEST_SOCKET_PATH and quote(path) == path:  # clients differ in what they unquote
+        return f"unix://{path}"
     password, port = _tcp(folder)
     return f"redis://:{password}@127.0.0.1:{port}/0"
 
@@ -102,11 +116,15 @@ def _socket(folder: Path) -> Path:
 
 
 def _tcp(folder: Path) -> tuple[str, str]:
-    """Password and port for a data root whose path is too long for a socket; made once."""
+    """Password and port for a data root whose path cannot name a socket; made once."""
     secret = folder / "secret"
     if not secret.exists():
-        secret.touch(mode=0o600)
-        secret.write_text(f"{secrets.token_hex(16)} {secrets.randbelow(20_000) + 20_000}")
+        draft = folder / f"secret.{secrets.token_hex(4)}"
+        draft.touch(mode=0o600)
+        draft.write_text(f"{secrets.token_hex(16)} {secrets.randbelow(10_000) + 20_000}")
+        with contextlib.suppress(FileExistsError):  # another program was first: its secret holds
+            os.link(draft, secret)
+        draft.unlink()
     password, port = secret.read_text().split()
     return password, port
 
@@ -129,10 +147,10 @@ def _answers(url: str) -> bool:
 
 
 def _pid(folder: Path) -> int | None:
-    """The process id of the running embedded server; a stale file of another process does not count."""
+    """The process id of the running embedded server; a number that another process has by now does not count."""
     try:
         pid = int((folder / "pid").read_text())
-        arguments = Path(f"/proc/{pid}/cmdline").read_bytes()
+        working_folder = Path(f"/proc/{pid}/cwd").readlink()
     except (OSError, ValueError):
         return None
-    return pid if b"server" in arguments or b"valkey" in arguments or b"redis" in arguments else None
+    return pid if working_folder == folder else None

@@ -8,7 +8,7 @@ import os
 import socket
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, get_args, get_origin, get_type_hints
+from typing import Annotated, Literal, get_args, get_origin, get_type_hints
 
 import msgspec
 
@@ -26,7 +26,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         "data"
     )
     host: Annotated[str, _says("Address to bind; anything but loopback needs a token.")] = "127.0.0.1"
-    port: Annotated[int, _says("Port of the HTTP service.")] = 8000
+    port: Annotated[int, msgspec.Meta(ge=0, le=65535), _says("Port of the HTTP service.")] = 8000
     token: Annotated[str | None, _says("Bearer token every request and socket must carry; none on loopback.")] = None
     token_file: Annotated[str | None, _says("File to read the token from, instead of the environment.")] = None
     allowed_hosts: Annotated[
@@ -63,9 +63,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     expand_max_bytes: Annotated[int, msgspec.Meta(ge=1), _says("Most an archive may expand to.")] = 10 * 2**30
     archive_max_entries: Annotated[int, msgspec.Meta(ge=1), _says("Most files an archive may hold.")] = 50_000
     export_link_h: Annotated[
-        float | None, _says("Hours an export's download link lives after the export; without end when not given.")
+        Annotated[float, msgspec.Meta(gt=0)] | None,
+        _says("Hours an export's download link lives after the export; without end when not given."),
     ] = None
-    log_level: Annotated[str, _says("debug, info, warning or error.")] = "info"
+    log_level: Annotated[Literal["debug", "info", "warning", "error"], _says("debug, info, warning or error.")] = "info"
     hf_offline: Annotated[bool, _says("Never ask a model hub; use only local models.")] = False
 
     @classmethod

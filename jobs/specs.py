@@ -20,6 +20,7 @@ Tag = Annotated[str, Meta(min_length=1, max_length=100)]
 Title = Annotated[str, Meta(min_length=1, max_length=200)]
 Seed = Annotated[int, Meta(ge=0, le=2**32 - 1)]
 JobId = Annotated[str, Meta(min_length=1, max_length=64)]
+WantedDevice = Literal["auto", "cpu", "cuda"]
 
 MAX_LENGTH_LIMIT = 32768
 
@@ -128,7 +129,7 @@ class TrainingConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     max_length: Annotated[int, Meta(ge=128, le=MAX_LENGTH_LIMIT)] = 2048
     fp16: bool | None = None
     bf16: bool | None = None
-    device: Annotated[str, Meta(pattern=r"^(auto|cpu|cuda)$")] = "auto"
+    device: WantedDevice = "auto"
     seed: Seed = 42
     priority: Annotated[int, Meta(ge=-100, le=100)] = 0
     save_steps: Annotated[int, Meta(ge=1, le=10_000_000)] = 100
@@ -175,7 +176,7 @@ class EvaluateSpec(Spec, frozen=True, kw_only=True, tag="evaluate"):
     ] = False
     max_new_tokens: Annotated[int, Meta(ge=1, le=4096)] = 64
     max_length: Annotated[int, Meta(ge=128, le=MAX_LENGTH_LIMIT)] = 2048
-    device: Annotated[str, Meta(pattern=r"^(auto|cpu|cuda)$")] = "auto"
+    device: WantedDevice = "auto"
 
     def __post_init__(self) -> None:
         _one_model(self)
@@ -191,7 +192,7 @@ class GenerateSpec(Spec, frozen=True, kw_only=True, tag="generate"):
     export_id: JobId | None = None
     model_name: ModelName | None = None
     max_new_tokens: Annotated[int, Meta(ge=1, le=4096)] = 64
-    device: Annotated[str, Meta(pattern=r"^(auto|cpu|cuda)$")] = "auto"
+    device: WantedDevice = "auto"
 
     def __post_init__(self) -> None:
         _one_model(self)

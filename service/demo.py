@@ -31,7 +31,7 @@ _DATASET = "datasets/demo"
 _CONFIG: Json = {
     "model_name": DEMO_MODEL,
     "use_lora": False,
-    "num_epochs": 20,
+    "num_epochs": 14,
     "batch_size": 16,
     "gradient_accumulation_steps": 1,
     "learning_rate": 1e-3,

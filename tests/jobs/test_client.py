@@ -94,3 +94,9 @@ def test_a_download_lands_in_the_file_with_its_progress(address, tmp_path: Path)
     assert seen[-1] == (300_000, 300_000)
     with Client(address) as client, pytest.raises(RemoteProblem):
         client.download("/missing", tmp_path / "g")
+
+
+def test_a_download_from_nobody_is_said_with_the_address(tmp_path: Path) -> None:
+    with Client("http://127.0.0.1:9") as client, pytest.raises(Unreachable, match=r"127\.0\.0\.1:9"):
+        client.download("/file", tmp_path / "f")
+    assert not (tmp_path / "f").exists()

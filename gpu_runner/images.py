@@ -1,0 +1,53 @@
+"""Opening pictures that somebody else made: three formats, one frame, a limited size.
+
+Used by `rows` (training), `sam2.frames` (converting) and `sam2.checks` (validating).
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+from PIL import Image
+
+FORMATS = ("PNG", "JPEG", "WEBP")
+MAX_PIXELS = 50_000_000
+
+
+class BadImage(Exception):
+    """A picture that cannot be used; the text says why, without naming it."""
+
+
+def read_size(source: Path | BinaryIO) -> tuple[int, int]:
+    """Width and height in pixels, from the header alone.
+
+    Raises:
+        BadImage: not one of our formats, animated, or beyond the limit.
+    """
+    with _opened(source) as image:
+        return image.size
+
+
+def read_rgb(source: Path | BinaryIO) -> Image.Image:
+    """The decoded picture as RGB.
+
+    Raises:
+        BadImage: as `read_size`, or its data is broken.
+    """
+    with _opened(source) as image:
+        return image.convert("RGB")
+
+
+@contextmanager
+def _opened(source: Path | BinaryIO) -> Iterator[Image.Image]:
+    try:
+        with Image.open(source, formats=FORMATS) as image:
+            if image.width * image.height > MAX_PIXELS:
+                raise BadImage(f"{image.width}x{image.height} is beyond {MAX_PIXELS // 10**6} million pixels")
+            if getattr(image, "is_animated", False):
+                raise BadImage("it is an animation")
+            yield image
+    except FileNotFoundError:
+        raise BadImage("the file is missing") from None
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise BadImage(f"it is no readable PNG, JPEG or WebP ({type(error).__name__})") from None

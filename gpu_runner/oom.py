@@ -1,0 +1,48 @@
+"""Whether the kernel's out-of-memory killer was at work: a SIGKILL alone does not say who sent it."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+_CGROUPS = Path("/sys/fs/cgroup")
+
+
+def count_kills() -> int:
+    """Processes killed for lack of memory so far: in our control group if it counts them, else on the whole host."""
+    for path in _counters():
+        try:
+            lines = path.read_text().splitlines()
+        except OSError:
+            continue
+        for line in lines:
+            name, _, value = line.partition(" ")
+            if name == "oom_kill":
+                return int(value)
+    return 0
+
+
+class OomKills:
+    """Which deaths such kills explain: each kill explains one."""
+
+    def __init__(self, count: Callable[[], int] = count_kills) -> None:
+        self.count = count
+        self._explained = 0
+
+    def explain_one(self, since: int) -> bool:
+        """Whether there was a kill since the count was `since` that has explained no other death."""
+        self._explained = max(self._explained, since)
+        if self.count() <= self._explained:
+            return False
+        self._explained += 1
+        return True
+
+
+def _counters() -> Iterator[Path]:
+    """Source: cgroup-v2.rst (memory.events), cgroup-v1/memory.rst (memory.oom_control), /proc/vmstat."""
+    for line in Path("/proc/self/cgroup").read_text().splitlines():
+        _, controllers, group = line.split(":", 2)
+        if controllers == "":
+            yield _CGROUPS / group.lstrip("/") / "memory.events"
+        elif "memory" in controllers.split(","):
+            yield _CGROUPS / "memory" / group.lstrip("/") / "memory.oom_control"
+            yield _CGROUPS / "memory" / "memory.oom_control"  # a container sees its own group as the root
+    yield Path("/proc/vmstat")

@@ -1,0 +1,150 @@
+"""split: the rows of a dataset are divided into train, val and test."""
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+from gpu_runner.recipes import Work
+from gpu_runner.rows import Rows, open_rows
+from gpu_runner.sam2 import leakage, output, split_config
+from gpu_runner.sam2.manifest import sha256_of
+from gpu_runner.sam2.split_config import SplitConfig
+from gpu_runner.sam2.splits import GUARD, PARTS, STRATEGIES, Division, Key
+from jobs.errors import DatasetInvalid, OutputTaken
+from jobs.results import SplitResult
+from jobs.specs import Kind, SplitSpec, SplitStrategy
+
+_SHOWN = 10  # classes named in a warning
+_POINTS = 0.05  # how far a class's share in a part may lie from that of all rows
+
+
+def run(work: Work[SplitSpec]) -> SplitResult:
+    """Raises DatasetInvalid, OutputTaken, DiskFull."""
+    spec = work.spec
+    rows = open_rows(work.root, spec.data_path)
+    if not len(rows):
+        raise DatasetInvalid(f"{spec.data_path} has no rows to divide.")
+    if any(file.is_relative_to(work.root.path_of(spec.output_dir)) for file in rows.files):
+        raise OutputTaken(f"{spec.output_dir} holds the rows that are to be divided: choose another output_dir.")
+    work.journal.phase("reading")
+    keys = _read_keys(work, rows)
+    ratios = (spec.train_ratio, spec.val_ratio, spec.test_ratio)
+    division = STRATEGIES[spec.strategy](keys, ratios, spec.random_seed)
+    leaks = {part: _leaking(keys, division, part) for part in PARTS[1:]}
+    config = _config(work, rows, division, _class_shares(keys, division), leaks)
+    work.journal.phase("writing")
+    with output.staged(work.root, spec.output_dir, Kind.SPLIT, work.job_id) as folder:
+        _write_parts(work, folder, rows, division)
+        split_config.write(folder, config)
+    target = work.root.path_of(spec.output_dir)
+    work.journal.artifact("splits", target, sum(path.stat().st_size for path in target.iterdir()))
+    return _result(spec, config)
+
+
+def _read_keys(work: Work[SplitSpec], rows: Rows) -> list[Key]:
+    keys = []
+    for index, row in enumerate(rows):
+        work.stop.check()
+        work.journal.progress(index, 2 * len(rows))
+        keys.append(Key(row.video_id, row.frame_index, frozenset(row.labels)))
+    return keys
+
+
+def _write_parts(work: Work[SplitSpec], folder: Path, rows: Rows, division: Division) -> None:
+    done = len(rows)
+    for part in (*PARTS, *([GUARD] if division.guard else [])):
+        with (folder / f"{part}.jsonl").open("wb") as file:
+            for index in getattr(division, part):
+                work.stop.check()
+                file.write(rows.split_line(index) + b"\n")
+                done += 1
+                work.journal.progress(done, 2 * len(rows))
+
+
+def _config(
+    work: Work[SplitSpec],
+    rows: Rows,
+    division: Division,
+    shares: dict[str, dict[str, float]],
+    leaks: dict[str, float],
+) -> SplitConfig:
+    spec = work.spec
+    return SplitConfig(
+        made_by=Kind.SPLIT,
+        dataset=work.root.name_of(rows.dataset),
+        format=rows.format,
+        input=rows.name,
+        input_sha256=tuple(sha256_of(file) for file in rows.files),
+        strategy=spec.strategy,
+        ratios=dict(zip(PARTS, (spec.train_ratio, spec.val_ratio, spec.test_ratio), strict=True)),
+        random_seed=spec.random_seed,
+        counts=_counts(division),
+        class_shares=shares,
+        frames_near_training=leaks,
+    )
+
+
+def _counts(division: Division) -> dict[str, int]:
+    return {part: len(rows) for part, rows in division._asdict().items()}
+
+
+def _class_shares(keys: Sequence[Key], division: Division) -> dict[str, dict[str, float]]:
+    """By part and class: which share of the class's frames is in the part. The guard counts for none."""
+    counts = {part: Counter(label for row in getattr(division, part) for label in keys[row].labels) for part in PARTS}
+    total = sum(counts.values(), Counter())
+    return {part: {label: round(counts[part][label] / total[label], 4) for label in sorted(total)} for part in PARTS}
+
+
+def _leaking(keys: Sequence[Key], division: Division, part: str) -> float:
+    """Share of a part's frames that lie close to a training frame."""
+    places = [(key.video_id, key.frame_index) for key in keys]
+    held_out = [places[row] for row in getattr(division, part)]
+    near = leakage.find_neighbours((places[row] for row in division.train), held_out, places)
+    return round(len(near) / len(held_out), 4) if held_out else 0.0
+
+
+def _result(spec: SplitSpec, config: SplitConfig) -> SplitResult:
+    counts = config.counts
+    guarded = f", {counts[GUARD]} left out between them" if counts[GUARD] else ""
+    return SplitResult(
+        train_path=f"{spec.output_dir}/train.jsonl",
+        val_path=f"{spec.output_dir}/val.jsonl",
+        test_path=f"{spec.output_dir}/test.jsonl",
+        train_samples=counts["train"],
+        val_samples=counts["val"],
+        test_samples=counts["test"],
+        guard_samples=counts[GUARD],
+        message=f"{sum(counts.values())} rows divided ({spec.strategy}): {counts['train']} train, {counts['val']} val, "
+        f"{counts['test']} test{guarded}.",
+        warnings=(*_empty_parts(counts), *_uneven_classes(config), *_leaks(config)),
+        class_shares=config.class_shares,
+    )
+
+
+def _empty_parts(counts: dict[str, int]) -> list[str]:
+    return [f"{part} is empty: there are too few rows for these ratios." for part in PARTS if not counts[part]]
+
+
+def _uneven_classes(config: SplitConfig) -> list[str]:
+    """Classes whose frames are not spread over the parts like the frames altogether."""
+    total = sum(config.counts[part] for part in PARTS)
+    uneven = [
+        f"{label!r} ({', '.join(f'{config.class_shares[part][label]:.0%} {part}' for part in PARTS)})"
+        for label in config.class_shares["train"]
+        if any(abs(config.class_shares[part][label] - config.counts[part] / total) > _POINTS for part in PARTS)
+    ]
+    if not uneven:
+        return []
+    more = f" and {len(uneven) - _SHOWN} more" if len(uneven) > _SHOWN else ""
+    return [f"Some classes are not divided like the rows: {'; '.join(uneven[:_SHOWN])}{more}."]
+
+
+def _leaks(config: SplitConfig) -> list[str]:
+    is_by_time = config.strategy is SplitStrategy.TEMPORAL
+    remedy = "add videos" if is_by_time else "the strategy 'temporal' keeps them apart"
+    return [
+        f"{share:.0%} of the {part} frames lie within {leakage.REACH} frames of a training frame of the same video, so "
+        f"scores on them flatter: {remedy}."
+        for part, share in config.frames_near_training.items()
+        if share
+    ]

@@ -1,0 +1,69 @@
+"""What a runner says of itself: every few seconds, and at once after each change."""
+
+import asyncio
+import secrets
+from datetime import UTC, datetime
+from importlib import metadata
+
+from gpu_runner.attempts import Attempt, Attempts
+from gpu_runner.devices import Devices
+from gpu_runner.publisher import Publisher
+from jobs import events
+from jobs.bus import Bus
+from jobs.events import Held, RunnerReported
+
+
+class Reporter:
+    """Publishes reports. `stopping` tells the service to send no more work."""
+
+    def __init__(
+        self, *, runner_id: str, every_s: float, bus: Bus, devices: Devices, attempts: Attempts, publisher: Publisher
+    ) -> None:
+        self._runner_id = runner_id
+        self._every_s = every_s
+        self._bus = bus
+        self._devices = devices
+        self._attempts = attempts
+        self._publisher = publisher
+        self._boot = secrets.token_hex(8)
+        self._version = _version()
+        self._news = asyncio.Event()
+        self.stopping = False
+
+    def changed(self) -> None:
+        """The next report differs: it is due now."""
+        self._news.set()
+
+    async def until_due(self) -> None:
+        try:
+            await asyncio.wait_for(self._news.wait(), self._every_s)
+        except TimeoutError:
+            return
+
+    async def report(self) -> None:
+        """Raises what `jobs.bus.UNREACHABLE` names."""
+        self._news.clear()
+        devices = await asyncio.to_thread(self._devices.read)  # a driver may take its time
+        report = RunnerReported(
+            runner_id=self._runner_id,
+            boot=self._boot,
+            at=datetime.now(UTC),
+            devices=devices,
+            held=tuple(self._held(attempt) for attempt in self._attempts),
+            version=self._version,
+            stopping=self.stopping,
+        )
+        await self._bus.publish([events.encode(report)])
+
+    def _held(self, attempt: Attempt) -> Held:
+        """Of a running attempt only what is published counts: the rest is on its way and need not be sent again."""
+        is_finished = attempt.state == "finished"
+        last_n = attempt.last_n if is_finished else self._publisher.published_n(attempt)
+        return Held(job_id=attempt.job_id, attempt=attempt.number, state=attempt.state, last_n=last_n)
+
+
+def _version() -> str:
+    try:
+        return metadata.version("training-api")
+    except metadata.PackageNotFoundError:  # a checkout that is not installed
+        return ""

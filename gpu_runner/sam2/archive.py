@@ -1,0 +1,169 @@
+"""A ZIP file from outside: names are looked at before anything is read, bytes are counted while they are.
+
+Nothing is ever written under a name the archive chose: `copy` is handed an open file. Used by `export`.
+"""
+
+import hashlib
+import re
+import stat
+import unicodedata
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+from gpu_runner.sam2 import central_directory
+from gpu_runner.sam2.central_directory import BadArchive
+from jobs.errors import DatasetInvalid
+from jobs.settings import Settings
+
+MAX_RATIO = 200  # expanded to compressed bytes of one entry …
+_FREE_BYTES = 1 << 20  # … once it has given more than this
+_BLOCK = 1 << 18
+_LONGEST_NAME = 1024  # characters
+_LONGEST_PART = 255  # bytes
+_METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+_ENCRYPTED = 0x1  # flag
+_SPECIAL_BITS = stat.S_ISUID | stat.S_ISGID
+_BROKEN = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, UnicodeDecodeError)
+
+
+class Archive:
+    """An opened archive whose directory has passed every check. A context manager.
+
+    Attributes:
+        names: the names of its files, in the directory's order; folders are not listed.
+    """
+
+    def __init__(self, path: Path, settings: Settings, check: Callable[[], None] = lambda: None) -> None:
+        """Open and check an archive; `check` is called while bytes are copied and may raise to end it.
+
+        Raises:
+            DatasetInvalid: the archive is broken, hostile or too large; the message says which.
+        """
+        self._limit = settings.expand_max_bytes
+        self._given = 0
+        self._check = check
+        self._file = path.open("rb")
+        try:
+            self._zip, entries = _open(self._file, settings)
+        except BaseException:
+            self._file.close()
+            raise
+        self._entries = {entry.filename: entry for entry in entries if not entry.is_dir()}
+        self.names = tuple(self._entries)
+
+    def __enter__(self) -> "Archive":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._zip.close()
+        self._file.close()
+
+    def copy(self, name: str, out: BinaryIO) -> str:
+        """Write a file of the archive to `out`; its SHA-256 in hex.
+
+        Raises:
+            DatasetInvalid: it is broken, or gives more bytes than allowed; `out` is then incomplete.
+        """
+        digest = hashlib.sha256()
+        for block in self._blocks(name):
+            self._check()
+            digest.update(block)
+            out.write(block)
+        return digest.hexdigest()
+
+    def _blocks(self, name: str) -> Iterator[bytes]:
+        entry = self._entries[name]
+        given = 0
+        try:
+            with self._zip.open(entry) as file:
+                while block := file.read(_BLOCK):
+                    given += len(block)
+                    self._given += len(block)
+                    _refuse_bomb(name, given, entry.compress_size, self._given, self._limit)
+                    yield block
+        except _BROKEN as error:
+            raise refusal(f"{_shown(name)} is broken ({type(error).__name__}); export or upload it again") from None
+
+
+def refusal(reason: str) -> DatasetInvalid:
+    return DatasetInvalid(f"The archive is refused: {reason}.")
+
+
+def _open(file: BinaryIO, settings: Settings) -> tuple[zipfile.ZipFile, list[zipfile.ZipInfo]]:
+    try:
+        end = central_directory.read_end(file, settings.archive_max_entries)
+        archive = zipfile.ZipFile(file)
+        entries = archive.infolist()
+        central_directory.check_local_headers(file, entries, end)
+        _check_entries(entries, settings.expand_max_bytes)
+    except BadArchive as error:
+        raise refusal(str(error)) from None
+    except (*_BROKEN, ValueError) as error:
+        raise refusal(f"it cannot be read ({type(error).__name__}); export or upload it again") from None
+    return archive, entries
+
+
+def _check_entries(entries: list[zipfile.ZipInfo], limit: int) -> None:
+    """What the directory alone can tell. Raises BadArchive or DatasetInvalid."""
+    total = 0
+    for entry in entries:
+        _check_name(entry.orig_filename)
+        _check_kind(entry)
+        total += entry.file_size
+        _refuse_bomb(entry.orig_filename, entry.file_size, entry.compress_size, total, limit)
+    _check_twins(entries)
+
+
+def _check_name(name: str) -> None:
+    parts = name.removesuffix("/").split("/")
+    if (
+        len(name) > _LONGEST_NAME
+        or any(part in ("", ".", "..") or len(part.encode("utf-8", "replace")) > _LONGEST_PART for part in parts)
+        or "\\" in name
+        or re.match(r"[A-Za-z]:", name)
+        or any(unicodedata.category(character) in ("Cc", "Cs") for character in name)
+    ):
+        raise BadArchive(f"the entry name {_shown(name)} is not a plain relative path")
+
+
+def _check_kind(entry: zipfile.ZipInfo) -> None:
+    mode = entry.external_attr >> 16
+    if stat.S_IFMT(mode) not in (0, stat.S_IFREG, stat.S_IFDIR) or mode & _SPECIAL_BITS:
+        raise BadArchive(f"{_shown(entry.orig_filename)} is a link, a device or has special mode bits")
+    if entry.flag_bits & _ENCRYPTED:
+        raise BadArchive("it is encrypted; export it without a password")
+    if entry.compress_type not in _METHODS:
+        raise BadArchive(f"{_shown(entry.orig_filename)} is compressed in another way than deflate")
+
+
+def _check_twins(entries: list[zipfile.ZipInfo]) -> None:
+    """No two names may mean one path on any file system, and no file may be a folder as well."""
+    seen: set[str] = set()
+    files: set[str] = set()
+    for entry in entries:
+        key = unicodedata.normalize("NFC", entry.orig_filename.removesuffix("/")).casefold()
+        if key in seen:
+            raise BadArchive(f"{_shown(entry.orig_filename)} is in it twice")
+        seen.add(key)
+        if not entry.is_dir():
+            files.add(key)
+    for key in seen:
+        folder = key.rpartition("/")[0]
+        while folder:
+            if folder in files:
+                raise BadArchive(f"{_shown(folder)} is a file and a folder")
+            folder = folder.rpartition("/")[0]
+
+
+def _refuse_bomb(name: str, given: int, compressed: int, total: int, limit: int) -> None:
+    if given > _FREE_BYTES and given > MAX_RATIO * compressed:
+        raise refusal(f"{_shown(name)} expands to more than {MAX_RATIO} times its size")
+    if total > limit:
+        raise refusal(f"it expands to more than {limit / 2**30:.1f} GiB; export fewer frames at once")
+
+
+def _shown(name: str) -> str:
+    return repr(name if len(name) <= 80 else f"{name[:77]}…")

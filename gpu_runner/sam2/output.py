@@ -1,0 +1,124 @@
+"""Folders that data jobs write: made aside, put in place by a rename, replaced only when they are ours.
+
+A folder is ours when its marker file says which kind of job made it, and nothing in it is a stranger's.
+Used by the convert and the split recipe.
+"""
+
+import errno
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import msgspec
+
+from gpu_runner.rows import SPLIT_CONFIG
+from gpu_runner.sam2.manifest import MANIFEST
+from jobs.errors import DiskFull, OutputTaken
+from jobs.paths import DataRoot
+from jobs.specs import Kind
+
+MARKERS = {Kind.CONVERT: MANIFEST, Kind.SPLIT: SPLIT_CONFIG}
+SPLIT_FILES = ("train.jsonl", "val.jsonl", "test.jsonl", "guard.jsonl")
+_NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
+
+
+class _Marker(msgspec.Struct, frozen=True):
+    """What every marker file says; a manifest also lists its files."""
+
+    made_by: str
+    files: dict[str, str] = {}
+
+
+@contextmanager
+def staged(root: DataRoot, name: str, kind: Kind, job_id: str) -> Iterator[Path]:
+    """An empty folder to fill, which takes the place of the folder called `name` when the block ends well.
+
+    The block leaves the kind's marker file in it. When the block fails, nothing has changed; what a killed attempt
+    of the job left behind goes now.
+
+    Raises:
+        OutputTaken: the place holds something that no job of this kind made.
+        DiskFull: no space is left.
+    """
+    target = root.path_of(name)
+    check_free(root, name, kind)
+    staging = root.datasets / ".staging" / job_id
+    shutil.rmtree(staging, ignore_errors=True)
+    try:
+        staging.mkdir(parents=True)
+        yield staging
+        _put_in_place(root, staging, target)
+    except OSError as error:
+        if error.errno in _NO_SPACE:
+            raise DiskFull from error
+        raise
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def check_free(root: DataRoot, name: str, kind: Kind) -> None:
+    """Raises OutputTaken unless the folder is absent, empty or ours."""
+    target = root.path_of(name)
+    if not target.is_relative_to(root.datasets) or target == root.datasets:
+        raise OutputTaken(f"{name} is no place for a dataset: give an output_dir below datasets/.")
+    inside = target.parent
+    while inside != root.datasets:
+        if inside.exists() and not inside.is_dir():
+            raise OutputTaken(f"{root.name_of(inside)} is a file: choose another output_dir.")
+        inside = inside.parent
+    stranger = _stranger(target, kind)
+    if stranger is not None:
+        raise OutputTaken(
+            f"{name} holds {stranger.name!r}, which no {kind} job wrote there: choose another output_dir, "
+            "or remove that folder first."
+        )
+
+
+def _stranger(folder: Path, kind: Kind) -> Path | None:
+    """The first thing in a folder that a job of this kind did not write; folders of ours inside it are no strangers."""
+    if not folder.is_dir() or folder.is_symlink():
+        return folder if os.path.lexists(folder) else None
+    own = _own_entries(folder, kind)
+    for entry in sorted(folder.iterdir()):
+        if entry.name not in own and not _is_ours(entry):
+            return entry
+    return None
+
+
+def _is_ours(folder: Path) -> bool:
+    return folder.is_dir() and any(
+        (folder / MARKERS[kind]).is_file() and not _stranger(folder, kind) for kind in MARKERS
+    )
+
+
+def _own_entries(folder: Path, kind: Kind) -> set[str]:
+    """Names of what a job of this kind wrote directly into its folder; none when it has no marker of ours."""
+    marker = folder / MARKERS[kind]
+    try:
+        said = msgspec.json.decode(marker.read_bytes(), type=_Marker)
+    except (OSError, msgspec.MsgspecError, UnicodeDecodeError):
+        return set()
+    if said.made_by != kind:
+        return set()
+    written = SPLIT_FILES if kind is Kind.SPLIT else {path.split("/")[0] for path in said.files}
+    return {marker.name, *written}
+
+
+def _put_in_place(root: DataRoot, staging: Path, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    root.trash.mkdir(parents=True, exist_ok=True)
+    discarded = root.trash / f"{target.name}-{secrets.token_hex(8)}"
+    if target.exists():
+        target.rename(discarded)
+    try:
+        staging.rename(target)
+    except OSError as error:
+        if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
+            raise OutputTaken(
+                f"Another job wrote {root.name_of(target)} at the same moment: run this one again."
+            ) from None
+        raise
+    shutil.rmtree(discarded, ignore_errors=True)

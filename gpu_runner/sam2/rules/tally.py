@@ -1,0 +1,35 @@
+"""Counting what a rule objects to, and the finding that comes of it."""
+
+from typing import Literal
+
+from jobs.results import Finding
+
+_IDS_KEPT = 10
+
+
+class Tally:
+    """How often something was seen, and the first rows it was seen in."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._ids: list[str] = []
+
+    def add(self, row_id: str, times: int = 1) -> None:
+        self.count += times
+        if len(self._ids) < _IDS_KEPT and row_id not in self._ids[-1:]:
+            self._ids.append(row_id)
+
+    def finding(self, rule: str, severity: Literal["error", "warning"], message: str, remedy: str) -> list[Finding]:
+        """One finding, or none when nothing was counted. `{count}` in the message is filled in."""
+        if not self.count:
+            return []
+        return [
+            Finding(
+                rule=rule,
+                severity=severity,
+                message=message.format(count=self.count),
+                count=self.count,
+                rows=tuple(self._ids),
+                remedy=remedy,
+            )
+        ]

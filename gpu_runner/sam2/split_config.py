@@ -1,0 +1,49 @@
+"""`split_config.json`: what a folder of splits was cut from, how, and what came of it.
+
+Written by the split recipe; read by `rows.open_rows` (dataset and format only), and by rules that look beside a split.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import msgspec
+
+from gpu_runner.rows import SPLIT_CONFIG, Rows
+from gpu_runner.sam2.splits import GUARD, PARTS
+from jobs.specs import DataFormat, SplitStrategy
+
+
+class SplitConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """`class_shares` is by part and class: which share of the class's frames is in the part.
+    `frames_near_training` is by held-out part: which share lies next to a training frame."""
+
+    made_by: str
+    dataset: str
+    format: DataFormat
+    input: str
+    input_sha256: tuple[str, ...]
+    strategy: SplitStrategy
+    ratios: dict[str, float]
+    random_seed: int
+    counts: dict[str, int]
+    class_shares: dict[str, dict[str, float]]
+    frames_near_training: dict[str, float]
+
+
+def write(folder: Path, config: SplitConfig) -> None:
+    (folder / SPLIT_CONFIG).write_bytes(msgspec.json.format(msgspec.json.encode(config), indent=2) + b"\n")
+
+
+def read_beside(rows: Rows) -> SplitConfig | None:
+    """The configuration of the split these rows are; None when they are no part of one."""
+    file = _only(rows.files)
+    if file is None or file.stem not in (*PARTS, GUARD):
+        return None
+    try:
+        return msgspec.json.decode((file.parent / SPLIT_CONFIG).read_bytes(), type=SplitConfig)
+    except (OSError, msgspec.MsgspecError, UnicodeDecodeError):
+        return None
+
+
+def _only(files: Sequence[Path]) -> Path | None:
+    return files[0] if len(files) == 1 else None

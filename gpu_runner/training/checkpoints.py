@@ -1,0 +1,172 @@
+"""Checkpoints: folders that either verify as a whole or don't count.
+
+`step-<k>/` holds `model/` (weights with processor, or adapters), `state.pt` (optimiser, schedule, RNG, sums) and, last
+of all, `MANIFEST.json` with the size and SHA-256 of every file, put in place by rename. Written by the training
+loop below its own attempt; read by later attempts, evaluation and export. No torch here: only files.
+"""
+
+import hashlib
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+
+from jobs.paths import DataRoot
+
+MANIFEST = "MANIFEST.json"
+FEWEST_KEPT = 2  # so that a broken newest one still leaves a good one
+
+
+class File(msgspec.Struct, frozen=True, kw_only=True):
+    """One file of a checkpoint; `path` is relative to its folder."""
+
+    path: str
+    size_bytes: int
+    sha256: str
+
+
+class Manifest(msgspec.Struct, frozen=True, kw_only=True):
+    """What a checkpoint is and which bytes it consists of. `model_name` is the base model as the client named it."""
+
+    job_id: str
+    attempt: int
+    step: int
+    method: Literal["full", "lora", "qlora"]
+    model_name: str
+    metrics: dict[str, float]
+    files: tuple[File, ...] = ()
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A verified checkpoint."""
+
+    folder: Path
+    manifest: Manifest
+
+    @property
+    def step(self) -> int:
+        return self.manifest.step
+
+    @property
+    def model(self) -> Path:
+        """A folder for from_pretrained of transformers (method full) or peft."""
+        return self.folder / "model"
+
+    @property
+    def state(self) -> Path:
+        return self.folder / "state.pt"
+
+    @property
+    def size_bytes(self) -> int:
+        return sum(file.size_bytes for file in self.manifest.files)
+
+
+def write(
+    parent: Path, manifest: Manifest, fill: Callable[[Checkpoint], None], before_manifest: Callable[[], None]
+) -> Checkpoint:
+    """Make a checkpoint below `parent`; `fill` writes its files, `before_manifest` secures what it rests on.
+
+    It counts from the moment the manifest is renamed. Whatever goes wrong before leaves nothing behind.
+    """
+    checkpoint = Checkpoint(parent / f"step-{manifest.step}", manifest)
+    checkpoint.model.mkdir(parents=True)
+    try:
+        fill(checkpoint)
+        files = tuple(_secured(checkpoint.folder))
+        before_manifest()
+        complete = msgspec.structs.replace(manifest, files=files)
+        _write_manifest(checkpoint.folder, complete)
+    except BaseException:
+        shutil.rmtree(checkpoint.folder, ignore_errors=True)
+        raise
+    _sync_folder(parent)
+    return Checkpoint(checkpoint.folder, complete)
+
+
+def verify(folder: Path) -> Checkpoint | None:
+    """The checkpoint in a folder if every file is there with the size and hash its manifest says, else None."""
+    manifest = _read_manifest(folder)
+    if manifest is None or not all(_is_whole(folder / file.path, file) for file in manifest.files):
+        return None
+    return Checkpoint(folder, manifest)
+
+
+def newest_verified(root: DataRoot, job_id: str) -> Checkpoint | None:
+    """The checkpoint of the highest step over all attempts that verifies; broken ones are passed over."""
+    folders = [folder for attempt in root.attempts(job_id) for folder in _step_folders(attempt.checkpoints)]
+    newest_first = sorted(folders, key=_step_of, reverse=True)  # stable: of equal steps the newer attempt's is first
+    return next((found for found in map(verify, newest_first) if found is not None), None)
+
+
+def rotate(parent: Path, keep: int, best: Path | None) -> list[tuple[int, Path]]:
+    """Remove the oldest checkpoints of one attempt beyond `keep`, but never the best nor one of the last two.
+
+    Folders without a readable manifest don't count and are left alone. Returns (step, folder) of what is gone.
+    """
+    complete = [folder for folder in sorted(_step_folders(parent), key=_step_of) if _read_manifest(folder)]
+    outdated = [folder for folder in complete[: -max(FEWEST_KEPT, keep)] if folder != best]
+    for folder in outdated:
+        (folder / MANIFEST).unlink()  # first, so that a half-removed one never counts
+        shutil.rmtree(folder)
+    return [(_step_of(folder), folder) for folder in outdated]
+
+
+def _secured(folder: Path) -> Iterator[File]:
+    """Every file of the folder, brought to the disk and hashed; then its folders."""
+    for path in sorted(folder.rglob("*")):
+        if path.is_file():
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+                digest = hashlib.file_digest(file, "sha256").hexdigest()
+            yield File(path=path.relative_to(folder).as_posix(), size_bytes=path.stat().st_size, sha256=digest)
+    for path in (*folder.rglob("*"), folder):
+        if path.is_dir():
+            _sync_folder(path)
+
+
+def _write_manifest(folder: Path, manifest: Manifest) -> None:
+    partial = folder / f"{MANIFEST}.partial"
+    with partial.open("wb") as file:
+        file.write(msgspec.json.format(msgspec.json.encode(manifest)))
+        file.flush()
+        os.fsync(file.fileno())
+    partial.rename(folder / MANIFEST)
+    _sync_folder(folder)
+
+
+def _read_manifest(folder: Path) -> Manifest | None:
+    try:
+        return msgspec.json.decode((folder / MANIFEST).read_bytes(), type=Manifest)
+    except (OSError, msgspec.MsgspecError, UnicodeDecodeError):
+        return None
+
+
+def _is_whole(path: Path, expected: File) -> bool:
+    try:
+        with path.open("rb") as file:
+            if os.fstat(file.fileno()).st_size != expected.size_bytes:
+                return False
+            return hashlib.file_digest(file, "sha256").hexdigest() == expected.sha256
+    except OSError:
+        return False
+
+
+def _step_folders(parent: Path) -> list[Path]:
+    return [folder for folder in parent.glob("step-*") if folder.name.removeprefix("step-").isdigit()]
+
+
+def _step_of(folder: Path) -> int:
+    return int(folder.name.removeprefix("step-"))
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,100 @@
+"""What the device can do: number format, its name, peak memory, and its errors in our words.
+
+Used by the model recipes. Nothing here assumes a GPU; what needs one asks for it first.
+"""
+
+import errno
+import resource
+import sys
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+
+import torch
+
+from jobs.errors import DiskFull, OutOfMemory
+from jobs.specs import TrainingConfig
+
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+@dataclass(frozen=True)
+class Compute:
+    """Where and in which number format the arithmetic runs."""
+
+    device: torch.device
+    dtype: torch.dtype
+
+    def autocast(self) -> AbstractContextManager[object]:
+        """Matrix products in `dtype`; nothing to do for float32."""
+        return torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not torch.float32)
+
+
+def best(device: str) -> Compute:
+    """What the device does best: bf16 on a GPU that has it, else fp16 there; fp32 on a CPU."""
+    found = torch.device(device)
+    if found.type != "cuda":
+        return Compute(found, torch.float32)
+    return Compute(found, torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16)
+
+
+def for_training(device: str, config: TrainingConfig) -> tuple[Compute, list[str]]:
+    """The number format a configuration means on this device, and sentences on what was changed."""
+    notes = []
+    compute = best(device)
+    if config.bf16:
+        compute = Compute(compute.device, torch.bfloat16)
+    elif config.fp16:
+        compute = Compute(compute.device, torch.float16)
+    elif config.fp16 is False and config.bf16 is False:
+        compute = Compute(compute.device, torch.float32)
+    elif config.method == "qlora":
+        compute = Compute(compute.device, torch.bfloat16)
+    if compute.dtype is torch.float16 and compute.device.type == "cpu":
+        compute = Compute(compute.device, torch.float32)
+        notes.append("fp16 needs a GPU: this run on the CPU uses fp32 instead.")
+    if config.device == "cuda" and compute.device.type == "cpu":
+        notes.append("CUDA was asked for and this runner has none: the run uses the CPU.")
+    return compute, notes
+
+
+def name(device: torch.device) -> str:
+    """The hardware's own name."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
+
+
+def peak_memory_bytes(device: torch.device) -> int:
+    """The most memory this process held: on the GPU, or resident on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024  # Linux counts KiB
+
+
+@contextmanager
+def errors_in_our_words() -> Iterator[None]:
+    """Raises OutOfMemory and DiskFull for what torch, safetensors and the system say about them."""
+    try:
+        yield
+    except Exception as error:
+        if _is_out_of_memory(error):
+            raise OutOfMemory from error
+        if _is_disk_full(error):
+            raise DiskFull from error
+        raise
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """torch's CPU allocator has no error class of its own."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "DefaultCPUAllocator" in str(error)
+
+
+def _is_disk_full(error: BaseException | None) -> bool:
+    """torch.save hides the system's error behind a RuntimeError, safetensors tells its number in words."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in _FULL:
+            return True
+        if any(f"(os error {number})" in str(error) for number in _FULL):
+            return True
+        error = error.__context__
+    return False

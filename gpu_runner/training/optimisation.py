@@ -1,0 +1,84 @@
+"""Loss, gradients and the update of the weights: AdamW under a cosine schedule with linear warm-up.
+
+Used by the loop; evaluation uses `summed_loss`. The loss of a step is the mean over the step's trained tokens,
+however they fall into micro-batches.
+"""
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+from torch.optim import AdamW
+from torch.optim.lr_scheduler import LRScheduler
+from transformers import get_cosine_schedule_with_warmup
+
+from gpu_runner.training.encoding import NOT_TRAINED
+from gpu_runner.training.models import Loaded
+from jobs.specs import TrainingConfig
+
+
+def summed_loss(loaded: Loaded, batch: dict[str, Tensor]) -> tuple[Tensor, int]:
+    """Cross-entropy summed over the batch's trained tokens (a float32 scalar), and how many these are."""
+    device = loaded.compute.device
+    inputs = {name: value.to(device) for name, value in batch.items() if name != "labels"}
+    targets = batch["labels"][:, 1:].to(device)
+    trained = targets != NOT_TRAINED
+    with loaded.compute.autocast():
+        logits = loaded.model(**inputs, use_cache=False).logits
+    predicted = logits[:, :-1][trained].float()  # only trained positions are upcast: vocabularies are large
+    return functional.cross_entropy(predicted, targets[trained], reduction="sum"), int(trained.sum())
+
+
+class Optimisation:
+    """The optimiser, its schedule and, for fp16, the loss scale; their state goes into checkpoints."""
+
+    def __init__(self, loaded: Loaded, config: TrainingConfig, total_steps: int) -> None:
+        self._parameters = [parameter for parameter in loaded.model.parameters() if parameter.requires_grad]
+        self._max_norm = config.max_grad_norm
+        self._optimizer = AdamW(_groups(self._parameters, config.weight_decay), lr=config.learning_rate, fused=True)
+        warmup = math.ceil(total_steps * config.warmup_ratio)
+        self._schedule: LRScheduler = get_cosine_schedule_with_warmup(self._optimizer, warmup, total_steps)
+        self._scaler = torch.amp.GradScaler(loaded.compute.device.type, enabled=loaded.compute.dtype is torch.float16)
+
+    def backward(self, loss: Tensor) -> None:
+        """Add a micro-batch's gradients."""
+        self._scaler.scale(loss).backward()
+
+    def step(self, factor: float) -> tuple[float, float]:
+        """Update the weights with the gathered gradients times `factor`; gives their norm before clipping and the
+        learning rate used."""
+        self._scaler.unscale_(self._optimizer)
+        gradients = [parameter.grad for parameter in self._parameters if parameter.grad is not None]
+        torch._foreach_mul_(gradients, factor)
+        norm = torch.nn.utils.clip_grad_norm_(self._parameters, self._max_norm)
+        learning_rate = float(self._schedule.get_last_lr()[0])
+        self._scaler.step(self._optimizer)
+        self._scaler.update()
+        self._schedule.step()
+        self._optimizer.zero_grad(set_to_none=True)
+        return float(norm), learning_rate
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "optimizer": self._optimizer.state_dict(),
+            "schedule": self._schedule.state_dict(),
+            "scaler": self._scaler.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._optimizer.load_state_dict(state["optimizer"])
+        self._schedule.load_state_dict(state["schedule"])
+        self._scaler.load_state_dict(state["scaler"])
+
+
+def _groups(parameters: list[torch.nn.Parameter], weight_decay: float) -> list[dict[str, Any]]:
+    """Decay shrinks matrices only; gains and biases keep their scale."""
+    matrices = [parameter for parameter in parameters if parameter.ndim > 1]
+    vectors = [parameter for parameter in parameters if parameter.ndim <= 1]
+    groups = [
+        {"params": matrices, "weight_decay": weight_decay},
+        {"params": vectors, "weight_decay": 0.0},
+    ]
+    return [group for group in groups if group["params"]]

@@ -1,0 +1,91 @@
+"""The model a finetune job trains: full weights, or adapters on a frozen base, from where it begins.
+
+Called by the recipe finetune. A run that is resumed and one that continues another job begin the same way: with
+the weights of a checkpoint.
+"""
+
+from typing import Any
+
+import torch
+from peft import set_peft_model_state_dict
+from safetensors.torch import load_file
+
+from gpu_runner.training import adapters, models
+from gpu_runner.training.checkpoints import Checkpoint
+from gpu_runner.training.device import Compute
+from gpu_runner.training.models import Loaded
+from jobs.errors import ModelUnavailable
+from jobs.models import CPU_LIMIT_PARAMETERS, ModelSource
+from jobs.specs import TrainingConfig
+
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+
+
+def load(
+    source: ModelSource, config: TrainingConfig, compute: Compute, begin: Checkpoint | None, *, offline: bool
+) -> Loaded:
+    """The model in train mode, exactly what is to be trained requiring gradients.
+
+    Full training keeps float32 weights and only computes in `compute.dtype`; a frozen base is held in it.
+
+    Raises:
+        ModelUnavailable: it cannot be loaded, or the checkpoint does not fit the configuration.
+    """
+    if config.method == "full":
+        begin_source = source if begin is None else models.folder_source(begin.model, source.name)
+        loaded = models.load_base(begin_source, device=str(compute.device), dtype=torch.float32, offline=offline)
+        loaded = Loaded(loaded.model, loaded.processor, source, compute)
+    else:
+        four_bit = config.method == "qlora"
+        loaded = models.load_base(
+            source, device=str(compute.device), dtype=compute.dtype, four_bit=four_bit, offline=offline
+        )
+        loaded = Loaded(adapters.attach(loaded.model, config), loaded.processor, source, compute)
+        if begin is not None:
+            _load_adapters(loaded, begin)
+    _save_memory(loaded)
+    train_mode(loaded)
+    return loaded
+
+
+def train_mode(loaded: Loaded) -> None:
+    """Train mode for what is trained; frozen eyes and projector stay in eval mode, without dropout."""
+    loaded.model.train()
+    trainable = adapters.parameters_by_part(loaded.model, trainable_only=True)
+    for name, module in loaded.model.named_modules():
+        if not trainable[adapters.part_of(name)]:
+            module.eval()
+
+
+def check_fits(begin: Checkpoint, config: TrainingConfig) -> None:
+    """Raises ModelUnavailable unless a job with this configuration can go on from another job's checkpoint."""
+    made = begin.manifest
+    if made.model_name != config.model_name:
+        raise ModelUnavailable(f"Job {made.job_id} trained {made.model_name}: set model_name to that to continue it.")
+    if (made.method == "full") != (config.method == "full"):
+        raise ModelUnavailable(
+            f"Job {made.job_id} was trained with method {made.method} and this one uses {config.method}: "
+            "set use_lora and use_qlora as they were there."
+        )
+
+
+def _load_adapters(loaded: Loaded, begin: Checkpoint) -> None:
+    rank, alpha = adapters.rank_and_alpha(loaded.model)
+    other_rank, other_alpha = adapters.rank_and_alpha_of(begin.model)
+    if (rank, alpha) != (other_rank, other_alpha):
+        raise ModelUnavailable(
+            f"The adapters of job {begin.manifest.job_id} have rank {other_rank} and alpha {other_alpha}: "
+            "set lora_rank and lora_alpha to these to continue it."
+        )
+    outcome: Any = set_peft_model_state_dict(loaded.model, load_file(begin.model / ADAPTER_WEIGHTS))
+    if outcome.unexpected_keys:
+        raise ModelUnavailable(
+            f"The adapters of job {begin.manifest.job_id} belong to other layers, such as {outcome.unexpected_keys[0]}."
+        )
+
+
+def _save_memory(loaded: Loaded) -> None:
+    """On a GPU a large model recomputes activations instead of keeping them; 8 GB hold a 7B model only so."""
+    total = sum(adapters.parameters_by_part(loaded.model).values())
+    if loaded.compute.device.type == "cuda" and total > CPU_LIMIT_PARAMETERS:
+        loaded.model.activation_checkpointing_enable()

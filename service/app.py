@@ -1,0 +1,105 @@
+"""The application: opens what it needs when it starts, hands it to the routes by name, closes it in order.
+
+Nothing connects at import. `serve` runs it; tests run it on a socket of their own.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import Any
+
+from litestar import Litestar, Router
+from litestar.datastructures import State
+from litestar.di import Provide
+from litestar.openapi.config import OpenAPIConfig
+from litestar.openapi.plugins import JsonRenderPlugin
+
+from jobs import bus as streams
+from jobs import redis_server
+from jobs.paths import DataRoot
+from jobs.settings import Settings
+from service import bodies, pages, problems, routes, uploads
+from service.access import Access
+from service.dispatch import Dispatch
+from service.hub import Hub
+from service.reconcile import Reconciler
+from service.recorder import Recorder
+from service.routes.live import OpenSockets
+from service.store import Store
+
+_BY_NAME = ("settings", "root", "store", "recorder", "hub", "bus", "dispatch", "sockets")
+"""What a handler gets by naming a parameter so; `_lifespan` puts them into the application's state."""
+
+Lifespan = Callable[[Litestar], AbstractAsyncContextManager[None]]
+
+
+def create_app(settings: Settings) -> Litestar:
+    """The service for one data root."""
+    handlers = [*routes.HANDLERS, *routes.HEALTH]
+    app = Litestar(
+        route_handlers=[
+            *pages.handlers(),
+            *routes.HEALTH,
+            Router("/api", route_handlers=handlers),
+            Router("/api/training", route_handlers=handlers, include_in_schema=False),
+        ],
+        dependencies={name: _from_state(name) for name in _BY_NAME},
+        lifespan=[_lifespan(settings)],
+        exception_handlers=problems.HANDLERS,
+        request_max_body_size=bodies.JSON_MAX_BYTES,
+        openapi_config=_openapi(),
+        logging_config=None,
+    )
+    app.asgi_handler = Access(app.asgi_handler, settings)  # around the routing: 401 comes before 404
+    return app
+
+
+def _lifespan(settings: Settings) -> Lifespan:
+    @asynccontextmanager
+    async def lifespan(app: Litestar) -> AsyncIterator[None]:
+        root = DataRoot(settings.data_folder)
+        root.folder.mkdir(parents=True, exist_ok=True)
+        await asyncio.to_thread(uploads.remove_unfinished, root)
+        store = await Store.open(root.database)
+        bus = streams.connect(redis_server.address(settings))
+        hub = Hub()
+        recorder = Recorder(settings, root, store, hub, bus)
+        reconciler = Reconciler(settings, root, recorder, bus)
+        dispatch = Dispatch(settings, root, store, recorder, hub, reconciler)
+        app.state.update(
+            {
+                "settings": settings, "root": root, "store": store, "recorder": recorder,
+                "hub": hub, "bus": bus, "dispatch": dispatch, "sockets": OpenSockets(),
+            }
+        )  # fmt: skip
+        try:
+            await recorder.start()
+            await reconciler.start()
+            yield
+        finally:
+            hub.close()
+            await reconciler.stop()
+            await recorder.stop()
+            await bus.close()
+            await store.close()
+
+    return lifespan
+
+
+def _from_state(name: str) -> Provide:
+    def provide(state: State) -> Any:
+        return state[name]
+
+    return Provide(provide, sync_to_thread=False)
+
+
+def _openapi() -> OpenAPIConfig:
+    return OpenAPIConfig(
+        title="Training API",
+        version=pages.program_version(),
+        description="Fine-tune vision-language models on SAM2 annotation exports. "
+        "Everything below /api answers below /api/training too.",
+        path="/schema",
+        render_plugins=[JsonRenderPlugin(path="/openapi.json")],
+        use_handler_docstrings=True,
+    )

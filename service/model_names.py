@@ -1,0 +1,54 @@
+"""What a job's model name means on this host: for the refusal at submit, and for how large the model is.
+
+`dispatch.py` and `reconcile.py` ask. A job that uses what another job trained has that job's model.
+"""
+
+import asyncio
+from pathlib import Path
+
+from jobs.errors import InvalidInput
+from jobs.models import CPU_LIMIT_PARAMETERS, ModelSource, resolve
+from jobs.paths import DataRoot
+from jobs.settings import Settings
+from jobs.specs import EvaluateSpec, ExportSpec, FinetuneSpec, GenerateSpec, JobSpec
+from service.ledger import Ledger
+
+
+class ModelNames:
+    """Looks names up below the data root's models folder first, then below the further roots of the settings."""
+
+    def __init__(self, settings: Settings, root: DataRoot, ledger: Ledger) -> None:
+        self._roots = [root.models, *(Path(folder) for folder in settings.model_roots)]
+        self._ledger = ledger
+
+    async def source(self, name: str) -> ModelSource:
+        """What the name means.
+
+        Raises:
+            InvalidInput: it can never work.
+        """
+        return await asyncio.to_thread(resolve, name, self._roots)
+
+    async def is_small(self, spec: JobSpec) -> bool:
+        """Whether the job's model may run on a CPU: it is small, or of unknown size, or there is none."""
+        name = await self._name(spec)
+        if name is None:
+            return True
+        try:
+            parameters = (await self.source(name)).parameters
+        except InvalidInput:  # a folder that went away after the job was accepted: the recipe will say so
+            return True
+        return parameters is None or parameters < CPU_LIMIT_PARAMETERS
+
+    async def _name(self, spec: JobSpec) -> str | None:
+        if isinstance(spec, FinetuneSpec):
+            return spec.config.model_name
+        if not isinstance(spec, EvaluateSpec | GenerateSpec):
+            return None
+        if spec.model_name is not None:
+            return spec.model_name
+        origin = await self._ledger.job(spec.job_id or spec.export_id or "")
+        if origin is None:
+            return None
+        training = await self._ledger.job(origin.spec.job_id) if isinstance(origin.spec, ExportSpec) else origin
+        return training.spec.config.model_name if training and isinstance(training.spec, FinetuneSpec) else None

@@ -1,0 +1,112 @@
+"""Which job goes to which runner and device: a pure function, asked by `reconcile.py` and `dispatch.py`.
+
+Higher priority first, then the older job; a job that fits may pass one that waits for another kind of device.
+A device never gets more jobs than it has slots.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+
+import msgspec
+
+from jobs.events import Device
+from jobs.specs import FinetuneSpec, JobSpec, Slot, slot_of
+
+NO_RUNNER = "No runner is connected. Start one with `training-api runner`."
+TOO_LARGE_FOR_CPU = (
+    "The model needs a CUDA device; no connected runner has one. "
+    "Start a runner on a GPU host, or cancel and send device: cpu."
+)
+NO_CPU_FOR_MODELS = (
+    "The job asks for device: cpu, and no connected runner takes work with a model on its CPU. "
+    "Start a runner on a host without a GPU, or cancel and send device: auto."
+)
+NO_DATA_WORK = "No connected runner takes data work. Start one with `training-api runner`."
+NO_MODEL_WORK = "No connected runner takes work with a model. Start one with `training-api runner`."
+
+
+class Waiting(msgspec.Struct, frozen=True, kw_only=True):
+    """A job without a place. `wish` is auto, cpu or cuda; `cpu_allowed` says that its model is not too large."""
+
+    job_id: str
+    slot: Slot
+    wish: str = "auto"
+    cpu_allowed: bool = True
+    priority: int = 0
+
+
+class Room(msgspec.Struct, frozen=True):
+    """A device that takes work, and how many slots of each sort nobody occupies."""
+
+    runner_id: str
+    device: Device
+    free: Mapping[Slot, int]
+
+
+class Place(msgspec.Struct, frozen=True):
+    """The job goes there."""
+
+    job_id: str
+    runner_id: str
+    device_id: str
+
+
+class Wait(msgspec.Struct, frozen=True):
+    """The job waits; `reason` is a sentence for its owner."""
+
+    job_id: str
+    reason: str
+
+
+Decision = Place | Wait
+
+
+def waiting_for(job_id: str, spec: JobSpec, cpu_allowed: bool) -> Waiting:
+    """What a job's spec asks of a device."""
+    asking = spec.config if isinstance(spec, FinetuneSpec) else spec
+    return Waiting(
+        job_id=job_id,
+        slot=slot_of(spec),
+        wish=getattr(asking, "device", "auto"),
+        cpu_allowed=cpu_allowed,
+        priority=getattr(asking, "priority", 0),
+    )
+
+
+def place(waiting: Iterable[Waiting], rooms: Sequence[Room]) -> list[Decision]:
+    """A decision for every job; `waiting` is in the order of submission."""
+    free = {(room.runner_id, room.device.device_id): dict(room.free) for room in rooms}
+    decisions: list[Decision] = []
+    for job in sorted(waiting, key=lambda job: -job.priority):  # sorted keeps the age among equals
+        suited = _suited(job, rooms)
+        if isinstance(suited, str):
+            decisions.append(Wait(job.job_id, suited))
+            continue
+        emptiest = max(suited, key=lambda room: free[room.runner_id, room.device.device_id].get(job.slot, 0))
+        slots = free[emptiest.runner_id, emptiest.device.device_id]
+        if slots.get(job.slot, 0) < 1:
+            decisions.append(Wait(job.job_id, _taken(suited)))
+        else:
+            slots[job.slot] -= 1
+            decisions.append(Place(job.job_id, emptiest.runner_id, emptiest.device.device_id))
+    return decisions
+
+
+def _suited(job: Waiting, rooms: Sequence[Room]) -> list[Room] | str:
+    """The devices that take such a job when they are free, or why there is none."""
+    if not rooms:
+        return NO_RUNNER
+    able = [room for room in rooms if room.device.slots.get(job.slot, 0) > 0]
+    if job.slot is Slot.CPU:
+        return able or NO_DATA_WORK
+    cuda = [room for room in able if room.device.is_cuda]
+    cpu = [room for room in able if not room.device.is_cuda]
+    if job.wish == "cpu":
+        return cpu or NO_CPU_FOR_MODELS
+    if cuda:
+        return cuda
+    return (cpu or NO_MODEL_WORK) if job.cpu_allowed else TOO_LARGE_FOR_CPU
+
+
+def _taken(suited: Sequence[Room]) -> str:
+    names = ", ".join(f"{room.device.device_id} of {room.runner_id}" for room in suited)
+    return f"Every place is taken on {names}; the job starts when one is free."

@@ -1,0 +1,333 @@
+"""What should run where, against what the runners report: whatever differs is stated or sent.
+
+`decide` is pure; `Reconciler` carries its actions out every few seconds and whenever something changed. Nothing here
+waits for an answer: a command that got lost is sent again because the next report still differs.
+"""
+
+import asyncio
+import time
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from datetime import UTC, datetime
+from typing import Any
+
+import msgspec
+import structlog
+
+from jobs import commands, events
+from jobs.bus import UNREACHABLE, Bus
+from jobs.commands import AnyCommand
+from jobs.errors import FailureReason, Unavailable
+from jobs.events import Event
+from jobs.lifecycle import Status
+from jobs.paths import DataRoot
+from jobs.settings import Settings
+from jobs.specs import slot_of
+from service import tasks
+from service.ledger import Write
+from service.model_names import ModelNames
+from service.placement import Place, Room, Wait, place, waiting_for
+from service.recorder import Recorder
+from service.records import JobRecord, RunnerView
+
+log = structlog.get_logger()
+
+REDIS_AWAY = "Redis cannot be reached, so no runner can be told; the job starts when it is back."
+_PLACED = (Status.QUEUED, Status.RUNNING)
+
+
+class Situation(msgspec.Struct, frozen=True, kw_only=True):
+    """What is known at one moment: `now` on the monotonic clock, `at` in UTC.
+
+    `up_since` is since when service and Redis were both up, None while they are not. `cpu_allowed` says of each
+    pending job whether its model may run on a CPU.
+    """
+
+    jobs: Mapping[str, JobRecord]
+    runners: Mapping[str, RunnerView]
+    now: float
+    at: datetime
+    up_since: float | None
+    is_redis_lost: bool = False
+    cpu_allowed: Mapping[str, bool] = {}
+
+    @property
+    def present(self) -> list[RunnerView]:
+        """The runners that can be told something."""
+        return [view for view in self.runners.values() if self.is_present(view)]
+
+    def is_present(self, view: RunnerView) -> bool:
+        return self.up_since is not None and view.is_alive(self.now)
+
+
+class State(msgspec.Struct, frozen=True):
+    """Record this event."""
+
+    event: Event
+
+
+class CatchUp(msgspec.Struct, frozen=True):
+    """Record what the attempt's journal has beyond the record, from the disk."""
+
+    job: JobRecord
+
+
+class Send(msgspec.Struct, frozen=True):
+    """Tell the runner."""
+
+    runner_id: str
+    command: AnyCommand
+
+
+Action = State | CatchUp | Send
+
+
+def decide(situation: Situation, settings: Settings) -> list[Action]:
+    """What to state and to send, in this order: about each job, about what runners hold needlessly, placements."""
+    actions: list[Action] = []
+    for job in situation.jobs.values():
+        actions += (
+            _about_placed(job, situation, settings) if job.status in _PLACED else _about_idle(job, situation, settings)
+        )
+    for view in situation.present:
+        actions += _unwanted(view, situation.jobs)
+    return actions + _placements(situation, settings)
+
+
+def _about_idle(job: JobRecord, situation: Situation, settings: Settings) -> list[Action]:
+    """A job that no runner has."""
+    if job.cancel_requested_at is not None:
+        return [State(events.JobCancelled(**_envelope(job, situation)))]
+    if _has_no_attempt_left(job, settings):
+        detail = (
+            f"The job was interrupted {job.interruptions} times and is not tried again. "
+            f"The last time: {job.waiting_reason} Look into output.log of its last attempt."
+        )
+        failed = events.JobFailed(reason=FailureReason.TOO_MANY_ATTEMPTS, detail=detail, **_envelope(job, situation))
+        return [State(failed)]
+    return []
+
+
+def _about_placed(job: JobRecord, situation: Situation, settings: Settings) -> list[Action]:
+    """A job that a runner has, or should have."""
+    view = situation.runners.get(job.runner_id or "")
+    if _is_lost(view, situation, settings):
+        cause = f"Runner {job.runner_id} was not heard for {settings.lease_s:g} s."
+        return [CatchUp(job), State(events.JobInterrupted(cause=cause, **_envelope(job, situation)))]
+    if view is None or not situation.is_present(view):
+        return []
+    catch_up = [CatchUp(job)] if job.status is Status.RUNNING and _held(job, view) is None else []
+    return [*catch_up, *(Send(view.runner_id, command) for command in _commands(job, view))]
+
+
+def _commands(job: JobRecord, view: RunnerView) -> Iterable[AnyCommand]:
+    about: dict[str, Any] = {"job_id": job.job_id, "attempt": job.attempt}
+    held = _held(job, view)
+    if held is None:
+        yield commands.Start(spec=job.spec, device=job.device or "cpu", **about)
+    elif _is_behind(job, view):
+        yield commands.Resend(from_n=job.recorded_n + 1, **about)
+    if held is not None and held.state == "finished":  # it must be reported until its last line is recorded
+        return
+    if job.cancel_requested_at is not None:
+        yield commands.Cancel(**about)
+    elif job.pause_requested_at is not None and job.status is Status.RUNNING:
+        yield commands.Pause(**about)
+
+
+def _unwanted(view: RunnerView, jobs: Mapping[str, JobRecord]) -> Iterable[Action]:
+    """Attempts the runner holds and nobody waits for: of ended or deleted jobs, of older attempts, of paused jobs."""
+    for held in view.report.held:
+        job = jobs.get(held.job_id)
+        is_current = job is not None and job.attempt == held.attempt
+        is_put_away = is_current and job is not None and job.status is Status.PAUSED and held.last_n <= job.recorded_n
+        if not is_current or is_put_away:
+            yield Send(view.runner_id, commands.Cancel(job_id=held.job_id, attempt=held.attempt))
+
+
+def _placements(situation: Situation, settings: Settings) -> list[Action]:
+    pending = {
+        job.job_id: job
+        for job in situation.jobs.values()
+        if job.status is Status.PENDING and job.cancel_requested_at is None and not _has_no_attempt_left(job, settings)
+    }
+    if situation.up_since is None:
+        return _waits(pending, [Wait(job_id, REDIS_AWAY) for job_id in pending if situation.is_redis_lost], situation)
+    waiting = [
+        waiting_for(job.job_id, job.spec, situation.cpu_allowed.get(job.job_id, True)) for job in pending.values()
+    ]
+    decisions = place(waiting, rooms(situation.present, situation.jobs))
+    places = [decision for decision in decisions if isinstance(decision, Place)]
+    waits = [decision for decision in decisions if isinstance(decision, Wait)]
+    placed: list[Action] = [
+        State(
+            events.JobPlaced(
+                runner_id=goes.runner_id, device=goes.device_id, **_envelope(pending[goes.job_id], situation)
+            )
+        )
+        for goes in places
+    ]
+    return placed + _waits(pending, waits, situation)
+
+
+def _waits(pending: Mapping[str, JobRecord], waits: Iterable[Wait], situation: Situation) -> list[Action]:
+    """A reason is stated when it is another than the one before."""
+    return [
+        State(events.JobWaiting(reason=wait.reason, **_envelope(pending[wait.job_id], situation)))
+        for wait in waits
+        if wait.reason != pending[wait.job_id].waiting_reason
+    ]
+
+
+def rooms(views: Iterable[RunnerView], jobs: Mapping[str, JobRecord]) -> list[Room]:
+    """The devices that take work, less what is placed on them, whether or not a report shows it yet.
+
+    What a runner still ends, an older attempt say, counts on each of its devices: nobody knows where it runs.
+    """
+    used = Counter((job.runner_id, job.device, slot_of(job.spec)) for job in jobs.values() if job.status in _PLACED)
+    found = []
+    for view in views:
+        if view.report.stopping:
+            continue
+        ending = sum(
+            held.state != "finished" and (held.job_id not in jobs or jobs[held.job_id].attempt != held.attempt)
+            for held in view.report.held
+        )
+        for device in view.devices:
+            free = {
+                slot: max(0, count - used[view.runner_id, device.device_id, slot] - ending)
+                for slot, count in device.slots.items()
+            }
+            found.append(Room(view.runner_id, device, free))
+    return found
+
+
+def _is_lost(view: RunnerView | None, situation: Situation, settings: Settings) -> bool:
+    """Silent for a whole lease in which service and Redis were up."""
+    if situation.up_since is None:
+        return False
+    heard_at = situation.up_since if view is None else max(view.heard_at, situation.up_since)
+    return situation.now - heard_at > settings.lease_s
+
+
+def _is_behind(job: JobRecord, view: RunnerView) -> bool:
+    """Lines are missing that two reports already spoke of; those of one report may still be on their way."""
+    before = view.held_before(job.job_id, job.attempt)
+    held = _held(job, view)
+    return held is not None and before is not None and min(held.last_n, before.last_n) > job.recorded_n
+
+
+def _held(job: JobRecord, view: RunnerView) -> events.Held | None:
+    return view.held(job.job_id, job.attempt)
+
+
+def _has_no_attempt_left(job: JobRecord, settings: Settings) -> bool:
+    return job.status is Status.PENDING and job.interruptions >= settings.max_attempts
+
+
+def _envelope(job: JobRecord, situation: Situation) -> dict[str, Any]:
+    return {"job_id": job.job_id, "attempt": job.attempt, "at": situation.at}
+
+
+class Reconciler:
+    """Carries out what `decide` says, at every change and every `report_every_s`."""
+
+    def __init__(self, settings: Settings, root: DataRoot, recorder: Recorder, bus: Bus) -> None:
+        self.names = ModelNames(settings, root, recorder)
+        self._settings = settings
+        self._recorder = recorder
+        self._bus = bus
+        self._news = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+        self._sent_at: dict[tuple[str, AnyCommand], float] = {}
+        self._cpu_allowed: dict[str, bool] = {}
+        self._awake_since = time.monotonic()
+        self._last_pass = self._awake_since
+
+    async def start(self) -> None:
+        self._recorder.on_change = self.wake
+        self._awake_since = self._last_pass = time.monotonic()
+        self._task = asyncio.create_task(self._run_forever(), name="reconciler")
+
+    async def stop(self) -> None:
+        if self._task is not None:
+            await tasks.end(self._task)
+
+    def wake(self) -> None:
+        """Something changed: look again now."""
+        self._news.set()
+
+    async def run(self) -> None:
+        """Look once, and do what there is to do."""
+        situation = await self._situation()
+        actions = decide(situation, self._settings)
+        for action in actions:
+            if isinstance(action, CatchUp):
+                await self._recorder.catch_up(action.job)
+        stated = [(action.event, None) for action in actions if isinstance(action, State)]
+        if stated:
+            await self._recorder.commit(Write(events=stated))
+        await self._send([action for action in actions if isinstance(action, Send)])
+
+    async def _run_forever(self) -> None:
+        while True:
+            self._news.clear()
+            try:
+                await self.run()
+            except (Unavailable, *UNREACHABLE) as error:
+                log.warning("reconcile.waiting", error=str(error))
+            except Exception:
+                log.exception("reconcile.failed")
+            with suppress(TimeoutError):
+                async with asyncio.timeout(self._settings.report_every_s):
+                    await self._news.wait()
+
+    async def _situation(self) -> Situation:
+        now = time.monotonic()
+        if now - self._last_pass > self._settings.report_every_s + self._settings.lease_s / 2:
+            self._awake_since = now  # this process stood still: the runners spoke and it could not hear
+        self._last_pass = now
+        redis_up_since = self._recorder.up_since
+        return Situation(
+            jobs=dict(self._recorder.live),
+            runners=dict(self._recorder.runners),
+            now=now,
+            at=datetime.now(UTC),
+            up_since=None if redis_up_since is None else max(redis_up_since, self._awake_since),
+            is_redis_lost=self._recorder.is_redis_lost,
+            cpu_allowed=await self._sizes(),
+        )
+
+    async def _sizes(self) -> Mapping[str, bool]:
+        """Of each pending job whether its model may run on a CPU; looked up once a job."""
+        known = self._cpu_allowed
+        pending = [job for job in self._recorder.live.values() if job.status is Status.PENDING]
+        self._cpu_allowed = {
+            job.job_id: known[job.job_id] if job.job_id in known else await self.names.is_small(job.spec)
+            for job in pending
+        }
+        return self._cpu_allowed
+
+    async def _send(self, sends: Sequence[Send]) -> None:
+        """Send what was not sent a moment ago: a report that shows its effect takes as long."""
+        by_runner: dict[str, list[AnyCommand]] = {}
+        for send in sends:
+            if self._is_due(send.runner_id, send.command):
+                by_runner.setdefault(send.runner_id, []).append(send.command)
+        for runner_id, wishes in by_runner.items():
+            log.info("commands.sent", runner_id=runner_id, commands=[_name(wish) for wish in wishes])
+            await self._bus.send(runner_id, wishes)
+
+    def _is_due(self, runner_id: str, wish: AnyCommand) -> bool:
+        """Whether a command was not sent within the last `report_every_s`; then it counts as sent now."""
+        now = time.monotonic()
+        self._sent_at = {key: at for key, at in self._sent_at.items() if now - at < self._settings.report_every_s}
+        if (runner_id, wish) in self._sent_at:
+            return False
+        self._sent_at[runner_id, wish] = now
+        return True
+
+
+def _name(wish: AnyCommand) -> str:
+    return f"{wish.__struct_config__.tag} {wish.job_id}.{wish.attempt}"

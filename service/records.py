@@ -1,0 +1,188 @@
+"""What the service knows: frozen structs of what SQLite holds and of what runners said of themselves.
+
+`projection.py` makes them from events, `store.py` keeps them, routes show them.
+"""
+
+import time
+from datetime import datetime
+
+import msgspec
+
+from jobs.errors import FailureReason
+from jobs.events import Device, Held, RunnerReported
+from jobs.lifecycle import TERMINAL, State, Status
+from jobs.results import JobResult
+from jobs.specs import ExportFormat, JobSpec, Kind, kind_of
+
+
+class Record(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Base of all records. Times are UTC; paths are names below the data root."""
+
+
+class JobRecord(Record, frozen=True, kw_only=True):
+    """Everything known of one job.
+
+    `recorded_n` is the last journal line recorded of the present attempt, `last_seq` the job's last event,
+    `submitted_seq` its first one and so its place in the order of submission. `waiting_reason` says why a pending
+    job waits. `notes` are sentences for the user. `metrics_attempt` is the attempt that logged metrics last.
+    """
+
+    job_id: str
+    spec: JobSpec
+    submitted_at: datetime
+    updated_at: datetime
+    submitted_seq: int
+    last_seq: int
+    status: Status = Status.PENDING
+    attempt: int = 1
+    interruptions: int = 0
+    recorded_n: int = 0
+    metrics_attempt: int = 0
+    started_at: datetime | None = None
+    completed_at: datetime | None = None
+    cancel_requested_at: datetime | None = None
+    pause_requested_at: datetime | None = None
+    runner_id: str | None = None
+    device: str | None = None
+    device_name: str | None = None
+    waiting_reason: str | None = None
+    phase: str | None = None
+    step: int | None = None
+    total_steps: int | None = None
+    fraction: float | None = None
+    epoch: float | None = None
+    total_epochs: int | None = None
+    eta_s: float | None = None
+    train_loss: float | None = None
+    eval_loss: float | None = None
+    learning_rate: float | None = None
+    best_eval_loss: float | None = None
+    best_eval_accuracy: float | None = None
+    peak_memory_bytes: int | None = None
+    result: JobResult | None = None
+    failure_reason: FailureReason | None = None
+    failure_detail: str | None = None
+    notes: tuple[str, ...] = ()
+
+    @property
+    def kind(self) -> Kind:
+        return kind_of(self.spec)
+
+    @property
+    def label(self) -> str | None:
+        """The client's own name for the files of a training or an export."""
+        config = getattr(self.spec, "config", None)
+        label: str | None = getattr(config or self.spec, "output_dir", None)
+        return label if self.kind in (Kind.FINETUNE, Kind.EXPORT) else None
+
+    @property
+    def tags(self) -> tuple[str, ...]:
+        tags: tuple[str, ...] = getattr(self.spec, "tags", ())
+        return tags
+
+    @property
+    def state(self) -> State:
+        """What the table of statuses works on."""
+        return State(
+            status=self.status,
+            attempt=self.attempt,
+            interruptions=self.interruptions,
+            cancel_requested=self.cancel_requested_at is not None,
+            pause_requested=self.pause_requested_at is not None,
+        )
+
+    @property
+    def has_ended(self) -> bool:
+        return self.status in TERMINAL
+
+    @property
+    def duration_s(self) -> float | None:
+        """From the first start to the end; None until then."""
+        if self.started_at is None or self.completed_at is None:
+            return None
+        return (self.completed_at - self.started_at).total_seconds()
+
+
+class CheckpointRecord(Record, frozen=True, kw_only=True):
+    """A checkpoint that rotation has not removed."""
+
+    job_id: str
+    attempt: int
+    step: int
+    path: str
+    bytes: int
+    metrics: dict[str, float]
+    saved_at: datetime
+
+
+class ArtifactRecord(Record, frozen=True, kw_only=True):
+    """A file or folder a job gave to others."""
+
+    job_id: str
+    attempt: int
+    kind: str
+    path: str
+    bytes: int
+    sha256: str | None
+    created_at: datetime
+
+
+class ExportRecord(Record, frozen=True, kw_only=True):
+    """A completed export job. `job_id` is the training it was made from."""
+
+    export_id: str
+    job_id: str
+    export_format: ExportFormat
+    export_path: str
+    archive_path: str
+    archive_bytes: int
+    archive_sha256: str
+    file_size_mb: float
+    model_card_path: str | None
+    created_at: datetime
+
+
+class StoredEvent(Record, frozen=True, kw_only=True):
+    """An event as it was said, and its cursor. `body` is JSON."""
+
+    seq: int
+    job_id: str
+    type: str
+    body: bytes
+
+
+class RunnerView(Record, frozen=True, kw_only=True):
+    """What is known of one runner: its last report, the one before it, and when the last came (monotonic clock)."""
+
+    report: RunnerReported
+    heard_at: float
+    lease_s: float
+    previous: RunnerReported | None = None
+
+    @property
+    def runner_id(self) -> str:
+        return self.report.runner_id
+
+    @property
+    def devices(self) -> tuple[Device, ...]:
+        return self.report.devices
+
+    @property
+    def alive(self) -> bool:
+        return self.is_alive(time.monotonic())
+
+    def is_alive(self, now: float) -> bool:
+        """Whether it was heard within its lease; `now` is on the monotonic clock."""
+        return now - self.heard_at <= self.lease_s
+
+    def held(self, job_id: str, attempt: int) -> Held | None:
+        """What the last report says of an attempt."""
+        return _find(self.report, job_id, attempt)
+
+    def held_before(self, job_id: str, attempt: int) -> Held | None:
+        """What the report before it said of an attempt."""
+        return _find(self.previous, job_id, attempt) if self.previous else None
+
+
+def _find(report: RunnerReported, job_id: str, attempt: int) -> Held | None:
+    return next((held for held in report.held if held.job_id == job_id and held.attempt == attempt), None)

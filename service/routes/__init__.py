@@ -1,0 +1,45 @@
+"""The routes: one file a family of addresses, each a thin adapter. The list below is all there is.
+
+`app` mounts it twice: under `/api`, and under `/api/training` for clients that sit behind that prefix.
+"""
+
+from litestar.types import ControllerRouterHandler
+
+from service.routes import data, experiments, exports, health, jobs, live, runners, train
+
+HANDLERS: list[ControllerRouterHandler] = [
+    data.upload,
+    data.convert,
+    data.validate,
+    data.split,
+    data.download_validation_report,
+    train.start,
+    train.status,
+    train.cancel,
+    train.list_jobs,
+    experiments.list_experiments,
+    experiments.get_experiment,
+    experiments.get_metrics,
+    experiments.compare,
+    experiments.delete_experiment,
+    exports.export,
+    exports.download_info,
+    exports.download_file,
+    exports.list_exports,
+    exports.delete_export,
+    jobs.submit,
+    jobs.list_jobs,
+    jobs.get_job,
+    jobs.get_events,
+    jobs.get_log,
+    jobs.cancel,
+    jobs.pause,
+    jobs.resume,
+    jobs.delete_job,
+    runners.list_runners,
+    live.socket_of_job,
+    live.event_stream,
+]
+
+HEALTH: list[ControllerRouterHandler] = [health.health, health.ready, health.live]
+"""At the root and below both prefixes."""

@@ -1,0 +1,138 @@
+"""The general door: submit a job of any kind, list, look, read its events and log, steer it, remove it.
+
+The routes of the contract are adapters over the same verbs.
+"""
+
+import asyncio
+import os
+from typing import Annotated, Any
+
+from litestar import Request, Response, delete, get, post
+from litestar.params import Parameter
+
+from jobs.errors import UnknownJob
+from jobs.lifecycle import Status
+from jobs.paths import DataRoot
+from jobs.specs import JobSpec, Kind
+from service import answers, waiting
+from service.answers import Accepted, Done, EventPage, JobAnswer, JobPage
+from service.dispatch import Dispatch
+from service.problems import documented
+from service.recorder import Recorder
+from service.records import JobRecord
+from service.store import Store
+
+_TAGS = ["jobs"]
+_LAST_SEQ = 2**63 - 1
+
+After = Annotated[int, Parameter(ge=0, le=_LAST_SEQ, description="Cursor: the last `seq` you have.")]
+EventTypes = Annotated[
+    str | None, Parameter(max_length=1000, description="Event types, comma-separated, such as job.started.")
+]
+
+
+@post("/jobs", status_code=202, tags=_TAGS, responses=documented(400, 404, 409, 422, 501))
+async def submit(data: JobSpec, request: Request[Any, Any, Any], dispatch: Dispatch) -> Response[Accepted]:
+    """Record a job; `kind` says which. It is durable when this answers."""
+    return waiting.accepted(request, await dispatch.submit(data))
+
+
+@get("/jobs", tags=_TAGS, responses=documented(422))
+async def list_jobs(
+    store: Store,
+    recorder: Recorder,
+    kind: Kind | None = None,
+    status: Status | None = None,
+    limit: Annotated[int, Parameter(ge=1, le=1000)] = 100,
+    before: Annotated[str | None, Parameter(max_length=64, description="Cursor: `before` of the last page.")] = None,
+) -> JobPage:
+    """Jobs, newest first."""
+    kinds = () if kind is None else (kind,)
+    records = await store.jobs(kinds=kinds, status=status, limit=limit, before=before)
+    live = recorder.live
+    jobs = tuple(answers.job(live.get(record.job_id, record), live.values()) for record in records)
+    return JobPage(jobs=jobs, before=jobs[-1].job_id if len(jobs) == limit else None)
+
+
+@get("/jobs/{job_id:str}", tags=_TAGS, responses=documented(404))
+async def get_job(job_id: str, recorder: Recorder) -> JobAnswer:
+    """Everything known of a job, with its result once it is completed."""
+    return answers.job(await _job(job_id, recorder), recorder.live.values())
+
+
+@get("/jobs/{job_id:str}/events", tags=_TAGS, responses=documented(404, 422))
+async def get_events(
+    job_id: str,
+    recorder: Recorder,
+    store: Store,
+    after: After = 0,
+    limit: Annotated[int, Parameter(ge=1, le=1000)] = 500,
+    types: EventTypes = None,
+) -> EventPage:
+    """The job's events behind a cursor, oldest first."""
+    record = await _job(job_id, recorder)
+    stored = await store.events(record.job_id, after=after, limit=limit, types=types_of(types))
+    return answers.event_page(stored, after)
+
+
+@get("/jobs/{job_id:str}/log", tags=_TAGS, responses=documented(404, 422), media_type="text/plain")
+async def get_log(
+    job_id: str,
+    recorder: Recorder,
+    root: DataRoot,
+    tail_bytes: Annotated[int, Parameter(ge=1, le=2**20)] = 65536,
+) -> Response[bytes]:
+    """The end of what the job's newest attempt printed."""
+    record = await _job(job_id, recorder)
+    text = await asyncio.to_thread(_log_tail, root, record.job_id, tail_bytes)
+    return Response(text, media_type="text/plain")
+
+
+@post("/jobs/{job_id:str}/cancel", status_code=200, tags=_TAGS, responses=documented(404))
+async def cancel(job_id: str, dispatch: Dispatch, recorder: Recorder) -> JobAnswer:
+    """Ask a job to end. One that has ended stays as it is."""
+    record, _ = await dispatch.cancel(job_id)
+    return answers.job(record, recorder.live.values())
+
+
+@post("/jobs/{job_id:str}/pause", status_code=200, tags=_TAGS, responses=documented(400, 404))
+async def pause(job_id: str, dispatch: Dispatch, recorder: Recorder) -> JobAnswer:
+    """Ask a running training to save its state and give its device back."""
+    return answers.job(await dispatch.pause(job_id), recorder.live.values())
+
+
+@post("/jobs/{job_id:str}/resume", status_code=200, tags=_TAGS, responses=documented(400, 404))
+async def resume(job_id: str, dispatch: Dispatch, recorder: Recorder) -> JobAnswer:
+    """Let a paused training go on from its checkpoint."""
+    return answers.job(await dispatch.resume(job_id), recorder.live.values())
+
+
+@delete("/jobs/{job_id:str}", status_code=200, tags=_TAGS, responses=documented(400, 404))
+async def delete_job(job_id: str, dispatch: Dispatch) -> Done:
+    """Remove a job and what it wrote. A running one must be cancelled first."""
+    await dispatch.delete(job_id)
+    return Done(success=True, message=f"Job {job_id} is removed.")
+
+
+def types_of(text: str | None) -> frozenset[str] | None:
+    """The event types of a comma-separated list; None means all."""
+    return frozenset(part.strip() for part in text.split(",") if part.strip()) or None if text else None
+
+
+async def _job(job_id: str, recorder: Recorder) -> JobRecord:
+    record = await recorder.job(job_id)
+    if record is None:
+        raise UnknownJob
+    return record
+
+
+def _log_tail(root: DataRoot, job_id: str, tail_bytes: int) -> bytes:
+    """The last bytes of the newest attempt's output, from the begin of a line; empty before there is one."""
+    for attempt in root.attempts(job_id):
+        if attempt.log.is_file():
+            with attempt.log.open("rb") as file:
+                size = file.seek(0, os.SEEK_END)
+                file.seek(max(0, size - tail_bytes))
+                tail = file.read(tail_bytes)
+            return tail.partition(b"\n")[2] if size > tail_bytes and b"\n" in tail else tail
+    return b""

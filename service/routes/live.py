@@ -1,0 +1,201 @@
+"""Live events of jobs: one WebSocket a job, and server-sent events. Both encode the same feed.
+
+A socket stays open after the job's last event, with bookmarks, until the client closes it: a client that comes back
+on its own would only come back. An event stream of one job ends after it, and a client that comes back with nothing
+left to hear is told so with 204, which stops it.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from typing import Annotated, Any
+
+import msgspec
+from litestar import Response, WebSocket, get, websocket
+from litestar.exceptions import WebSocketDisconnect
+from litestar.params import Parameter
+from litestar.response import Stream
+
+from jobs import frames
+from jobs.errors import InvalidInput, UnknownJob
+from jobs.frames import ServerFrame
+from service.feed import Batch, Feed, Gap, with_silences
+from service.hub import Hub
+from service.problems import documented
+from service.recorder import Recorder
+from service.routes.jobs import After, EventTypes, types_of
+from service.store import Store
+
+AnySocket = WebSocket[Any, Any, Any]
+
+SEND_WITHIN_S = 30.0
+COME_BACK_AFTER_S = 2.0
+_LAST_SEQ = 2**63 - 1
+_ENDS = frozenset({"job.completed", "job.failed", "job.cancelled"})
+
+
+class OpenSockets:
+    """The conversations under way, so that a service that ends can let them say goodbye."""
+
+    def __init__(self) -> None:
+        self._tasks: set[asyncio.Task[Any]] = set()
+
+    @contextmanager
+    def counted(self) -> Iterator[None]:
+        """While the present task holds a conversation."""
+        task = asyncio.current_task()
+        if task is None:
+            raise RuntimeError("outside of a task")
+        self._tasks.add(task)
+        try:
+            yield
+        finally:
+            self._tasks.discard(task)
+
+    async def wait_for_end(self, within_s: float) -> None:
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=within_s)
+
+
+class _BadFrame(Exception):
+    """The client sent something that is no frame."""
+
+
+@websocket("/train/{job_id:str}/ws")
+async def socket_of_job(
+    socket: AnySocket, job_id: str, store: Store, recorder: Recorder, hub: Hub, sockets: OpenSockets
+) -> None:
+    """Events of one job behind the cursor `after`, then live."""
+    await socket.accept()
+    after = _cursor(socket.query_params.get("after", "0"))
+    record = await recorder.job(job_id)
+    if record is None:
+        await _end(socket, frames.CLOSE_NO_SUCH_JOB, frames.Problem(code="job_not_found", message=UnknownJob().message))
+    elif after is None or after > await store.head_seq():
+        message = "`after` must be the `seq` of an event, or 0."
+        await _end(socket, frames.CLOSE_BAD_FRAME, frames.Problem(code="bad_cursor", message=message))
+    else:
+        await _send(socket, frames.Welcome(server_time=datetime.now(UTC), after=after, status=record.status.value))
+        with sockets.counted():
+            await _converse(socket, Feed(store, hub, job_id=job_id, types=None, after=after))
+
+
+@get("/events", tags=["events"], responses=documented(404, 422), media_type="text/event-stream")
+async def event_stream(
+    store: Store,
+    recorder: Recorder,
+    hub: Hub,
+    job: Annotated[str | None, Parameter(max_length=64, description="Only this job's events.")] = None,
+    types: EventTypes = None,
+    after: After = 0,
+    last_event_id: Annotated[int | None, Parameter(header="last-event-id", ge=0, le=_LAST_SEQ)] = None,
+) -> Response[Any]:
+    """Events behind a cursor, then live, as server-sent events: `id` is the event's `seq`, `data` its JSON."""
+    cursor = after if last_event_id is None else last_event_id
+    if cursor > await store.head_seq():
+        raise InvalidInput("is beyond the newest event", path="after")
+    record = None if job is None else await recorder.job(job)
+    if job is not None and record is None:
+        raise UnknownJob
+    if record is not None and record.has_ended and last_event_id is not None and cursor >= record.last_seq:
+        return Response(None, status_code=204)
+    feed = Feed(store, hub, job_id=job, types=types_of(types), after=cursor)
+    headers = {"cache-control": "no-store", "x-accel-buffering": "no"}
+    return Stream(_stream(feed, job), media_type="text/event-stream", headers=headers)
+
+
+async def _stream(feed: Feed, job_id: str | None) -> AsyncIterator[bytes]:
+    yield b"retry: 2000\n\n"
+    async for said in with_silences(feed.follow()):
+        if said is None:
+            yield b": still here\n\n"
+        elif isinstance(said, Gap):
+            yield b"event: reset\ndata: " + frames.encode(_reset(said, job_id)) + b"\n\n"
+        else:
+            yield b"".join(_encode(seq, body) for seq, _, body in said.items)
+            if job_id is not None and any(kind in _ENDS for _, kind, _ in said.items):
+                return
+
+
+def _encode(seq: int | None, body: bytes) -> bytes:
+    return (b"" if seq is None else b"id: %d\n" % seq) + b"data: " + body + b"\n\n"
+
+
+async def _converse(socket: AnySocket, feed: Feed) -> None:
+    """Tell and listen side by side: a handler that only tells never notices that its client has left."""
+    telling = asyncio.ensure_future(_tell(socket, feed))
+    listening = asyncio.ensure_future(_listen(socket))
+    try:
+        await asyncio.wait({telling, listening}, return_when=asyncio.FIRST_COMPLETED)
+        await _part(socket, telling, listening)
+    finally:
+        telling.cancel()
+        listening.cancel()
+        await asyncio.gather(telling, listening, return_exceptions=True)
+
+
+async def _tell(socket: AnySocket, feed: Feed) -> None:
+    """Ends when the hub closes.
+
+    Raises:
+        TimeoutError: the client does not take what it is sent.
+    """
+    async for said in with_silences(feed.follow()):
+        async with asyncio.timeout(SEND_WITHIN_S):
+            await _send(socket, _frame(said, feed))
+
+
+async def _listen(socket: AnySocket) -> None:
+    """Ends when the client leaves. It may send its token at any time; Access has judged that."""
+    while True:
+        message: Any = await socket.receive()
+        if message["type"] == "websocket.disconnect":
+            return
+        try:
+            frames.decode_client(message.get("text") or "")
+        except (msgspec.MsgspecError, RecursionError) as error:
+            raise _BadFrame from error
+
+
+async def _part(socket: AnySocket, telling: asyncio.Future[None], listening: asyncio.Future[None]) -> None:
+    """Say why the conversation ends, unless it was the client who ended it."""
+    if listening.done() and listening.exception() is None:
+        return
+    if listening.done():
+        message = "The one frame a client may send is its token."
+        await _end(socket, frames.CLOSE_BAD_FRAME, frames.Problem(code="bad_frame", message=message))
+    elif telling.exception() is None:
+        farewell = frames.Bye(code="restarting", retry_after_s=COME_BACK_AFTER_S)
+        await _end(socket, frames.CLOSE_RESTARTING, farewell)
+    elif isinstance(telling.exception(), TimeoutError):
+        await socket.close(frames.CLOSE_SLOW)
+    elif not isinstance(telling.exception(), WebSocketDisconnect):
+        telling.result()
+
+
+async def _end(socket: AnySocket, code: int, last: ServerFrame) -> None:
+    await _send(socket, last)
+    await socket.close(code)
+
+
+async def _send(socket: AnySocket, frame: ServerFrame) -> None:
+    await socket.send_text(frames.encode(frame).decode())
+
+
+def _frame(said: Batch | Gap | None, feed: Feed) -> ServerFrame:
+    if said is None:
+        return frames.Bookmark(seq=feed.position)
+    if isinstance(said, Gap):
+        return _reset(said, feed.job_id)
+    numbered = tuple(frames.Numbered(event=msgspec.Raw(body), seq=seq) for seq, _, body in said.items)
+    return frames.Events(events=numbered, from_seq=said.from_seq, to_seq=said.to_seq)
+
+
+def _reset(gap: Gap, job_id: str | None) -> frames.Reset:
+    return frames.Reset(reason=gap.reason, snapshot_url="/api/jobs" if job_id is None else f"/api/jobs/{job_id}")
+
+
+def _cursor(text: str) -> int | None:
+    """The cursor of a query string; None for anything that can be none."""
+    return int(text) if text.isascii() and text.isdigit() and len(text) < 19 else None

@@ -1,0 +1,63 @@
+"""Trainings as existing clients know them: start, status, cancel, list."""
+
+from typing import Annotated
+
+from litestar import get, post
+from litestar.params import Parameter
+
+from jobs.errors import UnknownJob
+from jobs.lifecycle import Status
+from jobs.specs import FinetuneSpec, Kind
+from service import answers
+from service.answers import Cancelled, Progress, Started
+from service.dispatch import Dispatch
+from service.problems import documented
+from service.recorder import Recorder
+from service.store import Store
+
+Limit = Annotated[int, Parameter(ge=1, le=1000)]
+
+_TAGS = ["train"]
+
+
+@post("/train/start", status_code=200, tags=_TAGS, responses=documented(400, 404, 422))
+async def start(data: FinetuneSpec, dispatch: Dispatch) -> Started:
+    """Record a fine-tuning job; it runs as soon as there is a place."""
+    record = await dispatch.submit(data)
+    message = f"Training {record.job_id} is {record.status}; follow it at /api/train/{record.job_id}/status."
+    return Started(success=True, job_id=record.job_id, message=message, warnings=record.notes)
+
+
+@get("/train/{job_id:str}/status", tags=_TAGS, responses=documented(404))
+async def status(job_id: str, recorder: Recorder) -> Progress:
+    """How a job goes."""
+    record = await recorder.job(job_id)
+    if record is None:
+        raise UnknownJob
+    return answers.progress(record)
+
+
+@post("/train/{job_id:str}/cancel", status_code=200, tags=_TAGS, responses=documented(404))
+async def cancel(job_id: str, dispatch: Dispatch) -> Cancelled:
+    """Ask a job to end. `success` is false where it had ended before."""
+    record, is_accepted = await dispatch.cancel(job_id)
+    message = (
+        f"Job {job_id} is being cancelled." if is_accepted else f"Job {job_id} had already {_ended(record.status)}."
+    )
+    return Cancelled(success=is_accepted, job_id=job_id, status=record.status, message=message)
+
+
+@get("/train/jobs", tags=_TAGS, responses=documented(422))
+async def list_jobs(
+    store: Store,
+    recorder: Recorder,
+    status: Annotated[Status | None, Parameter(query="status")] = None,
+    limit: Limit = 100,
+) -> list[Progress]:
+    """Trainings, newest first."""
+    records = await store.jobs(kinds=(Kind.FINETUNE,), status=status, limit=limit)
+    return [answers.progress(recorder.live.get(record.job_id, record)) for record in records]
+
+
+def _ended(status: Status) -> str:
+    return "been cancelled" if status is Status.CANCELLED else status.value

@@ -1,0 +1,131 @@
+"""The program behind `training-api serve`: `python -m service.serve`, set up by the environment alone.
+
+One process owns a data root. It refuses, with status 2 and a sentence, what would not be safe or would not work,
+before it binds its port.
+"""
+
+import asyncio
+import fcntl
+import gc
+import logging
+import os
+import socket
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import structlog
+import uvicorn
+from litestar import Litestar
+
+from jobs.errors import Misconfigured
+from jobs.paths import DataRoot
+from jobs.settings import Settings
+from service import access
+from service.app import create_app
+
+log = structlog.get_logger()
+
+REFUSED = 2  # exit status
+_FAREWELL_WITHIN_S = 1.0
+_SHUTDOWN_WITHIN_S = 5
+_SOCKET_MAX_BYTES = 64 * 1024  # a client sends its token and nothing else
+
+
+def main(arguments: list[str]) -> int:
+    """Serve until a signal ends it; the exit status."""
+    try:
+        if arguments:
+            raise Misconfigured(f"service.serve is one process and takes no arguments, but got {' '.join(arguments)}.")
+        settings = Settings.from_environment()
+        access.check_settings(settings)
+        _set_up_logs(settings.log_level)
+        with _owned(DataRoot(settings.data_folder)):
+            return _serve(settings)
+    except Misconfigured as error:
+        sys.stderr.write(f"training-api: {error.message}\n")
+        return REFUSED
+
+
+class Server(uvicorn.Server):
+    """Says goodbye to listeners before uvicorn waits for them: it ends sockets, but never event streams."""
+
+    def __init__(self, config: uvicorn.Config, app: Litestar) -> None:
+        super().__init__(config)
+        self._app = app
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self._app.state.hub.close()
+        await self._app.state.sockets.wait_for_end(_FAREWELL_WITHIN_S)
+        await super().shutdown(sockets)
+
+
+def configure(app: Litestar, settings: Settings) -> Server:
+    """The server of an application, not yet started."""
+    config = uvicorn.Config(
+        app,
+        host=settings.host,
+        port=settings.port,
+        lifespan="on",
+        ws="websockets-sansio",
+        ws_max_size=_SOCKET_MAX_BYTES,
+        ws_per_message_deflate=False,
+        timeout_graceful_shutdown=_SHUTDOWN_WITHIN_S,
+        server_header=False,
+        proxy_headers=False,
+        access_log=False,
+        log_config=None,
+    )
+    return Server(config, app)
+
+
+def _serve(settings: Settings) -> int:
+    server = configure(create_app(settings), settings)
+    gc.freeze()
+    log.info("service.started", host=settings.host, port=settings.port, data_root=str(settings.data_folder))
+    asyncio.run(server.serve())
+    return 0 if server.started else 1
+
+
+@contextmanager
+def _owned(root: DataRoot) -> Iterator[None]:
+    """Hold the data root's lock.
+
+    Raises:
+        Misconfigured: another service holds it.
+    """
+    root.folder.mkdir(parents=True, exist_ok=True)
+    with root.service_lock.open("a+") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.seek(0)
+            raise Misconfigured(
+                f"Another service (process {lock.read().strip() or 'unknown'}) already serves {root.folder}: "
+                "stop it, or set TRAINING_DATA_ROOT to another folder. One process serves a data root."
+            ) from None
+        lock.truncate(0)
+        lock.write(str(os.getpid()))
+        lock.flush()
+        yield
+
+
+def _set_up_logs(level: str) -> None:
+    """structlog for ours, the standard library's for uvicorn, both to stderr."""
+    number = logging.getLevelNamesMapping()[level.upper()]
+    logging.basicConfig(level=max(number, logging.WARNING), format="%(levelname)s %(name)s %(message)s")
+    structlog.configure(
+        processors=[
+            structlog.contextvars.merge_contextvars,
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            structlog.processors.format_exc_info,
+            structlog.processors.LogfmtRenderer(key_order=["timestamp", "level", "event"]),
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(number),
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,196 @@
+"""The truth about jobs: one SQLite database, one connection that writes, a few that read.
+
+Opened by the app's lifespan; written by the recorder alone. All SQL is here, in `queries.py` and in `migrations/`.
+"""
+
+import asyncio
+import sqlite3
+from collections.abc import AsyncIterator, Iterable, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import aiosqlite
+import msgspec
+
+from jobs.specs import ConvertSpec, ExportSpec, SplitSpec, ValidateSpec
+from service.batch import Batch
+from service.queries import Queries, Series, SortBy
+from service.records import JobRecord
+
+__all__ = ["Series", "SortBy", "Store"]
+
+MIGRATIONS = Path(__file__).parent / "migrations"
+_READERS = 2
+_BUSY_MS = 5000
+
+_encode = msgspec.json.Encoder().encode
+
+_INSERT_EVENT = "INSERT INTO events (seq, job_id, attempt, n, type, at, body) VALUES (?, ?, ?, ?, ?, ?, ?)"
+_UPSERT_JOB = """
+    INSERT INTO jobs (submitted_seq, job_id, kind, status, label, parent_id, input_name, output_name, duration_s,
+                      best_eval_loss, record)
+    VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+    ON CONFLICT (job_id) DO UPDATE SET status = excluded.status, duration_s = excluded.duration_s,
+        best_eval_loss = excluded.best_eval_loss, record = excluded.record
+"""
+_INSERT_TAG = "INSERT OR IGNORE INTO tags (job_id, tag) VALUES (?, ?)"
+_VOID_POINTS = "DELETE FROM metrics WHERE job_id = ? AND attempt < ? AND step > ?"
+_UPSERT_POINT = """
+    INSERT OR REPLACE INTO metrics (job_id, series, step, attempt, epoch, value) VALUES (?, ?, ?, ?, ?, ?)
+"""
+_DELETE_CHECKPOINT = "DELETE FROM checkpoints WHERE job_id = ? AND path = ?"
+_UPSERT_CHECKPOINT = """
+    INSERT OR REPLACE INTO checkpoints (job_id, path, attempt, step, bytes, metrics, saved_at)
+    VALUES (?, ?, ?, ?, ?, ?, ?)
+"""
+_UPSERT_ARTIFACT = """
+    INSERT OR REPLACE INTO artifacts (job_id, path, attempt, kind, bytes, sha256, created_at)
+    VALUES (?, ?, ?, ?, ?, ?, ?)
+"""
+_INSERT_DEAD_LETTER = """
+    INSERT OR REPLACE INTO dead_letters (epoch, entry_id, at, error, body) VALUES (?, ?, ?, ?, ?)
+"""
+_UPSERT_POSITION = "INSERT OR REPLACE INTO stream (only, epoch, after) VALUES (1, ?, ?)"
+_DELETE_JOB = tuple(
+    f"DELETE FROM {table} WHERE job_id = ?"
+    for table in ("events", "metrics", "checkpoints", "artifacts", "tags", "jobs")
+)
+
+
+class Store(Queries):
+    """The reads of `Queries`, and the writes of the recorder."""
+
+    def __init__(self, writer: aiosqlite.Connection, readers: Sequence[aiosqlite.Connection]) -> None:
+        super().__init__(readers)
+        self._writer = writer
+        self._writing = asyncio.Lock()  # two transactions on one connection would become one
+
+    @classmethod
+    async def open(cls, path: Path) -> "Store":
+        """The database at a path, made or brought up to the newest migration."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        connections: list[aiosqlite.Connection] = []
+        try:
+            connections.append(await _connect(path, "PRAGMA journal_mode = WAL", "PRAGMA synchronous = FULL"))
+            await _migrate(connections[0])
+            for _ in range(_READERS):
+                connections.append(await _connect(path, "PRAGMA query_only = ON"))
+        except BaseException:
+            await _close(connections)
+            raise
+        return cls(connections[0], connections[1:])
+
+    async def close(self) -> None:
+        """End the connections' threads, which would keep the process alive."""
+        async with self._writing:
+            await _close([*self._readers, self._writer])
+
+    async def write(self, batch: Batch) -> None:
+        """Make a batch true, whole or not at all; it is on the disk when this returns."""
+        async with self._transaction() as writer:
+            for sql, rows in _statements(batch):
+                if rows:
+                    await writer.executemany(sql, rows)
+
+    async def remove(self, job_ids: Iterable[str]) -> None:
+        """Forget jobs and everything about them."""
+        rows = [(job_id,) for job_id in job_ids]
+        async with self._transaction() as writer:
+            for sql in _DELETE_JOB:
+                await writer.executemany(sql, rows)
+
+    async def checkpoint(self) -> None:
+        """Move what the write-ahead log holds into the database file."""
+        async with self._writing:
+            await self._writer.execute_fetchall("PRAGMA wal_checkpoint(TRUNCATE)")
+
+    @asynccontextmanager
+    async def _transaction(self) -> AsyncIterator[aiosqlite.Connection]:
+        async with self._writing:
+            await self._writer.execute("BEGIN IMMEDIATE")
+            try:
+                yield self._writer
+                await self._writer.execute("COMMIT")
+            except BaseException:
+                await self._writer.rollback()  # does nothing where SQLite has rolled back by itself
+                raise
+
+
+def _statements(batch: Batch) -> list[tuple[str, list[tuple[object, ...]]]]:
+    """Statements and their rows, in the order they must run."""
+    records = batch.records.values()
+    position = batch.position
+    return [
+        (_INSERT_EVENT, [(e.seq, e.job_id, e.attempt, e.n, e.type, e.at.isoformat(), e.body) for e in batch.events]),
+        (_UPSERT_JOB, [_job_row(record) for record in records]),
+        (_INSERT_TAG, list(batch.tags)),
+        (_VOID_POINTS, [(v.job_id, v.attempt, v.step) for v in batch.voided]),
+        (
+            _UPSERT_POINT,
+            [(p.job_id, p.series, p.step, p.attempt, p.epoch, p.value) for p in batch.points.values()],
+        ),
+        (_DELETE_CHECKPOINT, list(batch.removed_checkpoints)),
+        (
+            _UPSERT_CHECKPOINT,
+            [
+                (c.job_id, c.path, c.attempt, c.step, c.bytes, _encode(c.metrics), c.saved_at.isoformat())
+                for c in batch.checkpoints.values()
+            ],
+        ),
+        (
+            _UPSERT_ARTIFACT,
+            [
+                (a.job_id, a.path, a.attempt, a.kind, a.bytes, a.sha256, a.created_at.isoformat())
+                for a in batch.artifacts
+            ],
+        ),
+        (
+            _INSERT_DEAD_LETTER,
+            [(d.position.epoch, d.position.after, d.at.isoformat(), d.error, d.body) for d in batch.dead_letters],
+        ),
+        (_UPSERT_POSITION, [(position.epoch, position.after)] if position else []),
+    ]
+
+
+def _job_row(record: JobRecord) -> tuple[object, ...]:
+    spec = record.spec
+    return (
+        record.submitted_seq,
+        record.job_id,
+        record.kind,
+        record.status,
+        record.label,
+        spec.job_id if isinstance(spec, ExportSpec) else None,
+        spec.data_path if isinstance(spec, ValidateSpec | SplitSpec) else None,
+        spec.output_dir if isinstance(spec, ConvertSpec | SplitSpec) else None,
+        record.duration_s,
+        record.best_eval_loss,
+        _encode(record),
+    )
+
+
+async def _connect(path: Path, *pragmas: str) -> aiosqlite.Connection:
+    connection = await aiosqlite.connect(path, isolation_level=None)  # transactions are begun by hand
+    connection.row_factory = sqlite3.Row
+    for pragma in (f"PRAGMA busy_timeout = {_BUSY_MS}", *pragmas):
+        await connection.execute_fetchall(pragma)
+    return connection
+
+
+async def _close(connections: Iterable[aiosqlite.Connection]) -> None:
+    for connection in connections:
+        await connection.close()
+
+
+async def _migrate(writer: aiosqlite.Connection) -> None:
+    """Run the numbered scripts the database has not seen, each in a transaction of its own."""
+    ((version,),) = await writer.execute_fetchall("PRAGMA user_version")
+    for script in sorted(MIGRATIONS.glob("[0-9]*.sql")):
+        number = int(script.name.partition("_")[0])
+        if number > version:
+            text = f"BEGIN IMMEDIATE;\n{script.read_text()}\nPRAGMA user_version = {number};\nCOMMIT;"
+            try:
+                await writer.executescript(text)
+            except sqlite3.Error:
+                await writer.rollback()
+                raise

@@ -1,0 +1,270 @@
+"""Validation: a sound dataset passes, and each rule notices the dataset that breaks it."""
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from jobs.errors import DatasetInvalid
+from jobs.paths import DataRoot
+from jobs.results import Finding, ValidateResult
+from jobs.specs import ConvertSpec, DataFormat, SplitSpec, SplitStrategy, ValidateSpec
+
+Rows = list[dict[str, Any]]
+
+
+@pytest.fixture
+def rows(run: Callable[..., Any], root: DataRoot, make_export: Callable[..., str], build: Any) -> Rows:
+    """Six sound rows of one video with two classes, converted for real; `check` writes them back."""
+    frames = [
+        build.frame(
+            index,
+            build.thing(build.rectangle(20, 30, 2 + index, 4, 8, 6), "cat", object_id=1),
+            build.thing(build.rectangle(20, 30, 12 + index, 10, 10, 8), "dog", object_id=2),
+        )
+        for index in range(6)
+    ]
+    run(ConvertSpec(sam2_zip_path=make_export(frames), output_dir="datasets/d"))
+    return [json.loads(line) for line in (root.datasets / "d" / "llava_dataset.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture
+def check(run: Callable[..., Any], root: DataRoot) -> Callable[..., ValidateResult]:
+    def write_and_validate(rows: list[Any], level: Any = "basic") -> ValidateResult:
+        lines = [row if isinstance(row, str) else json.dumps(row) for row in rows]
+        (root.datasets / "d" / "llava_dataset.jsonl").write_text("\n".join(lines))
+        result: ValidateResult = run(ValidateSpec(data_path="datasets/d", level=level))
+        return result
+
+    return write_and_validate
+
+
+def only(result: ValidateResult) -> Finding:
+    findings = (*result.errors, *result.warnings)
+    assert len(findings) == 1, findings
+    return findings[0]
+
+
+def test_a_sound_dataset_passes_with_its_figures(rows: Rows, check: Callable[..., ValidateResult]) -> None:
+    result = check(rows)
+    assert (result.passed, result.result, result.num_errors, result.num_warnings) == (True, "passed", 0, 0)
+    statistics = result.statistics
+    assert (statistics["total_samples"], statistics["total_objects"]) == (6, 12)
+    assert statistics["labels"] == {"cat": 6, "dog": 6}
+    assert statistics["objects_per_frame"]["mean"] == 2
+    assert statistics["total_checks"] > 0
+
+
+def _without_objects(row: dict[str, Any]) -> None:
+    row.update(masks=[], bounding_boxes=[], labels=[], object_ids=[])
+
+
+def _first_mask(**fields: Any) -> Callable[[dict[str, Any]], None]:
+    return lambda row: row["masks"][0].update(fields)
+
+
+def _first_box(*box: float) -> Callable[[dict[str, Any]], None]:
+    return lambda row: row["bounding_boxes"].__setitem__(0, list(box))
+
+
+def _turn(number: int, **fields: Any) -> Callable[[dict[str, Any]], None]:
+    return lambda row: row["conversations"][number].update(fields)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "rule", "severity", "says"),
+    [
+        (_without_objects, "missing_annotations", "error", r"1 frames \(16.7%\) have no annotations"),
+        (_first_mask(counts="PPPP"), "mask_integrity", "error", "1 masks cannot be decoded"),
+        (_first_mask(counts=[600]), "mask_integrity", "error", "cover no pixel"),
+        (_first_mask(counts=[-1, 601]), "mask_integrity", "error", "negative count"),
+        (_first_mask(counts=[10, 20]), "mask_integrity", "error", "grid of 30x20 has 600"),
+        (_first_mask(size=[0, 30]), "mask_integrity", "error", "cannot be decoded"),
+        (_first_mask(size=[-20, -30]), "mask_integrity", "error", "cannot be decoded"),
+        (lambda row: row["labels"].append("cat"), "mask_integrity", "error", "one mask, one box and one label"),
+        (_first_box(1, 2, 3), "box_integrity", "error", "not four finite numbers"),
+        (_first_box(1, 2, 0, 5), "box_integrity", "error", "not four finite numbers"),
+        (_first_box(25, 2, 8, 6), "box_integrity", "error", "beyond their image"),
+        (_first_box(-3, 2, 8, 6), "box_integrity", "error", "beyond their image"),
+        (_first_box(3, 4, 8, 12), "box_integrity", "warning", "not those of their masks"),
+        (lambda row: row.update(image="images/none.png"), "images", "error", "missing"),
+        (lambda row: row.update(image="../../secret.png"), "images", "error", "leaves the dataset folder"),
+        (lambda row: row.update(width=31), "images", "error", "another size"),
+        (_turn(1, value="  "), "text", "error", "empty answer"),
+        (_turn(0, value="What?"), "text", "error", "exactly one <image>"),
+        (_turn(1, value="an <image>"), "text", "error", "exactly one <image>"),
+        (_turn(1, **{"from": "human"}), "text", "error", "alternate"),
+        (lambda row: row.update(conversations=[]), "text", "error", "alternate"),
+        (lambda row: row.update(frame_index=0), "duplicate_frames", "warning", "repeat a frame"),
+        (lambda row: row.update(id="v-000000"), "duplicate_frames", "error", "id of an earlier row"),
+        (lambda row: row.update(labels=["cat", ""]), "class_balance", "warning", "no label"),
+    ],
+)
+def test_one_spoilt_row_is_found_by_its_rule_and_named(
+    spoil: Callable[[dict[str, Any]], None],
+    rule: str,
+    severity: str,
+    says: str,
+    rows: Rows,
+    check: Callable[..., ValidateResult],
+) -> None:
+    spoil(rows[1])
+    result = check(rows)
+    found = [each for each in (*result.errors, *result.warnings) if each.rule == rule]
+    assert found, result
+    assert (found[0].severity, found[0].count) == (severity, 1)
+    assert any(character.isalpha() for character in found[0].remedy)
+    assert found[0].rows == (rows[1]["id"],)
+    assert any(re.search(says, each.message) for each in found)
+    assert result.passed is (severity == "warning")
+
+
+def test_numbers_beyond_all_bounds_in_a_box_are_an_error(rows: Rows, check: Callable[..., ValidateResult]) -> None:
+    text = json.dumps(rows[1]).replace('"bounding_boxes": [[3.0', '"bounding_boxes": [[1e999')
+    assert "1e999" in text
+    result = check([rows[0], text, *rows[2:]])
+    assert result.errors[0].rule in ("box_integrity", "rows")
+
+
+def test_rows_that_cannot_be_read_are_counted_and_the_rest_is_checked(
+    rows: Rows, check: Callable[..., ValidateResult]
+) -> None:
+    result = check(["{", *rows, '{"id": 1, "conversations": "{count}"}'])
+    finding = only(result)
+    assert (finding.rule, finding.count, finding.rows) == ("rows", 2, ("row 1", "row 8"))
+    assert result.statistics["total_samples"] == 8
+
+
+def test_pictures_that_look_the_same_are_a_warning(
+    rows: Rows, check: Callable[..., ValidateResult], root: DataRoot
+) -> None:
+    folder = root.datasets / "d"
+    (folder / rows[3]["image"]).write_bytes((folder / rows[0]["image"]).read_bytes())
+    assert only(check(rows)).message == "1 pictures look the same as an earlier one."
+
+
+def test_a_picture_cut_short_is_an_error(rows: Rows, check: Callable[..., ValidateResult], root: DataRoot) -> None:
+    path = root.datasets / "d" / rows[3]["image"]
+    path.write_bytes(path.read_bytes()[:-300])
+    finding = only(check(rows))
+    assert (finding.rule, finding.severity, finding.rows) == ("images", "error", (rows[3]["id"],))
+
+
+@pytest.mark.parametrize(("cats", "degree"), [(1, "severe"), (2, "moderate")])
+def test_unequal_classes_are_a_warning_by_degree(
+    cats: int, degree: str, rows: Rows, check: Callable[..., ValidateResult]
+) -> None:
+    for row in rows:
+        row["labels"] = ["dog", "dog"]
+    for row in rows[:cats]:
+        row["labels"] = ["cat", "dog"]
+    finding = only(check(rows))
+    assert (finding.rule, finding.severity) == ("class_balance", "warning")
+    assert degree in finding.message
+    assert "augment" in finding.remedy
+
+
+def test_no_label_anywhere_is_an_error(rows: Rows, check: Callable[..., ValidateResult]) -> None:
+    for row in rows:
+        row["labels"] = ["", ""]
+    finding = only(check(rows))
+    assert (finding.rule, finding.severity, finding.count) == ("class_balance", "error", 12)
+
+
+def test_tiny_objects_and_too_few_of_them_are_warnings(
+    run: Callable[..., Any], make_export: Callable[..., str], build: Any
+) -> None:
+    tiny = build.thing(build.rectangle(60, 60, 30, 20, 1, 1))
+    source = make_export([build.frame(0, tiny), build.frame(1)], width=60, height=60)
+    run(ConvertSpec(sam2_zip_path=source, output_dir="datasets/t", keep_empty_frames=True))
+    result = run(ValidateSpec(data_path="datasets/t"))
+    assert result.passed
+    messages = " ".join(finding.message for finding in result.warnings)
+    assert "less than 0.1% of their image" in messages
+    assert "0.50 objects a frame" in messages
+    assert "1 frames (50.0%) have no annotations" in messages
+
+
+def test_an_object_that_jumps_or_flickers_is_a_warning(
+    rows: Rows, check: Callable[..., ValidateResult], build: Any
+) -> None:
+    for row in rows[3:]:
+        row["object_ids"] = ["2", "1"]
+        row["bounding_boxes"][0] = [0.0, 0.0, 3.0, 3.0]
+        row["bounding_boxes"][1] = [27.0, 17.0, 3.0, 3.0]
+    result = check(rows)
+    assert any("jump" in finding.message for finding in result.warnings)
+    for row in rows[3:]:
+        row["object_ids"] = ["1", "2"]
+    rows[4]["object_ids"] = ["1", "3"]
+    assert any("single frame (times: 1)" in finding.message for finding in check(rows).warnings)
+
+
+def test_swapped_identities_are_only_looked_for_when_strict(rows: Rows, check: Callable[..., ValidateResult]) -> None:
+    for row in rows[3:]:
+        row["object_ids"] = ["2", "1"]
+    assert not any("identities" in finding.message for finding in check(rows).warnings)
+    assert any("identities" in finding.message for finding in check(rows, "strict").warnings)
+
+
+@pytest.mark.parametrize("data_format", [DataFormat.LLAVA, DataFormat.HUGGINGFACE])
+def test_held_out_frames_beside_training_frames_are_a_warning(
+    data_format: DataFormat, run: Callable[..., Any], make_export: Callable[..., str], build: Any
+) -> None:
+    frames = [build.frame(k, build.thing(build.rectangle(20, 30, 2 + k % 9, 4, 8, 6))) for k in range(60)]
+    run(ConvertSpec(sam2_zip_path=make_export(frames), output_dir="datasets/d", target_format=data_format))
+    parts = {}
+    for strategy in (SplitStrategy.RANDOM, SplitStrategy.TEMPORAL):
+        parts[strategy] = run(SplitSpec(data_path="datasets/d", output_dir=f"datasets/{strategy}", strategy=strategy))
+    leaking = run(ValidateSpec(data_path=parts[SplitStrategy.RANDOM].val_path, format_type=data_format))
+    assert [finding.rule for finding in leaking.warnings] == ["leakage"]
+    for name in (parts[SplitStrategy.RANDOM].train_path, parts[SplitStrategy.TEMPORAL].test_path):
+        assert run(ValidateSpec(data_path=name, format_type=data_format)).warnings == ()
+
+
+def test_a_dataset_without_rows_fails(root: DataRoot, run: Callable[..., Any]) -> None:
+    (root.datasets / "empty").mkdir()
+    (root.datasets / "empty" / "llava_dataset.jsonl").touch()
+    assert only(run(ValidateSpec(data_path="datasets/empty"))).message == "There are no rows."
+
+
+def test_what_is_no_dataset_is_refused(run: Callable[..., Any]) -> None:
+    with pytest.raises(DatasetInvalid, match="no dataset"):
+        run(ValidateSpec(data_path="datasets/none"))
+
+
+def test_a_wrong_format_is_said_and_the_rows_are_checked_all_the_same(
+    rows: Rows, run: Callable[..., Any], root: DataRoot
+) -> None:
+    result = run(ValidateSpec(data_path="datasets/d", format_type=DataFormat.HUGGINGFACE))
+    assert result.passed
+    assert b"not huggingface" in root.attempt("job", 1).journal.read_bytes()
+
+
+def test_the_report_says_what_was_found_and_cannot_be_injected_with_markup(
+    rows: Rows, check: Callable[..., ValidateResult], root: DataRoot
+) -> None:
+    for row in rows:
+        row["labels"] = ["<script>|x", "dog"]
+    rows[1]["conversations"][1]["value"] = ""
+    result = check(rows)
+    report = root.attempt(result.report_id, 1).report.read_text()
+    assert "**Failed.**" in report
+    assert rows[1]["id"] in report
+    assert "&lt;script&gt;\\|x: 6" in report
+    assert "<script>" not in report
+
+
+@pytest.mark.parametrize("name", ["bedroom_classical.zip", "idoctor40_as_exported.zip", "sav_000001_manual.zip"])
+@pytest.mark.parametrize("data_format", [DataFormat.LLAVA, DataFormat.HUGGINGFACE])
+def test_genuine_exports_have_no_errors(
+    name: str, data_format: DataFormat, root: DataRoot, run: Callable[..., Any], sample_zip: Callable[[str], Path]
+) -> None:
+    (root.uploads / name).write_bytes(sample_zip(name).read_bytes())
+    converted = run(ConvertSpec(sam2_zip_path=f"uploads/{name}", output_dir="datasets/d", target_format=data_format))
+    result = run(ValidateSpec(data_path="datasets/d", format_type=data_format, level="strict"))
+    assert result.errors == ()
+    assert result.statistics["total_samples"] == converted.num_samples

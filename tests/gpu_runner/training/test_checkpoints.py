@@ -1,0 +1,111 @@
+"""A checkpoint counts as a whole or not at all."""
+
+from pathlib import Path
+
+import pytest
+
+from gpu_runner.training import checkpoints
+from gpu_runner.training.checkpoints import MANIFEST, Checkpoint, Manifest
+from jobs.paths import DataRoot
+
+
+def save(parent: Path, step: int, attempt: int = 1, content: bytes = b"weights") -> Checkpoint:
+    def fill(checkpoint: Checkpoint) -> None:
+        (checkpoint.model / "model.safetensors").write_bytes(content)
+        checkpoint.state.write_bytes(b"state")
+
+    manifest = Manifest(job_id="job", attempt=attempt, step=step, method="full", model_name="demo-llava", metrics={})
+    return checkpoints.write(parent, manifest, fill, lambda: None)
+
+
+def folder_of(root: DataRoot, attempt: int) -> Path:
+    return root.attempt("job", attempt).checkpoints
+
+
+def test_a_written_checkpoint_verifies_and_lists_all_its_files(tmp_path: Path) -> None:
+    written = save(tmp_path, 3)
+    found = checkpoints.verify(written.folder)
+    assert found == written
+    assert [file.path for file in found.manifest.files] == ["model/model.safetensors", "state.pt"]
+    assert found.size_bytes == len(b"weights") + len(b"state")
+
+
+@pytest.mark.parametrize("damage", ["changed", "shortened", "missing", "no manifest", "torn manifest"])
+def test_a_damaged_checkpoint_does_not_verify(tmp_path: Path, damage: str) -> None:
+    folder = save(tmp_path, 3).folder
+    weights, manifest = folder / "model/model.safetensors", folder / MANIFEST
+    actions = {
+        "changed": lambda: weights.write_bytes(b"weightz"),
+        "shortened": lambda: weights.write_bytes(b"weight"),
+        "missing": weights.unlink,
+        "no manifest": manifest.unlink,
+        "torn manifest": lambda: manifest.write_bytes(manifest.read_bytes()[:40]),
+    }
+    actions[damage]()
+    assert checkpoints.verify(folder) is None
+
+
+def test_the_manifest_comes_after_everything_it_rests_on(tmp_path: Path) -> None:
+    seen: list[bool] = []
+    manifest = Manifest(job_id="job", attempt=1, step=1, method="full", model_name="m", metrics={})
+    checkpoints.write(
+        tmp_path,
+        manifest,
+        lambda checkpoint: checkpoint.state.write_bytes(b"s"),
+        lambda: seen.append((tmp_path / "step-1" / MANIFEST).exists()),
+    )
+    assert seen == [False]
+
+
+def test_a_save_that_fails_leaves_nothing_behind(tmp_path: Path) -> None:
+    def full_disk(_checkpoint: Checkpoint) -> None:
+        raise OSError(28, "No space left on device")
+
+    manifest = Manifest(job_id="job", attempt=1, step=1, method="full", model_name="m", metrics={})
+    with pytest.raises(OSError, match="No space"):
+        checkpoints.write(tmp_path, manifest, full_disk, lambda: None)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_newest_of_all_attempts_is_found(root: DataRoot) -> None:
+    save(folder_of(root, 1), 6, attempt=1)
+    save(folder_of(root, 2), 9, attempt=2)
+    save(folder_of(root, 10), 9, attempt=10)
+    found = checkpoints.newest_verified(root, "job")
+    assert found is not None
+    assert (found.step, found.manifest.attempt) == (9, 10)
+
+
+def test_a_broken_newest_checkpoint_is_passed_over(root: DataRoot) -> None:
+    save(folder_of(root, 1), 6)
+    broken = save(folder_of(root, 1), 9)
+    broken.state.write_bytes(b"torn!")
+    found = checkpoints.newest_verified(root, "job")
+    assert found is not None
+    assert found.step == 6
+
+
+def test_a_job_without_checkpoints_has_no_newest_one(root: DataRoot) -> None:
+    assert checkpoints.newest_verified(root, "job") is None
+
+
+def test_rotation_keeps_the_newest_and_the_best(tmp_path: Path) -> None:
+    for step in (1, 2, 3, 4, 5):
+        save(tmp_path, step)
+    gone = checkpoints.rotate(tmp_path, 2, best=tmp_path / "step-2")
+    assert [step for step, _ in gone] == [1, 3]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-2", "step-4", "step-5"]
+
+
+def test_rotation_never_leaves_fewer_than_two(tmp_path: Path) -> None:
+    for step in (1, 2, 10):
+        save(tmp_path, step)
+    checkpoints.rotate(tmp_path, 1, best=None)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-10", "step-2"]
+
+
+def test_an_incomplete_checkpoint_does_not_count_in_rotation(tmp_path: Path) -> None:
+    for step in (1, 2, 3):
+        save(tmp_path, step)
+    (tmp_path / "step-3" / MANIFEST).unlink()
+    assert checkpoints.rotate(tmp_path, 2, best=None) == []

@@ -1,0 +1,259 @@
+"""Sockets and event streams: replay, then live, without gap or duplicate; and how they end."""
+
+import asyncio
+import contextlib
+import json
+import threading
+
+import pytest
+from websockets.exceptions import ConnectionClosed
+from websockets.sync.client import connect
+
+from jobs import events, frames
+from jobs.lifecycle import Status
+from jobs.specs import Kind
+from service import feed
+
+
+def _socket(house, job_id: str, query: str = "", prefix: str = "/api"):
+    return connect(f"ws://{house.address}{prefix}/train/{job_id}/ws{query}", proxy=None)
+
+
+def _frame(socket) -> dict:
+    frame = json.loads(socket.recv(timeout=10))
+    assert frame["frame"] in {"welcome", "events", "bookmark", "reset", "error", "bye"}
+    return frame
+
+
+def _collect(socket, until: str) -> list[dict]:
+    """The numbered events up to one of a type; checks that frames follow one another without a hole."""
+    seen: list[dict] = []
+    position = None
+    while not seen or seen[-1]["event"]["type"] != until:
+        frame = _frame(socket)
+        if frame["frame"] == "events":
+            assert position is None or frame["from_seq"] == position
+            position = frame["to_seq"]
+            seen += [entry for entry in frame["events"] if "seq" in entry]
+    return seen
+
+
+def _logs_metrics(count: int, gate: threading.Event | None = None):
+    async def train(attempt) -> None:
+        await attempt.begin()
+        for step in range(1, count + 1):
+            if gate is not None and step == count // 2:
+                await asyncio.to_thread(gate.wait, 10)
+            await attempt.say(events.MetricsLogged, step=step, values={"train_loss": 1 / step})
+            await attempt.progress(step, count)
+        await attempt.complete()
+
+    return train
+
+
+def _start(http, dataset: str) -> str:
+    config = {"model_name": "demo-llava", "train_data_path": dataset}
+    return http.post("/api/train/start", json={"config": config}).json()["job_id"]
+
+
+@pytest.mark.parametrize("prefix", ["/api", "/api/training"])
+def test_a_socket_replays_and_goes_on_live(house, http, dataset, prefix) -> None:
+    gate = threading.Event()
+    house.runner.scripts[Kind.FINETUNE] = _logs_metrics(60, gate)
+    job_id = _start(http, dataset)
+    house.wait_for(job_id, lambda job: (job.step or 0) >= 10)
+    with _socket(house, job_id, "?after=0", prefix) as socket:
+        welcome = _frame(socket)
+        assert (welcome["frame"], welcome["after"], welcome["status"]) == ("welcome", 0, "running")
+        gate.set()
+        seen = _collect(socket, "job.completed")
+    stored = http.get(f"/api/jobs/{job_id}/events").json()["events"]
+    assert seen == stored
+    assert len([each for each in seen if each["event"]["type"] == "metrics.logged"]) == 60
+
+
+def test_listeners_who_come_at_any_moment_hear_the_same(house, http, dataset) -> None:
+    house.runner.scripts[Kind.FINETUNE] = _logs_metrics(300)
+    job_id = _start(http, dataset)
+    heard: list[list[dict]] = []
+
+    def listen() -> None:
+        with _socket(house, job_id) as socket:
+            heard.append(_collect(socket, "job.completed"))
+
+    listeners = [threading.Thread(target=listen) for _ in range(8)]
+    for listener in listeners:
+        listener.start()
+    for listener in listeners:
+        listener.join(20)
+    stored = http.get(f"/api/jobs/{job_id}/events?limit=1000").json()["events"]
+    assert heard == [stored] * 8
+
+
+def test_a_socket_resumes_behind_its_cursor(house, http, trained) -> None:
+    stored = http.get(f"/api/jobs/{trained}/events").json()["events"]
+    with _socket(house, trained, f"?after={stored[1]['seq']}") as socket:
+        assert _frame(socket)["after"] == stored[1]["seq"]
+        assert _collect(socket, "job.completed") == stored[2:]
+
+
+def test_a_long_log_is_replayed_in_pages(house, http, dataset, monkeypatch) -> None:
+    monkeypatch.setattr(feed, "PAGE", 7)
+    house.runner.scripts[Kind.FINETUNE] = _logs_metrics(50)
+    job_id = _start(http, dataset)
+    house.wait_for(job_id, lambda job: job.has_ended)
+    with _socket(house, job_id) as socket:
+        seen = _collect(socket, "job.completed")
+    assert seen == http.get(f"/api/jobs/{job_id}/events").json()["events"]
+
+
+def test_who_is_too_far_behind_is_told_to_load_a_snapshot(house, http, trained, monkeypatch) -> None:
+    monkeypatch.setattr(feed, "TOO_FAR_BEHIND", 2)
+    with _socket(house, trained) as socket:
+        assert _frame(socket)["frame"] == "welcome"
+        reset = _frame(socket)
+    assert (reset["frame"], reset["reason"]) == ("reset", "too_far_behind")
+    assert http.get(reset["snapshot_url"]).json()["job_id"] == trained
+
+
+def test_a_slow_listener_goes_on_from_the_store_without_a_gap(house, http, dataset, monkeypatch) -> None:
+    monkeypatch.setattr("service.hub.QUEUE_BYTES", 2_000)
+    gate = threading.Event()
+    house.runner.scripts[Kind.FINETUNE] = _logs_metrics(400, gate)
+    job_id = _start(http, dataset)
+    with _socket(house, job_id) as socket:
+        assert _frame(socket)["frame"] == "welcome"
+        gate.set()
+        seen = _collect(socket, "job.completed")
+    assert seen == http.get(f"/api/jobs/{job_id}/events?limit=1000").json()["events"]
+
+
+def test_a_quiet_socket_gets_bookmarks(house, http, trained, monkeypatch) -> None:
+    monkeypatch.setattr(feed, "QUIET_S", 0.05)
+    last = http.get(f"/api/jobs/{trained}").json()["last_seq"]
+    with _socket(house, trained) as socket:
+        while (frame := _frame(socket))["frame"] != "bookmark":
+            pass
+    assert frame["seq"] >= last
+
+
+def test_an_unknown_job_closes_with_4404(house) -> None:
+    with _socket(house, "nope") as socket:
+        assert _frame(socket)["code"] == "job_not_found"
+        assert _closed(socket) == frames.CLOSE_NO_SUCH_JOB
+
+
+@pytest.mark.parametrize("after", ["-1", "x", "NaN", "1.5", "9" * 30, str(2**62), "%D9%A1"])
+def test_a_cursor_that_can_be_none_closes_with_4400(house, trained, after) -> None:
+    with _socket(house, trained, f"?after={after}") as socket:
+        assert _frame(socket)["code"] == "bad_cursor"
+        assert _closed(socket) == frames.CLOSE_BAD_FRAME
+
+
+@pytest.mark.parametrize(
+    "said", ["hello", "[" * 50_000, '{"frame": "subscribe"}', b"\x00\xff"], ids=lambda x: str(x)[:9]
+)
+def test_a_frame_that_is_none_closes_with_4400(house, trained, said) -> None:
+    with _socket(house, trained) as socket:
+        assert _frame(socket)["frame"] == "welcome"
+        socket.send(said)
+        assert _closed(socket) == frames.CLOSE_BAD_FRAME
+
+
+def test_a_frame_that_is_too_large_closes_with_1009(house, trained) -> None:
+    with _socket(house, trained) as socket:
+        socket.send("x" * 200_000)
+        assert _closed(socket) == 1009
+
+
+def test_a_token_frame_is_taken_where_none_is_asked_for(house, trained) -> None:
+    with _socket(house, trained) as socket:
+        socket.send(json.dumps({"frame": "auth", "token": "any"}))
+        assert _collect(socket, "job.completed")
+
+
+def test_a_departed_listener_is_noticed(house, trained) -> None:
+    with _socket(house, trained) as socket:
+        _collect(socket, "job.completed")
+        assert len(house.app.state.sockets._tasks) == 1
+    house.run(house.app.state.sockets.wait_for_end(5))
+    assert len(house.app.state.sockets._tasks) == 0
+
+
+def test_at_shutdown_sockets_get_a_goodbye_and_streams_end(build) -> None:
+    house = build()
+    (house.root.datasets / "made").mkdir(parents=True)
+    job_id = _start(house.http, "datasets/made")
+    house.wait_for(job_id, lambda job: job.status is Status.COMPLETED)
+    with _socket(house, job_id) as socket, house.http.stream("GET", "/api/events") as stream:
+        lines = stream.iter_lines()
+        _collect(socket, "job.completed")
+        while "job.completed" not in next(lines):
+            pass
+        house.stop()
+        bye = _frame(socket)
+        assert (bye["frame"], bye["code"]) == ("bye", "restarting")
+        assert _closed(socket) == frames.CLOSE_RESTARTING
+        assert not [line for line in lines if line]
+
+
+def test_a_stream_replays_and_ends_with_its_job(house, http, dataset) -> None:
+    house.runner.scripts[Kind.FINETUNE] = _logs_metrics(30)
+    job_id = _start(http, dataset)
+    heard = _stream(http, f"/api/events?job={job_id}")
+    assert heard == [(each["seq"], each["event"]) for each in _stored(http, job_id)]
+
+
+def test_a_stream_resumes_behind_the_last_event_and_stops_when_nothing_is_left(http, trained) -> None:
+    stored = _stored(http, trained)
+    begin = {"last-event-id": str(stored[0]["seq"])}
+    assert [seq for seq, _ in _stream(http, f"/api/events?job={trained}&after=0", begin)] == [
+        each["seq"] for each in stored[1:]
+    ]
+    end = {"last-event-id": str(stored[-1]["seq"])}
+    assert http.get(f"/api/events?job={trained}", headers=end).status_code == 204
+
+
+def test_a_stream_can_be_narrowed_to_types(http, trained) -> None:
+    heard = _stream(http, f"/api/events?job={trained}&types=job.started,job.completed")
+    assert [event["type"] for _, event in heard] == ["job.started", "job.completed"]
+
+
+def test_a_quiet_stream_gets_comments(http, trained, monkeypatch) -> None:
+    monkeypatch.setattr(feed, "QUIET_S", 0.05)
+    with http.stream("GET", "/api/events?types=none.such") as answer:
+        assert answer.headers["content-type"].startswith("text/event-stream")
+        assert next(line for line in answer.iter_lines() if line.startswith(":"))
+
+
+@pytest.mark.parametrize("query", ["after=-1", "after=x", f"after={2**63}", f"after={2**62}"])
+def test_a_stream_refuses_a_cursor_that_can_be_none(http, query) -> None:
+    answer = http.get(f"/api/events?{query}")
+    assert (answer.status_code, answer.json()["errors"][0]["path"]) == (422, "after")
+
+
+def _stream(http, url: str, headers: dict | None = None) -> list[tuple[int, dict]]:
+    """The numbered events of a stream that ends by itself."""
+    heard: list[tuple[int, dict]] = []
+    seq = None
+    with http.stream("GET", url, headers=headers) as answer:
+        assert answer.status_code == 200
+        for line in answer.iter_lines():
+            if line.startswith("id: "):
+                seq = int(line[4:])
+            elif line.startswith("data: ") and seq is not None:
+                heard.append((seq, json.loads(line[6:])))
+                seq = None
+    return heard
+
+
+def _stored(http, job_id: str) -> list[dict]:
+    return http.get(f"/api/jobs/{job_id}/events?limit=1000").json()["events"]
+
+
+def _closed(socket) -> int:
+    """The code the server closes with; what it still says before is taken."""
+    with contextlib.suppress(ConnectionClosed):
+        while True:
+            socket.recv(timeout=10)
+    return socket.close_code

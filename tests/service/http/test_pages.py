@@ -1,0 +1,72 @@
+"""The pages and the schema: all of it from this host."""
+
+import re
+import socket
+
+ROUTES = {
+    "POST /api/data/upload", "POST /api/data/convert", "POST /api/data/validate", "POST /api/data/split",
+    "GET /api/data/download_validation_report/{report_id}", "POST /api/train/start", "GET /api/train/{job_id}/status",
+    "POST /api/train/{job_id}/cancel", "GET /api/train/jobs", "GET /api/experiments",
+    "GET /api/experiments/{experiment_id}", "GET /api/experiments/{experiment_id}/metrics",
+    "POST /api/experiments/compare", "DELETE /api/experiments/{experiment_id}", "POST /api/export/{job_id}",
+    "GET /api/export/{job_id}/download", "GET /api/export/download_file/{job_id}", "GET /api/export/list",
+    "DELETE /api/export/{job_id}", "POST /api/jobs", "GET /api/jobs", "GET /api/jobs/{job_id}",
+    "GET /api/jobs/{job_id}/events", "GET /api/jobs/{job_id}/log", "POST /api/jobs/{job_id}/cancel",
+    "POST /api/jobs/{job_id}/pause", "POST /api/jobs/{job_id}/resume", "DELETE /api/jobs/{job_id}",
+    "GET /api/runners", "GET /api/events", "GET /", "GET /health", "GET /health/ready", "GET /health/live",
+    "GET /api/health", "GET /api/health/ready", "GET /api/health/live",
+}  # fmt: skip
+
+
+def test_the_schema_names_every_route_once(http) -> None:
+    schema = http.get("/openapi.json").json()
+    found = {f"{method.upper()} {path}" for path, methods in schema["paths"].items() for method in methods}
+    assert found == ROUTES
+    operations = [each["operationId"] for methods in schema["paths"].values() for each in methods.values()]
+    assert len(operations) == len(set(operations))
+
+
+def test_the_schema_says_what_is_sent_and_answered(http) -> None:
+    schema = http.get("/openapi.json").json()
+    start = schema["paths"]["/api/train/start"]["post"]
+    assert start["requestBody"]["content"]["application/json"]["schema"]["$ref"].endswith("FinetuneSpec")
+    assert "Problem" in str(start["responses"]["422"])
+    assert "400" not in schema["paths"]["/api/experiments"]["get"]["responses"]
+    rank = schema["components"]["schemas"]["TrainingConfig"]["properties"]["lora_rank"]
+    assert (rank["minimum"], rank["maximum"], rank["default"]) == (1, 256, 8)
+    upload = schema["paths"]["/api/data/upload"]["post"]
+    assert "multipart/form-data" in upload["requestBody"]["content"]
+
+
+def test_the_api_pages_and_all_they_load_come_from_this_host(http) -> None:
+    for page in ("/docs", "/redoc"):
+        answer = http.get(page)
+        assert answer.status_code == 200
+        assert answer.headers["content-type"].startswith("text/html")
+        assert "worker-src 'self' blob:" in answer.headers["content-security-policy"]
+        assert "<script>" not in answer.text
+        addresses = re.findall(r'(?:src|href)="([^"]+)"', answer.text)
+        assert len(addresses) >= 3
+        for address in addresses:
+            if address != "data:,":
+                assert address.startswith("/")
+                assert http.get(address).status_code == 200, address
+
+
+def test_redoc_asks_no_foreign_host_for_its_logo(http) -> None:
+    assert "cdn.redoc.ly" not in http.get("/docs/redoc-bundle.js").text
+    assert http.get("/docs/assets/logo-mini.svg").status_code == 200
+
+
+def test_static_files_cannot_be_left(house) -> None:
+    host, port = house.address.split(":")
+    for path in (
+        "/ui/../pyproject.toml",
+        "/ui/..%2fpyproject.toml",
+        "/ui/%2e%2e/pyproject.toml",
+        "/docs/assets/../../x",
+    ):
+        with socket.create_connection((host, int(port)), timeout=5) as connection:
+            connection.sendall(f"GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n".encode())
+            answer = b"".join(iter(lambda: connection.recv(65536), b""))
+        assert b" 404 " in answer.splitlines()[0], path

@@ -1,0 +1,214 @@
+"""Uploads: what is stored, under which name, and what is turned away without leaving anything behind."""
+
+import io
+import socket
+import stat
+import struct
+import time
+import zipfile
+
+import msgspec
+import pytest
+
+from jobs.errors import DatasetInvalid, NotAnArchive, TooLarge
+from jobs.settings import Settings
+from service import archives, uploads
+
+
+def _zip(*entries: tuple[str | zipfile.ZipInfo, bytes], method: int = zipfile.ZIP_DEFLATED) -> bytes:
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w", method) as writer:
+        for name, content in entries:
+            writer.writestr(name, content)
+    return file.getvalue()
+
+
+GOOD = _zip(("annotations.json", b"{}"), ("frames/0.png", b"x" * 3000))
+
+
+def _send(http, content: bytes, name: str = "export.zip"):
+    return http.post("/api/data/upload", files={"file": (name, content, "application/zip")})
+
+
+def test_an_upload_is_stored_under_its_cleaned_name_and_can_be_named_later(house, http) -> None:
+    answer = _send(http, GOOD, "my export; $(id).zip").json()
+    assert answer["success"] is True
+    assert answer["filename"] == "my export_ _(id).zip"
+    assert answer["file_path"].startswith("uploads/")
+    assert house.root.path_of(house.root.confine_existing(answer["file_path"])).read_bytes() == GOOD
+    assert answer["file_size_mb"] == round(len(GOOD) / 2**20, 2)
+
+
+def test_the_same_upload_twice_is_two_files(http) -> None:
+    assert _send(http, GOOD).json()["file_path"] != _send(http, GOOD).json()["file_path"]
+
+
+def test_an_upload_larger_than_one_write_arrives_whole(house, http) -> None:
+    large = _zip(("a.bin", bytes(range(256)) * 16_000), method=zipfile.ZIP_STORED)
+    answer = _send(http, large).json()
+    assert house.root.path_of(answer["file_path"]).read_bytes() == large
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "code"),
+    [
+        ("x.txt", b"hello", "not_a_zip"), ("x.zip", b"hello", "not_a_zip"), ("x", GOOD, "not_a_zip"),
+        ("../../x", GOOD, "not_a_zip"), ("x.zip", b"", "not_a_zip"),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_what_is_no_archive_is_refused_with_400(house, http, name, content, code) -> None:
+    before = _stored(house)
+    answer = _send(http, content, name)
+    assert (answer.status_code, answer.json()["code"]) == (400, code)
+    assert _stored(house) == before
+
+
+def test_a_form_without_a_file_is_answered_with_422(http) -> None:
+    for answer in (
+        http.post("/api/data/upload"),
+        http.post("/api/data/upload", files={"other": ("x.zip", GOOD)}),
+        http.post("/api/data/upload", json={"file": "http://example.org/x.zip"}),
+        http.post("/api/data/upload", files={"file": (None, "http://example.org/x.zip")}),
+    ):
+        assert answer.status_code == 422, answer.text
+        assert answer.json()["errors"][0]["path"] == "file"
+
+
+@pytest.mark.parametrize("charset", ["utf-8\r\nX: y", "nonsense"])
+def test_a_damaged_form_is_a_4xx(http, charset) -> None:
+    body = b'--b\r\nContent-Disposition: form-data; name="file"; filename="x.zip"\r\n' + b"A: b\r\n" * 50
+    headers = {"content-type": "multipart/form-data; boundary=b"}
+    assert 400 <= http.post("/api/data/upload", content=body, headers=headers).status_code < 500
+    assert 400 <= http.post("/api/data/upload", content=b"--c\r\n\r\n", headers=headers).status_code < 500
+    many = b'--b\r\nContent-Disposition: form-data; name="a"\r\n\r\nx\r\n' * 5000 + b"--b--\r\n"
+    assert http.post("/api/data/upload", content=many, headers=headers).status_code == 413
+
+
+def test_an_upload_beyond_the_limit_is_refused_while_it_streams(build) -> None:
+    house = build(upload_max_bytes=2**20, with_runner=False)
+    noise = _zip(("a.bin", bytes(2**20 + 1000)), method=zipfile.ZIP_STORED)
+    answer = _send(house.http, noise)
+    assert (answer.status_code, answer.json()["code"]) == (413, "too_large")
+    assert _stored(house) == set()
+
+
+def test_an_upload_that_is_cut_off_leaves_nothing(house) -> None:
+    before = _stored(house)
+    host, port = house.address.split(":")
+    head = f"POST /api/data/upload HTTP/1.1\r\nHost: {house.address}\r\nContent-Length: 9000000\r\n"
+    head += "Content-Type: multipart/form-data; boundary=b\r\n\r\n"
+    part = b'--b\r\nContent-Disposition: form-data; name="file"; filename="cut.zip"\r\n\r\n' + b"PK" * 800_000
+    with socket.create_connection((host, int(port))) as connection:
+        connection.sendall(head.encode() + part)
+        _until(lambda: any("cut.zip" in name for name in _stored(house)))
+    _until(lambda: _stored(house) == before)
+
+
+def test_leftovers_of_a_killed_service_are_removed_at_start(house) -> None:
+    folder = house.root.uploads / "left"
+    folder.mkdir(parents=True)
+    (folder / "x.zip.part").write_bytes(b"x")
+    uploads.remove_unfinished(house.root)
+    assert not folder.exists()
+
+
+@pytest.mark.parametrize(
+    "name", ["../x", "/x", "C:\\x", "C:/x", "a\\..\\b", "a/../b", "./x", ".", "a//b", "x\x07", "n" * 300], ids=repr
+)
+def test_an_entry_that_would_leave_its_folder_is_refused(tmp_path, name) -> None:
+    with pytest.raises(DatasetInvalid, match="name"):
+        _check(tmp_path, _zip((zipfile.ZipInfo(name), b"x")))
+
+
+@pytest.mark.parametrize("mode", [stat.S_IFLNK, stat.S_IFCHR, stat.S_IFIFO, stat.S_IFREG | stat.S_ISUID], ids=oct)
+def test_links_devices_and_special_rights_are_refused(tmp_path, mode) -> None:
+    entry = zipfile.ZipInfo("x")
+    entry.create_system, entry.external_attr = 3, (mode | 0o644) << 16
+    with pytest.raises(DatasetInvalid, match="link"):
+        _check(tmp_path, _zip((entry, b"/etc/passwd")))
+
+
+@pytest.mark.parametrize("names", [("a", "A"), ("caf\u00e9", "cafe\u0301"), ("a/b", "a"), ("a/", "a")], ids=str)
+def test_twins_are_refused(tmp_path, names) -> None:
+    with pytest.raises(DatasetInvalid):
+        _check(tmp_path, _zip(*((name, b"x" if not name.endswith("/") else b"") for name in names)))
+
+
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+def test_a_name_that_stands_twice_is_refused(tmp_path) -> None:
+    with pytest.raises(DatasetInvalid, match="twice"):
+        _check(tmp_path, _zip(("a", b"x"), ("a", b"y")))
+
+
+def test_bombs_are_refused_without_expanding_them(tmp_path) -> None:
+    with pytest.raises(DatasetInvalid, match="200"):
+        _check(tmp_path, _zip(("zeros", bytes(5 * 2**20))))
+    with pytest.raises(TooLarge):
+        _check(tmp_path, _zip(("a", bytes(3000)), method=zipfile.ZIP_STORED), expand_max_bytes=1000)
+    with pytest.raises(TooLarge):
+        _check(tmp_path, _zip(*((str(i), b"") for i in range(11))), archive_max_entries=10)
+
+
+def test_other_methods_and_encryption_are_refused(tmp_path) -> None:
+    for method in (zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA):
+        with pytest.raises(DatasetInvalid, match="deflate"):
+            _check(tmp_path, _zip(("a", b"x" * 100), method=method))
+    encrypted = bytearray(GOOD)
+    at = encrypted.index(b"PK\x01\x02")
+    encrypted[at + 8] |= 1
+    with pytest.raises(DatasetInvalid, match="encrypted"):
+        _check(tmp_path, bytes(encrypted))
+
+
+def test_broken_structures_are_refused(tmp_path) -> None:
+    end = GOOD.rindex(b"PK\x05\x06")
+    for content in (
+        GOOD[: len(GOOD) // 2],  # cut off
+        GOOD[:end],  # no end
+        b"#!/bin/sh\n" + GOOD,  # something else in front
+        GOOD + b"more",  # something behind
+        GOOD[:end] + GOOD[end:-2] + b"\xff\xff",  # a comment that is not there
+        GOOD[: end + 10] + struct.pack("<H", 40_000) + GOOD[end + 12 :],  # more entries than fit
+        GOOD[: end + 10] + b"\xff\xff" + GOOD[end + 12 :],  # says that it is a large archive
+        GOOD.replace(b"annotations.json", b"annotations.jsoN", 1),  # two names for one entry
+    ):
+        with pytest.raises(DatasetInvalid):
+            _check(tmp_path, content)
+    with pytest.raises(NotAnArchive):
+        _check(tmp_path, b"\x89PNG" + bytes(100))
+
+
+def test_overlapping_entries_are_refused(tmp_path) -> None:
+    archive = bytearray(_zip(("a", b"x" * 500), ("b", b"y" * 500), method=zipfile.ZIP_STORED))
+    second = archive.rindex(b"PK\x01\x02")
+    archive[second + 42 : second + 46] = struct.pack("<L", 0)
+    archive[second + 46] = ord("a")
+    archive[second + 46 : second + 47] = b"b"
+    with pytest.raises(DatasetInvalid):
+        _check(tmp_path, bytes(archive))
+
+
+def test_a_large_archive_format_is_read(tmp_path) -> None:
+    _check(tmp_path, _zip(*((f"f/{i}", b"") for i in range(66_000))), archive_max_entries=70_000)
+
+
+def test_a_real_export_passes(tmp_path) -> None:
+    _check(tmp_path, GOOD)
+
+
+def _check(folder, content: bytes, **limits: int) -> None:
+    path = folder / "x.zip"
+    path.write_bytes(content)
+    archives.check(path, msgspec.structs.replace(Settings(), **limits))
+
+
+def _stored(house) -> set[str]:
+    return {str(path) for path in house.root.uploads.glob("*/*")}
+
+
+def _until(done) -> None:
+    deadline = time.monotonic() + 5
+    while not done():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)

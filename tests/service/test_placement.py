@@ -1,0 +1,160 @@
+"""Which job goes where."""
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from jobs.events import Device
+from jobs.specs import FinetuneSpec, Slot, TrainingConfig, ValidateSpec
+from service import placement
+from service.placement import Place, Room, Wait, Waiting, place, waiting_for
+
+CPU = Device(device_id="cpu", name="CPU", slots={Slot.CPU: 2, Slot.GPU: 1})
+CPU_OF_GPU_HOST = Device(device_id="cpu", name="CPU", slots={Slot.CPU: 2})
+CUDA = Device(device_id="cuda:0", name="GPU", slots={Slot.GPU: 1})
+CUDA_1 = Device(device_id="cuda:1", name="GPU", slots={Slot.GPU: 1})
+
+
+def _rooms(*devices: Device, runner_id: str = "a", free: dict[Slot, int] | None = None) -> list[Room]:
+    return [Room(runner_id, device, device.slots if free is None else free) for device in devices]
+
+
+def _model(job_id: str = "j", **asks: object) -> Waiting:
+    return Waiting(job_id=job_id, slot=Slot.GPU, **asks)  # type: ignore[arg-type]
+
+
+def _data(job_id: str = "j", **asks: object) -> Waiting:
+    return Waiting(job_id=job_id, slot=Slot.CPU, **asks)  # type: ignore[arg-type]
+
+
+def test_a_job_without_any_runner_waits_with_the_remedy():
+    assert place([_data()], []) == [Wait("j", placement.NO_RUNNER)]
+    assert "training-api runner" in placement.NO_RUNNER
+
+
+def test_data_work_takes_cpu_slots_until_they_are_gone():
+    decisions = place([_data("1"), _data("2"), _data("3")], _rooms(CPU))
+    assert decisions[:2] == [Place("1", "a", "cpu"), Place("2", "a", "cpu")]
+    assert decisions[2] == Wait("3", "Every place is taken on cpu of a; the job starts when one is free.")
+
+
+def test_data_work_does_not_wait_behind_a_model_that_waits():
+    rooms = _rooms(CPU, free={Slot.CPU: 1, Slot.GPU: 0})
+    assert isinstance(place([_model("1"), _data("2")], rooms)[1], Place)
+
+
+def test_jobs_spread_over_the_emptiest_devices():
+    places = place([_model("1"), _model("2")], _rooms(CUDA, CUDA_1, CPU_OF_GPU_HOST))
+    assert {decision.device_id for decision in places if isinstance(decision, Place)} == {"cuda:0", "cuda:1"}
+
+
+def test_the_higher_priority_goes_first_and_among_equals_the_older():
+    jobs = [_model("old"), _model("older-but-low", priority=-1), _model("new"), _model("urgent", priority=5)]
+    order = [decision.job_id for decision in place(jobs, _rooms(CUDA, CUDA_1))]
+    assert order == ["urgent", "old", "new", "older-but-low"]
+
+
+def test_auto_and_cuda_take_a_cuda_device_where_there_is_one():
+    for wish in ("auto", "cuda"):
+        assert place([_model(wish=wish)], _rooms(CPU, CUDA)) == [Place("j", "a", "cuda:0")]
+
+
+def test_a_busy_cuda_device_is_waited_for_and_not_replaced_by_a_cpu():
+    rooms = _rooms(CPU) + _rooms(CUDA, free={Slot.GPU: 0})
+    (decision,) = place([_model()], rooms)
+    assert isinstance(decision, Wait)
+    assert "cuda:0 of a" in decision.reason
+
+
+def test_without_a_cuda_device_a_small_model_runs_on_a_cpu():
+    for wish in ("auto", "cuda", "cpu"):
+        assert place([_model(wish=wish)], _rooms(CPU)) == [Place("j", "a", "cpu")]
+
+
+def test_without_a_cuda_device_a_large_model_waits_and_says_why():
+    for wish in ("auto", "cuda"):
+        assert place([_model(wish=wish, cpu_allowed=False)], _rooms(CPU)) == [Wait("j", placement.TOO_LARGE_FOR_CPU)]
+
+
+def test_a_large_model_runs_on_a_cpu_when_it_is_asked_for():
+    assert place([_model(wish="cpu", cpu_allowed=False)], _rooms(CPU)) == [Place("j", "a", "cpu")]
+
+
+def test_a_cpu_is_refused_where_no_runner_takes_models_on_it():
+    assert place([_model(wish="cpu")], _rooms(CPU_OF_GPU_HOST, CUDA)) == [Wait("j", placement.NO_CPU_FOR_MODELS)]
+
+
+def test_a_job_asks_for_what_its_spec_says():
+    config = TrainingConfig(model_name="m", train_data_path="d", device="cuda", priority=3)
+    asked = waiting_for("j", FinetuneSpec(config=config), cpu_allowed=False)
+    assert asked == Waiting(job_id="j", slot=Slot.GPU, wish="cuda", cpu_allowed=False, priority=3)
+    assert waiting_for("j", ValidateSpec(data_path="d"), cpu_allowed=True) == Waiting(job_id="j", slot=Slot.CPU)
+
+
+_devices = st.builds(
+    Device,
+    device_id=st.sampled_from(["cpu", "cuda:0", "cuda:1"]),
+    name=st.just("device"),
+    slots=st.dictionaries(st.sampled_from(Slot), st.integers(0, 3)),
+)
+
+
+@st.composite
+def _any_rooms(draw: st.DrawFn) -> list[Room]:
+    """Devices of up to three runners, some of their slots taken."""
+    found = []
+    for runner_id in draw(st.sets(st.sampled_from("abc"))):
+        for device in draw(st.lists(_devices, max_size=3, unique_by=lambda device: device.device_id)):
+            free = {slot: draw(st.integers(0, count)) for slot, count in device.slots.items()}
+            found.append(Room(runner_id, device, free))
+    return found
+
+
+_jobs = st.lists(
+    st.builds(
+        Waiting,
+        job_id=st.uuids().map(str),
+        slot=st.sampled_from(Slot),
+        wish=st.sampled_from(["auto", "cpu", "cuda"]),
+        cpu_allowed=st.booleans(),
+        priority=st.integers(-2, 2),
+    ),
+    max_size=12,
+)
+
+
+@given(_jobs, _any_rooms())
+def test_no_device_ever_gets_more_than_its_free_slots_and_every_job_gets_one_answer(jobs, rooms):
+    decisions = place(jobs, rooms)
+    assert sorted(decision.job_id for decision in decisions) == sorted(job.job_id for job in jobs)
+    slots = {job.job_id: job.slot for job in jobs}
+    left = {(room.runner_id, room.device.device_id): dict(room.free) for room in rooms}
+    for decision in decisions:
+        if isinstance(decision, Place):
+            left[decision.runner_id, decision.device_id][slots[decision.job_id]] -= 1
+    assert all(count >= 0 for free in left.values() for count in free.values())
+
+
+@given(_jobs, _any_rooms())
+def test_no_job_waits_for_a_place_that_is_free_for_it(jobs, rooms):
+    decisions = place(jobs, rooms)
+    by_id = {job.job_id: job for job in jobs}
+    used = [decision for decision in decisions if isinstance(decision, Place)]
+    left = [
+        Room(
+            room.runner_id,
+            room.device,
+            {
+                slot: count
+                - sum(
+                    (place_.runner_id, place_.device_id) == (room.runner_id, room.device.device_id)
+                    and by_id[place_.job_id].slot is slot
+                    for place_ in used
+                )
+                for slot, count in room.free.items()
+            },
+        )
+        for room in rooms
+    ]
+    for decision in decisions:
+        if isinstance(decision, Wait):
+            assert isinstance(place([by_id[decision.job_id]], left)[0], Wait)

@@ -1,0 +1,246 @@
+"""What the store answers about what was recorded."""
+
+import sqlite3
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from jobs import events
+from jobs.lifecycle import Status
+from jobs.results import ConvertResult, ExportResult, FinetuneResult, SplitResult, ValidateResult
+from jobs.specs import ConvertSpec, ExportFormat, ExportSpec, Kind, SplitSpec, ValidateSpec
+from service.batch import Batch, Position
+from service.store import Store
+
+EXPORTED = ExportResult(
+    export_id="job_x", job_id="job_a", export_path="exports/job_x/model", archive_path="exports/job_x/m.zip",
+    archive_bytes=3, archive_sha256="0" * 64, export_format="huggingface", file_size_mb=1.5, message="done",
+)  # fmt: skip
+
+
+async def _complete(ledger, job, result=None):
+    """Submit and complete a job."""
+    begun = [job.submitted(), *job.started()]
+    done = job.event(events.JobCompleted, n=2, result=result or FinetuneResult(steps=1))
+    return (await ledger.record([*begun, done]))[-1]
+
+
+async def test_a_job_reads_back_as_it_was_recorded(ledger, store, history):
+    job = history()
+    (recorded,) = await ledger.record([job.submitted()])
+    assert await store.job("job_a") == recorded
+    assert recorded.status is Status.PENDING
+    assert await store.job("job_b") is None
+
+
+async def test_jobs_come_newest_first_and_page_by_page(ledger, store, history):
+    for name in "abcde":
+        await ledger.record([history(f"job_{name}").submitted()])
+    first = await store.jobs(limit=2)
+    rest = await store.jobs(limit=9, before=first[-1].job_id)
+    assert [job.job_id for job in first + rest] == ["job_e", "job_d", "job_c", "job_b", "job_a"]
+
+
+async def test_a_later_event_does_not_change_a_jobs_place_in_the_list(ledger, store, history):
+    old, new = history("job_a"), history("job_b")
+    await ledger.record([old.submitted(), new.submitted(), *old.started()])
+    assert [job.job_id for job in await store.jobs()] == ["job_b", "job_a"]
+
+
+async def test_jobs_are_filtered_by_kind_status_and_label(ledger, store, history, configured):
+    labelled = history("job_b", configured(output_dir="datasets/mine"))
+    await ledger.record([history("job_a").submitted(), labelled.submitted(), *labelled.started()])
+    convert = ConvertSpec(sam2_zip_path="uploads/1/x.zip", output_dir="datasets/x")
+    await ledger.record([history("job_c", convert).submitted()])
+    assert [job.job_id for job in await store.jobs(kinds=(Kind.FINETUNE,))] == ["job_b", "job_a"]
+    assert [job.job_id for job in await store.jobs(status=Status.RUNNING)] == ["job_b"]
+    assert [job.job_id for job in await store.jobs(label="datasets/mine")] == ["job_b"]
+    assert await store.newest_by_label("datasets/mine") == "job_b"
+    assert await store.newest_by_label("datasets/other") is None
+
+
+async def test_experiments_are_sorted_with_missing_values_last(ledger, store, history):
+    for name, loss in (("a", 0.3), ("b", None), ("c", 0.0), ("d", 0.5)):
+        await _complete(ledger, history(f"job_{name}"), FinetuneResult(steps=1, best_eval_loss=loss))
+    by_loss = await store.experiments(sort_by="best_eval_loss")
+    assert [job.job_id for job in by_loss] == ["job_c", "job_a", "job_d", "job_b"]
+    assert [job.job_id for job in await store.experiments(limit=2)] == ["job_d", "job_c"]
+
+
+async def test_experiments_are_sorted_by_duration_longest_first(ledger, store, history):
+    for name, seconds in (("a", 1), ("b", 3), ("c", 2)):
+        job = history(f"job_{name}")
+        begun = [job.submitted(), *job.started()]
+        notes = [job.event(events.PhaseEntered, n=2 + k, phase="training") for k in range(seconds)]
+        done = job.event(events.JobCompleted, n=2 + seconds, result=FinetuneResult(steps=1))
+        await ledger.record([*begun, *notes, done])
+    await ledger.record([history("job_d").submitted()])
+    by_duration = await store.experiments(sort_by="duration_seconds")
+    assert [job.job_id for job in by_duration] == ["job_b", "job_c", "job_a", "job_d"]
+
+
+async def test_experiments_are_found_by_an_exact_tag(ledger, store, history, training):
+    other = msgspec.structs.replace(training, tags=("bird", "birds-2"))
+    await ledger.record([history("job_a").submitted(), history("job_b", other).submitted()])
+    assert [job.job_id for job in await store.experiments(tag="birds")] == ["job_a"]
+
+
+async def test_events_are_read_behind_a_cursor_of_one_job_or_of_all(ledger, store, history):
+    first, second = history("job_a"), history("job_b")
+    await ledger.record([first.submitted(), second.submitted(), *first.started()])
+    assert [event.seq for event in await store.events(after=1)] == [2, 3, 4]
+    assert [event.type for event in await store.events("job_a")] == ["job.submitted", "job.placed", "job.started"]
+    assert [event.seq for event in await store.events("job_a", types=frozenset({"job.started"}))] == [4]
+    assert await store.events(types=frozenset()) == []
+    assert await store.event_count("job_a", after=1) == 2
+    assert await store.head_seq() == 4
+
+
+async def test_a_deleted_event_never_lends_its_cursor_to_another(ledger, store, history):
+    await _complete(ledger, history("job_a"))
+    head = await store.head_seq()
+    await store.remove(["job_a"])
+    assert await store.head_seq() == head
+    assert await store.events() == []
+
+
+async def test_removing_a_job_leaves_no_row_of_it_and_every_row_of_others(ledger, store, history):
+    for name in "ab":
+        job = history(f"job_{name}")
+        said = [
+            job.event(events.MetricsLogged, n=2, step=1, values={"train_loss": 1.0}),
+            job.event(events.CheckpointSaved, n=3, step=1, path=f"jobs/{name}/step-1", bytes=1),
+            job.event(events.ArtifactCreated, n=4, kind="report", path=f"jobs/{name}/report.md", bytes=1),
+            job.event(events.JobCompleted, n=5, result=FinetuneResult(steps=1)),
+        ]
+        await ledger.record([job.submitted(), *job.started(), *said])
+    await store.remove(["job_a"])
+    assert await _row_counts(store, "job_a") == dict.fromkeys(_TABLES, 0)
+    assert min((await _row_counts(store, "job_b")).values()) >= 1
+
+
+_TABLES = ("jobs", "events", "metrics", "checkpoints", "artifacts", "tags")
+
+
+async def _row_counts(store: Store, job_id: str) -> dict[str, int]:
+    counts = {}
+    for table in _TABLES:
+        rows = await store._rows(f"SELECT count(*) FROM {table} WHERE job_id = :job_id", {"job_id": job_id})
+        counts[table] = rows[0][0]
+    return counts
+
+
+async def test_checkpoints_that_rotation_removed_are_gone(ledger, store, history):
+    job = history()
+    said = [
+        job.event(events.CheckpointSaved, n=2, step=10, path="jobs/a/step-10", bytes=5, metrics={"eval_loss": 0.5}),
+        job.event(events.CheckpointSaved, n=3, step=20, path="jobs/a/step-20", bytes=6),
+    ]
+    await ledger.record([job.submitted(), *job.started(), *said])
+    await ledger.record([job.event(events.CheckpointRemoved, n=4, step=10, path="jobs/a/step-10")])
+    (kept,) = await store.checkpoints("job_a")
+    assert (kept.step, kept.path, kept.bytes, kept.metrics) == (20, "jobs/a/step-20", 6, {})
+
+
+async def test_exports_are_the_completed_export_jobs_newest_first(ledger, store, history):
+    spec = ExportSpec(job_id="job_a", export_format=ExportFormat.HUGGINGFACE)
+    for name in ("job_x", "job_y"):
+        await _complete(ledger, history(name, spec), msgspec.structs.replace(EXPORTED, export_id=name))
+    pending = history("job_z", spec)
+    await ledger.record([pending.submitted()])
+    assert [export.export_id for export in await store.exports("job_a")] == ["job_y", "job_x"]
+    assert (await store.export("job_x")).archive_bytes == 3
+    assert await store.export("job_z") is None
+    assert await store.exports("job_b") == []
+    assert {child.job_id for child in await store.children("job_a")} == {"job_x", "job_y", "job_z"}
+
+
+def _validated(passed: bool) -> ValidateResult:
+    return ValidateResult(
+        passed=passed, result="passed" if passed else "failed", num_errors=0, num_warnings=0, errors=(), warnings=(),
+        statistics={}, recommendations=(), report_id="r",
+    )  # fmt: skip
+
+
+async def _made(ledger, history, job_id, spec):
+    results = {
+        ConvertSpec: ConvertResult(output_dir="", num_samples=1, message=""),
+        SplitSpec: SplitResult(
+            train_path="", val_path="", test_path="", train_samples=1, val_samples=1, test_samples=1
+        ),
+    }
+    await _complete(ledger, history(job_id, spec), results[type(spec)])
+
+
+async def test_the_last_validation_of_a_split_is_that_of_the_dataset_it_was_cut_from(ledger, store, history):
+    await _made(ledger, history, "job_a", ConvertSpec(sam2_zip_path="uploads/x.zip", output_dir="datasets/d"))
+    assert await store.last_validation("datasets/d") is None
+    await _complete(ledger, history("job_b", ValidateSpec(data_path="datasets/d")), _validated(passed=False))
+    await _made(ledger, history, "job_c", SplitSpec(data_path="datasets/d", output_dir="datasets/d/s"))
+    assert await store.last_validation("datasets/d/s/train.jsonl") is False
+    assert await store.last_validation("datasets/d/llava_dataset.jsonl") is False
+    assert await store.last_validation("datasets/other") is None
+
+
+async def test_a_newer_validation_counts_and_a_new_conversion_forgets_it(ledger, store, history):
+    convert = ConvertSpec(sam2_zip_path="uploads/x.zip", output_dir="datasets/d")
+    await _made(ledger, history, "job_a", convert)
+    await _complete(ledger, history("job_b", ValidateSpec(data_path="datasets/d")), _validated(passed=False))
+    await _complete(ledger, history("job_c", ValidateSpec(data_path="datasets/d")), _validated(passed=True))
+    assert await store.last_validation("datasets/d") is True
+    await _complete(ledger, history("job_d", ValidateSpec(data_path="datasets/d")), _validated(passed=False))
+    await _made(ledger, history, "job_e", convert)
+    assert await store.last_validation("datasets/d") is None
+
+
+async def test_a_split_that_was_validated_itself_speaks_for_itself(ledger, store, history):
+    await _complete(ledger, history("job_a", ValidateSpec(data_path="datasets/d")), _validated(passed=False))
+    await _made(ledger, history, "job_b", SplitSpec(data_path="datasets/d", output_dir="datasets/d/s"))
+    train = ValidateSpec(data_path="datasets/d/s/train.jsonl")
+    await _complete(ledger, history("job_c", train), _validated(passed=True))
+    assert await store.last_validation("datasets/d/s/train.jsonl") is True
+    assert await store.last_validation("datasets/d/s/val.jsonl") is False
+
+
+async def test_a_batch_is_written_whole_or_not_at_all(store, history):
+    job = history()
+    batch = Batch({}, 0)
+    batch.add(job.submitted())
+    batch.position = Position("e", "5-0")
+    batch.events.append(batch.events[0])  # its seq twice
+    with pytest.raises(sqlite3.IntegrityError):
+        await store.write(batch)
+    assert await store.jobs() == []
+    assert await store.position() is None
+
+
+async def test_opening_again_migrates_nothing_and_finds_everything(store, ledger, history, tmp_path: Path):
+    await ledger.record([history().submitted()])
+    again = await Store.open(tmp_path / "training.db")
+    try:
+        assert [job.job_id for job in await again.live_jobs()] == ["job_a"]
+    finally:
+        await again.close()
+
+
+async def test_the_database_is_durable_and_readers_cannot_write(store):
+    ((synchronous,),) = await store._writer.execute_fetchall("PRAGMA synchronous")
+    ((mode,),) = await store._writer.execute_fetchall("PRAGMA journal_mode")
+    assert (synchronous, mode) == (2, "wal")  # 2 is FULL
+    with pytest.raises(sqlite3.OperationalError, match="readonly"):
+        await store._rows("DELETE FROM jobs")
+
+
+async def test_a_checkpoint_empties_the_write_ahead_log(store, ledger, history, tmp_path: Path):
+    await ledger.record([history().submitted()])
+    assert (tmp_path / "training.db-wal").stat().st_size > 0
+    await store.checkpoint()
+    assert (tmp_path / "training.db-wal").stat().st_size == 0
+
+
+async def test_a_closed_store_is_not_healthy(tmp_path: Path):
+    opened = await Store.open(tmp_path / "training.db")
+    assert await opened.is_healthy()
+    await opened.close()
+    assert not await opened.is_healthy()
