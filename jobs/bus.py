@@ -51,7 +51,8 @@ class Bus:
 
     async def is_reachable(self) -> bool:
         try:
-            return bool(await asyncio.wait_for(self._redis.ping(), 1))
+            async with asyncio.timeout(1):
+                return bool(await self._redis.ping())
         except UNREACHABLE:
             return False
 

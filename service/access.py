@@ -198,7 +198,7 @@ def _with_headers(send: Send, origin: str | None) -> Send:
     if origin is not None:
         added |= {
             b"access-control-allow-origin": origin.encode("latin-1"),
-            b"access-control-expose-headers": b"location, retry-after, etag, content-disposition, preference-applied",
+            b"access-control-expose-headers": b"location, retry-after, etag, content-disposition",
             b"vary": b"origin",
         }
 
@@ -217,7 +217,7 @@ async def _answer_preflight(send: Send) -> None:
         (b"access-control-allow-methods", b"GET, POST, DELETE"),
         (
             b"access-control-allow-headers",
-            b"authorization, content-type, prefer, last-event-id, range, idempotency-key",
+            b"authorization, content-type, prefer, last-event-id, range",
         ),
         (b"access-control-max-age", b"600"),
     ]

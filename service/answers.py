@@ -140,8 +140,7 @@ def percentage(record: JobRecord) -> float:
     """0..100; 100 exactly when the job is completed."""
     if record.status is Status.COMPLETED:
         return 100.0
-    by_steps = (record.step or 0) / record.total_steps if record.total_steps else 0.0
-    return round(min(99.9, 100 * max(by_steps, record.fraction or 0.0)), 1)
+    return round(min(99.9, 100 * (record.fraction or 0.0)), 1)
 
 
 def job(record: JobRecord, live: Iterable[JobRecord]) -> JobAnswer:

@@ -117,7 +117,7 @@ class Batch:
                 self.records[record.job_id] = msgspec.structs.replace(record, recorded_n=event.n)
             return
         seq = self._append(settled, body if settled is event else None)
-        self._fill_tables(record, settled)
+        self._fill_tables(settled)
         self.records[record.job_id] = projection.follow(record, settled, state, seq)
 
     def _append(self, event: Event, body: bytes | None) -> int:
@@ -127,13 +127,11 @@ class Batch:
         self.events.append(EventRow(self.head, event.job_id, event.attempt, event.n, name, event.at, body))
         return self.head
 
-    def _fill_tables(self, record: JobRecord, event: Event) -> None:
+    def _fill_tables(self, event: Event) -> None:
         if isinstance(event, events.MetricsLogged):
-            if event.attempt > record.metrics_attempt > 0:  # an attempt that did not say where it went on from
-                self._void(event, event.step)
             self._log(event)
         elif isinstance(event, events.TrainingResumed):
-            self._void(event, event.step)
+            self._void(event)
         elif isinstance(event, events.CheckpointSaved):
             self.checkpoints[event.job_id, event.path] = _checkpoint(event)
         elif isinstance(event, events.CheckpointRemoved):
@@ -147,11 +145,11 @@ class Batch:
             point = Point(event.job_id, series, event.step, event.attempt, event.epoch, value)
             self.points[event.job_id, series, event.step] = point
 
-    def _void(self, event: Event, step: int) -> None:
+    def _void(self, event: events.TrainingResumed) -> None:
         """What an earlier attempt logged beyond the step is logged again, or would not have been logged at all."""
-        self.voided.append(Voided(event.job_id, event.attempt, step))
+        self.voided.append(Voided(event.job_id, event.attempt, event.step))
         for key, point in list(self.points.items()):
-            if point.job_id == event.job_id and point.attempt < event.attempt and point.step > step:
+            if point.job_id == event.job_id and point.attempt < event.attempt and point.step > event.step:
                 del self.points[key]
 
 

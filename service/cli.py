@@ -14,6 +14,7 @@ from types import FrameType
 
 from jobs.errors import Misconfigured, TrainingError
 from jobs.settings import Settings, described, variable
+from service import access
 from service.programs import Programs
 
 _OPTIONS = ("data_root", "host", "port")
@@ -69,6 +70,7 @@ def _add(
 
 def _up(_: argparse.Namespace) -> int:
     settings = Settings.from_environment()
+    access.check_settings(settings)  # before anything is started
     wanted = _Ending()
     with Programs(settings) as programs:
         programs.wait_until_ready(on_wait=wanted.check)

@@ -171,7 +171,7 @@ def _service(settings: Settings, console: Console) -> Iterator[str]:
     """The address of a running service: the one of this data root if it is up, else one started for the demo."""
     if not is_free(settings.host, settings.port):
         address = Programs(settings).address
-        if health(address) is not None:
+        if health(address, settings.token) is not None:
             console.print(f"Using the service that runs at {address}")
             yield address
             return

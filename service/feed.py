@@ -6,7 +6,7 @@ told so and goes on from the head.
 """
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from typing import Literal, TypeVar
 
 import msgspec
@@ -15,6 +15,7 @@ from service.hub import Hub, Item, Types
 from service.store import Store
 
 PAGE = 500
+BATCH_BYTES = 256 * 1024  # of event JSON; common clients refuse a message beyond 1 MiB
 TOO_FAR_BEHIND = 50_000
 QUIET_S = 15.0
 
@@ -44,6 +45,7 @@ class Feed:
         self._store = store
         self._hub = hub
         self._types = types
+        self._told = after  # the end of the last batch, where the next one begins
 
     async def follow(self) -> AsyncIterator[Batch | Gap]:
         """Batches until the hub closes."""
@@ -52,30 +54,42 @@ class Feed:
             with self._hub.subscribe(self.job_id, self._types) as subscription:
                 head = await self._store.head_seq()
                 if await self._store.event_count(self.job_id, self.position) > TOO_FAR_BEHIND:
-                    self.position = head
+                    self.position = self._told = head
                     yield Gap(reason)
                 async for batch in self._replay(head):
                     yield batch
                 async for items in subscription:
                     fresh = [item for item in items if item[0] is None or item[0] > self.position]
-                    if fresh:
-                        yield self._batch(fresh, self.position)
+                    for batch in self._batches(fresh):
+                        yield batch
             reason = "lagging"
 
     async def _replay(self, head: int) -> AsyncIterator[Batch]:
         while not self._hub.closing.is_set():
             page = await self._store.events(self.job_id, after=self.position, limit=PAGE, types=self._types)
-            up_to = head if len(page) < PAGE else 0
-            if page:
-                yield self._batch([(event.seq, event.type, event.body) for event in page], up_to)
+            for batch in self._batches([(event.seq, event.type, event.body) for event in page]):
+                yield batch
             if len(page) < PAGE:
                 self.position = max(self.position, head)
                 return
 
-    def _batch(self, items: list[Item], up_to: int) -> Batch:
-        begin = self.position
-        self.position = max([begin, up_to, *(seq for seq, _, _ in items if seq is not None)])
-        return Batch(items=items, from_seq=begin, to_seq=self.position)
+    def _batches(self, items: list[Item]) -> Iterator[Batch]:
+        """Items in pieces of a size that every client takes."""
+        piece: list[Item] = []
+        size = 0
+        for item in items:
+            if piece and size + len(item[2]) > BATCH_BYTES:
+                yield self._batch(piece)
+                piece, size = [], 0
+            piece.append(item)
+            size += len(item[2])
+        if piece:
+            yield self._batch(piece)
+
+    def _batch(self, items: list[Item]) -> Batch:
+        begin = self._told
+        self._told = self.position = max([self.position, *(seq for seq, _, _ in items if seq is not None)])
+        return Batch(items=items, from_seq=begin, to_seq=self._told)
 
 
 async def with_silences(source: AsyncIterator[T]) -> AsyncIterator[T | None]:

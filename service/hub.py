@@ -119,12 +119,12 @@ class Hub:
 
     def publish(self, events: Sequence[Published], ended: Iterable[JobRecord] = ()) -> None:
         """Hand out committed events, and the records of the jobs that ended with them."""
+        by_job: dict[str, list[Published]] = {}
+        for event in events:
+            by_job.setdefault(event.job_id, []).append(event)
         for (job_id, types), group in list(self._subscriptions.items()):
-            wanted = [
-                event
-                for event in events
-                if (job_id is None or event.job_id == job_id) and (types is None or event.type in types)
-            ]
+            about = events if job_id is None else by_job.get(job_id, [])
+            wanted = [event for event in about if types is None or event.type in types]
             if wanted:
                 for subscription in list(group):
                     subscription.push(wanted)

@@ -74,21 +74,29 @@ def waiting_for(job_id: str, spec: JobSpec, cpu_allowed: bool) -> Waiting:
 
 def place(waiting: Iterable[Waiting], rooms: Sequence[Room]) -> list[Decision]:
     """A decision for every job; `waiting` is in the order of submission."""
-    free = {(room.runner_id, room.device.device_id): dict(room.free) for room in rooms}
+    free = {_key(room): dict(room.free) for room in rooms}
     decisions: list[Decision] = []
+    hopeless: dict[tuple[object, ...], str] = {}  # why jobs that ask for this find no place any more
     for job in sorted(waiting, key=lambda job: -job.priority):  # sorted keeps the age among equals
-        suited = _suited(job, rooms)
-        if isinstance(suited, str):
-            decisions.append(Wait(job.job_id, suited))
+        asked = (job.slot, job.wish, job.cpu_allowed)
+        found = None if asked in hopeless else _emptiest(job, rooms, free)
+        if isinstance(found, Room):
+            free[_key(found)][job.slot] -= 1
+            decisions.append(Place(job.job_id, found.runner_id, found.device.device_id))
             continue
-        emptiest = max(suited, key=lambda room: free[room.runner_id, room.device.device_id].get(job.slot, 0))
-        slots = free[emptiest.runner_id, emptiest.device.device_id]
-        if slots.get(job.slot, 0) < 1:
-            decisions.append(Wait(job.job_id, _taken(suited)))
-        else:
-            slots[job.slot] -= 1
-            decisions.append(Place(job.job_id, emptiest.runner_id, emptiest.device.device_id))
+        if found is not None:
+            hopeless[asked] = found
+        decisions.append(Wait(job.job_id, hopeless[asked]))
     return decisions
+
+
+def _emptiest(job: Waiting, rooms: Sequence[Room], free: Mapping[tuple[str, str], Mapping[Slot, int]]) -> Room | str:
+    """The device with the most free slots among those that take such a job, or why there is none."""
+    suited = _suited(job, rooms)
+    if isinstance(suited, str):
+        return suited
+    best = max(suited, key=lambda room: free[_key(room)].get(job.slot, 0))
+    return best if free[_key(best)].get(job.slot, 0) > 0 else _taken(suited)
 
 
 def _suited(job: Waiting, rooms: Sequence[Room]) -> list[Room] | str:
@@ -110,3 +118,7 @@ def _suited(job: Waiting, rooms: Sequence[Room]) -> list[Room] | str:
 def _taken(suited: Sequence[Room]) -> str:
     names = ", ".join(f"{room.device.device_id} of {room.runner_id}" for room in suited)
     return f"Every place is taken on {names}; the job starts when one is free."
+
+
+def _key(room: Room) -> tuple[str, str]:
+    return room.runner_id, room.device.device_id

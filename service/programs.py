@@ -136,7 +136,7 @@ class Programs:
         """
         deadline = time.monotonic() + within_s
         while time.monotonic() < deadline:
-            if health(self.address) == "healthy":
+            if health(self.address, self.settings.token) == "healthy":
                 return
             self.revive()
             on_wait()
@@ -144,10 +144,11 @@ class Programs:
         raise Misconfigured(f"The service at {self.address} is not ready after {within_s:g} s; its output says why.")
 
 
-def health(address: str) -> str | None:
+def health(address: str, token: str | None = None) -> str | None:
     """`healthy` or `degraded` if a service of ours answers there, else None."""
+    headers = {"authorization": f"Bearer {token}"} if token else {}
     try:
-        body = httpx.get(f"{address}/health", timeout=2, trust_env=False).json()
+        body = httpx.get(f"{address}/health", headers=headers, timeout=2, trust_env=False).json()
         return str(body["status"])
     except (httpx.HTTPError, ValueError, KeyError, TypeError):
         return None

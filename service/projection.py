@@ -57,8 +57,8 @@ def progress(record: JobRecord, event: events.JobProgressed) -> JobRecord:
     """The record with the newest progress; unchanged when it is of an attempt that does not run."""
     if event.attempt != record.attempt or record.status is not Status.RUNNING:
         return record
-    changes: Changes = {"step": event.step, "total_steps": event.total_steps, "fraction": event.fraction}
-    changes |= {"updated_at": event.at, "eta_s": event.eta_s}
+    changes: Changes = {"step": event.step, "total_steps": event.total_steps}
+    changes |= {"fraction": _furthest(record, event.fraction), "updated_at": event.at, "eta_s": event.eta_s}
     return _replaced(record, changes | _said(event, "epoch", "total_epochs", "phase"))
 
 
@@ -114,8 +114,10 @@ def _noted(record: JobRecord, event: events.JobNoted) -> Changes:
 
 
 def _metrics_logged(record: JobRecord, event: events.MetricsLogged) -> Changes:
-    changes = {"step": event.step, "metrics_attempt": event.attempt, **_said(event, "epoch", "total_steps")}
-    changes |= _said(event, "total_epochs")
+    changes: Changes = {"step": event.step, **_said(event, "epoch", "total_steps", "total_epochs")}
+    total_steps = event.total_steps or record.total_steps
+    if total_steps:
+        changes["fraction"] = _furthest(record, event.step / total_steps)
     values = {name: value for name, value in event.values.items() if value is not None}
     changes |= {name: values[name] for name in ("train_loss", "eval_loss", "learning_rate") if name in values}
     best = {
@@ -127,7 +129,7 @@ def _metrics_logged(record: JobRecord, event: events.MetricsLogged) -> Changes:
 
 
 def _training_resumed(_: JobRecord, event: events.TrainingResumed) -> Changes:
-    return {"step": event.step, "metrics_attempt": event.attempt}
+    return {"step": event.step}
 
 
 def _paused(_: JobRecord, __: events.JobPaused) -> Changes:
@@ -160,6 +162,11 @@ def _cancelled(_: JobRecord, event: events.JobCancelled) -> Changes:
 
 def _ended_at(at: datetime) -> Changes:
     return {"completed_at": at, "phase": None, "eta_s": None, "waiting_reason": None}
+
+
+def _furthest(record: JobRecord, fraction: float) -> float:
+    """An attempt that goes on from a checkpoint repeats steps; what people see never goes backwards."""
+    return min(1.0, max(record.fraction or 0.0, fraction))
 
 
 def _best(choose: Callable[[Any, Any], Any], old: float | None, new: float | None) -> float | None:

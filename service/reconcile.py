@@ -19,7 +19,7 @@ from jobs import commands, events
 from jobs.bus import UNREACHABLE, Bus
 from jobs.commands import AnyCommand
 from jobs.errors import FailureReason, Unavailable
-from jobs.events import Event
+from jobs.events import Event, Held
 from jobs.lifecycle import Status
 from jobs.paths import DataRoot
 from jobs.settings import Settings
@@ -102,7 +102,7 @@ def _about_idle(job: JobRecord, situation: Situation, settings: Settings) -> lis
     if _has_no_attempt_left(job, settings):
         detail = (
             f"The job was interrupted {job.interruptions} times and is not tried again. "
-            f"The last time: {job.waiting_reason} Look into output.log of its last attempt."
+            f"The last time: {(job.waiting_reason or 'unknown').rstrip('.')}. Look into output.log of its last attempt."
         )
         failed = events.JobFailed(reason=FailureReason.TOO_MANY_ATTEMPTS, detail=detail, **_envelope(job, situation))
         return [State(failed)]
@@ -139,11 +139,15 @@ def _commands(job: JobRecord, view: RunnerView) -> Iterable[AnyCommand]:
 def _unwanted(view: RunnerView, jobs: Mapping[str, JobRecord]) -> Iterable[Action]:
     """Attempts the runner holds and nobody waits for: of ended or deleted jobs, of older attempts, of paused jobs."""
     for held in view.report.held:
-        job = jobs.get(held.job_id)
-        is_current = job is not None and job.attempt == held.attempt
-        is_put_away = is_current and job is not None and job.status is Status.PAUSED and held.last_n <= job.recorded_n
-        if not is_current or is_put_away:
+        if not _is_wanted(held, jobs):
             yield Send(view.runner_id, commands.Cancel(job_id=held.job_id, attempt=held.attempt))
+
+
+def _is_wanted(held: Held, jobs: Mapping[str, JobRecord]) -> bool:
+    job = jobs.get(held.job_id)
+    if job is None or job.attempt != held.attempt:
+        return False
+    return job.status is not Status.PAUSED or held.last_n > job.recorded_n
 
 
 def _placements(situation: Situation, settings: Settings) -> list[Action]:
@@ -190,10 +194,7 @@ def rooms(views: Iterable[RunnerView], jobs: Mapping[str, JobRecord]) -> list[Ro
     for view in views:
         if view.report.stopping:
             continue
-        ending = sum(
-            held.state != "finished" and (held.job_id not in jobs or jobs[held.job_id].attempt != held.attempt)
-            for held in view.report.held
-        )
+        ending = sum(held.state != "finished" and not _is_wanted(held, jobs) for held in view.report.held)
         for device in view.devices:
             free = {
                 slot: max(0, count - used[view.runner_id, device.device_id, slot] - ending)
@@ -218,7 +219,7 @@ def _is_behind(job: JobRecord, view: RunnerView) -> bool:
     return held is not None and before is not None and min(held.last_n, before.last_n) > job.recorded_n
 
 
-def _held(job: JobRecord, view: RunnerView) -> events.Held | None:
+def _held(job: JobRecord, view: RunnerView) -> Held | None:
     return view.held(job.job_id, job.attempt)
 
 

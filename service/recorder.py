@@ -35,7 +35,7 @@ _BLOCK_S = 1.0
 _RETRY_S = 0.5
 _TIDY_EVERY_S = 60.0
 _DEAD_LETTER_BYTES = 1 << 16  # of an entry nobody can read, this much is kept
-UNDECODABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
+_UNDECODABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 
 
 class Recorder(Ledger):
@@ -112,7 +112,7 @@ class Recorder(Ledger):
         for line in lines:
             try:
                 said.append((events.decode_event(line), line))
-            except UNDECODABLE as error:
+            except _UNDECODABLE as error:
                 log.warning("journal.undecodable", job_id=record.job_id, attempt=record.attempt, error=str(error))
                 break
         await self.commit(Write(events=said))
@@ -245,7 +245,7 @@ class _Intake:
         self.position = Position(self.position.epoch, entry_id)
         try:
             message = events.decode_message(body)
-        except UNDECODABLE as error:
+        except _UNDECODABLE as error:
             self.dead_letters.append(_dead(self.position, body, error))
             return
         if isinstance(message, RunnerReported):

@@ -24,7 +24,7 @@ class JobRecord(Record, frozen=True, kw_only=True):
 
     `recorded_n` is the last journal line recorded of the present attempt, `last_seq` the job's last event,
     `submitted_seq` its first one and so its place in the order of submission. `waiting_reason` says why a pending
-    job waits. `notes` are sentences for the user. `metrics_attempt` is the attempt that logged metrics last.
+    job waits. `notes` are sentences for the user.
     """
 
     job_id: str
@@ -37,7 +37,6 @@ class JobRecord(Record, frozen=True, kw_only=True):
     attempt: int = 1
     interruptions: int = 0
     recorded_n: int = 0
-    metrics_attempt: int = 0
     started_at: datetime | None = None
     completed_at: datetime | None = None
     cancel_requested_at: datetime | None = None

@@ -6,7 +6,6 @@ before it binds its port.
 
 import asyncio
 import fcntl
-import gc
 import logging
 import os
 import socket
@@ -81,8 +80,7 @@ def configure(app: Litestar, settings: Settings) -> Server:
 
 def _serve(settings: Settings) -> int:
     server = configure(create_app(settings), settings)
-    gc.freeze()
-    log.info("service.started", host=settings.host, port=settings.port, data_root=str(settings.data_folder))
+    log.info("service.starting", host=settings.host, port=settings.port, data_root=str(settings.data_folder))
     asyncio.run(server.serve())
     return 0 if server.started else 1
 

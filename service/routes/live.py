@@ -7,7 +7,7 @@ left to hear is told so with 204, which stops it.
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from typing import Annotated, Any
 
@@ -30,6 +30,7 @@ from service.store import Store
 AnySocket = WebSocket[Any, Any, Any]
 
 SEND_WITHIN_S = 30.0
+FAREWELL_WITHIN_S = 1.0
 COME_BACK_AFTER_S = 2.0
 _LAST_SEQ = 2**63 - 1
 _ENDS = frozenset({"job.completed", "job.failed", "job.cancelled"})
@@ -76,9 +77,9 @@ async def socket_of_job(
         message = "`after` must be the `seq` of an event, or 0."
         await _end(socket, frames.CLOSE_BAD_FRAME, frames.Problem(code="bad_cursor", message=message))
     else:
-        await _send(socket, frames.Welcome(server_time=datetime.now(UTC), after=after, status=record.status.value))
+        welcome = frames.Welcome(server_time=datetime.now(UTC), after=after, status=record.status.value)
         with sockets.counted():
-            await _converse(socket, Feed(store, hub, job_id=job_id, types=None, after=after))
+            await _converse(socket, welcome, Feed(store, hub, job_id=job_id, types=None, after=after))
 
 
 @get("/events", tags=["events"], responses=documented(404, 422), media_type="text/event-stream")
@@ -122,9 +123,9 @@ def _encode(seq: int | None, body: bytes) -> bytes:
     return (b"" if seq is None else b"id: %d\n" % seq) + b"data: " + body + b"\n\n"
 
 
-async def _converse(socket: AnySocket, feed: Feed) -> None:
+async def _converse(socket: AnySocket, welcome: ServerFrame, feed: Feed) -> None:
     """Tell and listen side by side: a handler that only tells never notices that its client has left."""
-    telling = asyncio.ensure_future(_tell(socket, feed))
+    telling = asyncio.ensure_future(_tell(socket, welcome, feed))
     listening = asyncio.ensure_future(_listen(socket))
     try:
         await asyncio.wait({telling, listening}, return_when=asyncio.FIRST_COMPLETED)
@@ -135,12 +136,14 @@ async def _converse(socket: AnySocket, feed: Feed) -> None:
         await asyncio.gather(telling, listening, return_exceptions=True)
 
 
-async def _tell(socket: AnySocket, feed: Feed) -> None:
+async def _tell(socket: AnySocket, welcome: ServerFrame, feed: Feed) -> None:
     """Ends when the hub closes.
 
     Raises:
         TimeoutError: the client does not take what it is sent.
+        OSError, WebSocketDisconnect: it has left.
     """
+    await _send(socket, welcome)
     async for said in with_silences(feed.follow()):
         async with asyncio.timeout(SEND_WITHIN_S):
             await _send(socket, _frame(said, feed))
@@ -169,14 +172,18 @@ async def _part(socket: AnySocket, telling: asyncio.Future[None], listening: asy
         farewell = frames.Bye(code="restarting", retry_after_s=COME_BACK_AFTER_S)
         await _end(socket, frames.CLOSE_RESTARTING, farewell)
     elif isinstance(telling.exception(), TimeoutError):
-        await socket.close(frames.CLOSE_SLOW)
-    elif not isinstance(telling.exception(), WebSocketDisconnect):
+        await _end(socket, frames.CLOSE_SLOW)
+    elif not isinstance(telling.exception(), (OSError, WebSocketDisconnect)):
         telling.result()
 
 
-async def _end(socket: AnySocket, code: int, last: ServerFrame) -> None:
-    await _send(socket, last)
-    await socket.close(code)
+async def _end(socket: AnySocket, code: int, last: ServerFrame | None = None) -> None:
+    """Close towards a client that may have left by now (OSError), or may not listen (TimeoutError)."""
+    with suppress(OSError, WebSocketDisconnect):
+        async with asyncio.timeout(FAREWELL_WITHIN_S):
+            if last is not None:
+                await _send(socket, last)
+            await socket.close(code)
 
 
 async def _send(socket: AnySocket, frame: ServerFrame) -> None:

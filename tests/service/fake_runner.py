@@ -135,12 +135,10 @@ class FakeRunner:
         stopping = asyncio.ensure_future(attempt.cancelled.wait())
         await asyncio.wait({working, stopping}, return_when=asyncio.FIRST_COMPLETED)
         stopping.cancel()
-        if not working.done():
-            working.cancel()
-            await asyncio.gather(working, return_exceptions=True)
+        working.cancel()  # no harm to a script that has ended
+        await asyncio.gather(working, return_exceptions=True)
+        if attempt.cancelled.is_set() and attempt.state != "finished":
             await attempt.say(events.JobCancelled)
-        elif (error := working.exception()) is not None:
-            raise error
 
     def _spawn(self, work: Any) -> None:
         task = asyncio.ensure_future(work)

@@ -1,6 +1,7 @@
 """What is stated and sent: the pure decision with clocks of its own, and the loop with a runner on a real Redis."""
 
 import asyncio
+import time
 from datetime import UTC, datetime
 
 import msgspec
@@ -303,6 +304,17 @@ async def test_a_runner_that_falls_silent_loses_its_job_to_another_which_goes_on
         async with _serve(core, fakes, name="second"):
             record = await core.ended(job.job_id)
     assert (record.status, record.attempt, record.runner_id) == (Status.COMPLETED, 2, "second")
+
+
+async def test_a_service_that_stood_still_does_not_blame_the_runners(core_at, fakes, training):
+    async with core_at(lease_s=0.6) as core, _serve(core, fakes) as runner:
+        runner.scripts[Kind.FINETUNE] = fakes.run_until_stopped
+        job = await core.dispatch.submit(training)
+        await core.until(job.job_id, lambda record: record.status is Status.RUNNING)
+        time.sleep(1)  # noqa: ASYNC251  the whole process is to hang
+        await core.reconciler.run()
+        await core.recorder.next_report()
+        assert core.recorder.live[job.job_id].attempt == 1
 
 
 async def test_what_a_lost_runner_wrote_before_it_died_is_not_lost(core_at, fakes, training):

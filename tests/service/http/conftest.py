@@ -80,8 +80,10 @@ class House:
 
     def __exit__(self, *_: object) -> None:
         self.http.close()
-        self.stop()
-        redis_server.stop(self.settings)
+        try:
+            self.stop()
+        finally:
+            redis_server.stop(self.settings)
 
     def stop(self) -> None:
         """End the service as SIGTERM would."""

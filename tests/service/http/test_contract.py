@@ -7,6 +7,7 @@ from jobs import events
 from jobs.lifecycle import Status
 from jobs.results import FinetuneResult
 from jobs.specs import Kind
+from service import answers
 
 PREFIXES = ("/api", "/api/training")
 
@@ -65,6 +66,33 @@ def test_a_training_is_recorded_followed_and_listed(house, http, dataset) -> Non
         assert (progress["train_loss"], progress["eval_loss"], progress["error_message"]) == (0.5, 0.0, None)
         listed = http.get(f"{prefix}/train/jobs").json()
         assert listed[0] == progress
+
+
+def test_progress_never_goes_backwards_when_a_training_begins_again(house, http, dataset) -> None:
+    percentages = []
+
+    async def train(attempt) -> None:
+        await attempt.begin()
+        step = 3 if attempt.start.attempt == 1 else 1
+        await attempt.say(events.MetricsLogged, step=step, values={"train_loss": 1.0}, total_steps=4)
+        await attempt.progress(step, 4)
+        if attempt.start.attempt == 1:
+            await attempt.say(events.JobInterrupted, cause="its process was killed")
+        else:
+            await attempt.cancelled.wait()
+
+    house.runner.scripts[Kind.FINETUNE] = train
+    job_id = _start(http, dataset).json()["job_id"]
+
+    def has_begun_again(job) -> bool:
+        percentages.append(answers.percentage(job))
+        return job.attempt == 2 and job.step == 1
+
+    house.wait_for(job_id, has_begun_again)
+    assert percentages == sorted(percentages)
+    assert percentages[-1] == 75.0
+    http.post(f"/api/train/{job_id}/cancel")
+    house.wait_for(job_id, lambda job: job.has_ended)
 
 
 def test_the_list_shows_the_newest_first_and_filters(house, http, dataset) -> None:

@@ -3,7 +3,9 @@
 import asyncio
 import contextlib
 import json
+import socket as plain_socket
 import threading
+import time
 
 import pytest
 from websockets.exceptions import ConnectionClosed
@@ -13,6 +15,7 @@ from jobs import events, frames
 from jobs.lifecycle import Status
 from jobs.specs import Kind
 from service import feed
+from service.routes import live
 
 
 def _socket(house, job_id: str, query: str = "", prefix: str = "/api"):
@@ -95,6 +98,20 @@ def test_a_socket_resumes_behind_its_cursor(house, http, trained) -> None:
     with _socket(house, trained, f"?after={stored[1]['seq']}") as socket:
         assert _frame(socket)["after"] == stored[1]["seq"]
         assert _collect(socket, "job.completed") == stored[2:]
+
+
+def test_frames_follow_one_another_without_a_hole_also_where_others_have_events(house, http, dataset) -> None:
+    gate = threading.Event()
+    house.runner.scripts[Kind.FINETUNE] = _logs_metrics(20, gate)
+    job_id = _start(http, dataset)
+    house.wait_for(job_id, lambda job: job.step == 9)
+    http.post("/api/data/validate", json={"data_path": dataset})  # events of another job
+    with _socket(house, job_id) as socket:
+        assert _frame(socket)["after"] == 0
+        first = _frame(socket)
+        assert first["from_seq"] == 0
+        gate.set()
+        assert _frame(socket)["from_seq"] == first["to_seq"]
 
 
 def test_a_long_log_is_replayed_in_pages(house, http, dataset, monkeypatch) -> None:
@@ -180,6 +197,38 @@ def test_a_departed_listener_is_noticed(house, trained) -> None:
     assert len(house.app.state.sockets._tasks) == 0
 
 
+def test_a_client_that_takes_nothing_is_dropped_without_delaying_others(house, http, dataset, monkeypatch) -> None:
+    monkeypatch.setattr(live, "SEND_WITHIN_S", 0.2)
+    monkeypatch.setattr(live, "FAREWELL_WITHIN_S", 0.2)
+    gate = threading.Event()
+
+    async def train(attempt) -> None:
+        await attempt.begin()
+        await asyncio.to_thread(gate.wait, 10)
+        for number in range(120):  # more than the buffers between here and there hold
+            await attempt.say(events.JobNoted, message=f"{number} " + "x" * 100_000)
+        await attempt.complete()
+
+    house.runner.scripts[Kind.FINETUNE] = train
+    job_id = _start(http, dataset)
+    sockets = house.app.state.sockets
+    with _deaf_socket(house, job_id), _socket(house, job_id) as other:
+        assert _frame(other)["frame"] == "welcome"
+        gate.set()
+        seen = _collect(other, "job.completed")
+        assert len(seen) == len(_stored(http, job_id))
+    house.run(sockets.wait_for_end(10))
+    assert not sockets._tasks
+
+
+def test_a_departed_stream_frees_its_place(house, http) -> None:
+    listeners, mine = house.app.state.hub._subscriptions, (None, frozenset({"nobody.says"}))
+    with http.stream("GET", "/api/events?types=nobody.says") as answer:
+        next(answer.iter_lines())
+        _until(lambda: mine in listeners)
+    _until(lambda: mine not in listeners)
+
+
 def test_at_shutdown_sockets_get_a_goodbye_and_streams_end(build) -> None:
     house = build()
     (house.root.datasets / "made").mkdir(parents=True)
@@ -230,6 +279,27 @@ def test_a_quiet_stream_gets_comments(http, trained, monkeypatch) -> None:
 def test_a_stream_refuses_a_cursor_that_can_be_none(http, query) -> None:
     answer = http.get(f"/api/events?{query}")
     assert (answer.status_code, answer.json()["errors"][0]["path"]) == (422, "after")
+
+
+@contextlib.contextmanager
+def _deaf_socket(house, job_id: str):
+    """A client that shakes hands and then never reads."""
+    host, port = house.address.split(":")
+    with plain_socket.create_connection((host, int(port)), timeout=5) as connection:
+        head = f"GET /api/train/{job_id}/ws HTTP/1.1\r\nHost: {house.address}\r\nUpgrade: websocket\r\n"
+        head += (
+            "Connection: Upgrade\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n"
+        )
+        connection.sendall(head.encode())
+        assert b" 101 " in connection.recv(100)
+        yield
+
+
+def _until(done) -> None:
+    deadline = time.monotonic() + 5
+    while not done():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 def _stream(http, url: str, headers: dict | None = None) -> list[tuple[int, dict]]:

@@ -1,5 +1,6 @@
 """Uploads: what is stored, under which name, and what is turned away without leaving anything behind."""
 
+import errno
 import io
 import socket
 import stat
@@ -103,6 +104,17 @@ def test_an_upload_that_is_cut_off_leaves_nothing(house) -> None:
         connection.sendall(head.encode() + part)
         _until(lambda: any("cut.zip" in name for name in _stored(house)))
     _until(lambda: _stored(house) == before)
+
+
+def test_a_full_disk_is_answered_with_507_and_leaves_nothing(house, http, monkeypatch) -> None:
+    async def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    before = _stored(house)
+    monkeypatch.setattr("service.uploads._Form.write", full)
+    answer = _send(http, GOOD)
+    assert (answer.status_code, answer.json()["code"]) == (507, "disk_full")
+    assert _stored(house) == before
 
 
 def test_leftovers_of_a_killed_service_are_removed_at_start(house) -> None:
