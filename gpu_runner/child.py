@@ -17,7 +17,7 @@ from typing import Any
 import msgspec
 
 from gpu_runner.journal import Journal
-from gpu_runner.recipes import Stop, Stopped, Work
+from gpu_runner.work import Stop, Stopped, Work
 from jobs import commands, errors, events
 from jobs.errors import FailureReason
 from jobs.paths import AttemptFolder, DataRoot

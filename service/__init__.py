@@ -1,6 +1,8 @@
 """The front and the memory: REST, WebSocket, SSE and pages outside; SQLite inside; decides what runs where.
 
-Read in this order: `problems` · `access` · `records` · `projection` · `hub` · `batch` · `queries` · `store` ·
-`ledger` · `recorder` · `placement` · `model_names` · `reconcile` · `admission` · `trash` · `dispatch` · `routes` ·
-`app` · `cli`. Imports no arq, no torch, and nothing of `gpu_runner`.
+Read in this order. The memory: `tasks` · `records` · `projection` · `hub` · `batch` · `queries` · `store` · `ledger` ·
+`recorder`. The decisions: `placement` · `model_names` · `reconcile` · `admission` · `trash` · `dispatch`. The front:
+`refusal` · `violations` · `problems` · `bodies` · `access` · `uploads` · `answers` · `experiments` · `downloads` ·
+`feed` · `waiting` · `pages` · `routes` · `app` · `serve`. The command: `programs` · `demo` · `cli`.
+Imports no arq, no torch, and nothing of `gpu_runner`.
 """

@@ -21,10 +21,10 @@ from multipart import (  # type: ignore[import-untyped]
     parse_options_header,
 )
 
+from jobs.archive import Archive
 from jobs.errors import DiskFull, InvalidInput, NotAnArchive, TooLarge
 from jobs.paths import DataRoot
 from jobs.settings import Settings
-from service import archives
 
 _UNUSUAL = re.compile(r"[^\w. ()+,=@-]+")
 _NAME_MAX = 120  # characters
@@ -32,6 +32,7 @@ _WRITE_BYTES = 2**20  # bytes gathered before a thread writes them
 _PARTS_MAX = 20
 _FIELD_MAX_BYTES = 2**20  # of form fields that are not the file
 _PART = ".part"
+_ZIP_BEGINS = (b"PK\x03\x04", b"PK\x05\x06")  # the first entry, or the end of an empty archive
 
 
 async def receive(content_type: str, chunks: AsyncIterator[bytes], root: DataRoot, settings: Settings) -> Path:
@@ -47,7 +48,7 @@ async def receive(content_type: str, chunks: AsyncIterator[bytes], root: DataRoo
     await asyncio.to_thread(folder.mkdir, parents=True)
     try:
         part = await _store(content_type, chunks, folder, settings)
-        await asyncio.to_thread(archives.check, part, settings)
+        await asyncio.to_thread(_check, part, settings)
         return await asyncio.to_thread(part.rename, part.with_suffix(""))
     except OSError as error:
         await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
@@ -57,6 +58,15 @@ async def receive(content_type: str, chunks: AsyncIterator[bytes], root: DataRoo
     except BaseException:
         await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
         raise
+
+
+def _check(part: Path, settings: Settings) -> None:
+    """Refuse what could not, or must not, be expanded; nothing is."""
+    with part.open("rb") as file:
+        if file.read(4) not in _ZIP_BEGINS:
+            raise NotAnArchive
+    with Archive(part, settings):
+        pass
 
 
 def remove_unfinished(root: DataRoot) -> None:

@@ -3,14 +3,14 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from gpu_runner.recipes import Work
 from gpu_runner.sam2 import export, manifest, output, probes
-from gpu_runner.sam2.archive import Archive
 from gpu_runner.sam2.conversion import Conversion
 from gpu_runner.sam2.export import VideoExport
 from gpu_runner.sam2.manifest import Manifest, Options
 from gpu_runner.sam2.masks import Grid
 from gpu_runner.sam2.orientation import Orientation
+from gpu_runner.work import Work
+from jobs.archive import Archive
 from jobs.errors import DatasetInvalid
 from jobs.results import ConvertResult
 from jobs.specs import ConvertSpec, Kind, MaskOrder

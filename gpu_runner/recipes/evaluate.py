@@ -4,12 +4,12 @@ import itertools
 
 import torch
 
-from gpu_runner.recipes import Work
 from gpu_runner.rows import open_rows
 from gpu_runner.training import device, generation, models, scoring
 from gpu_runner.training.evaluation import mean_loss
 from gpu_runner.training.generation import Beat
 from gpu_runner.training.selection import Selection, spread
+from gpu_runner.work import Work
 from jobs.errors import DatasetInvalid
 from jobs.results import Answer, EvaluateResult
 from jobs.specs import EvaluateSpec

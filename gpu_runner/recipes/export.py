@@ -16,10 +16,10 @@ from gpu_runner.exporters import archive, model_card, trained_job, verification
 from gpu_runner.exporters.model_card import Facts
 from gpu_runner.exporters.trained_job import TrainedJob
 from gpu_runner.exporters.verification import Evidence, Probes
-from gpu_runner.recipes import Work
 from gpu_runner.training import device, models
 from gpu_runner.training.device import Compute
 from gpu_runner.training.models import EXPORTED
+from gpu_runner.work import Work
 from jobs.errors import JobFailed
 from jobs.results import ExportResult
 from jobs.specs import ExportFormat, ExportSpec

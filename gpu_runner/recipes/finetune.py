@@ -5,7 +5,6 @@ An interrupted or paused run goes on from the newest whole checkpoint of its ear
 
 import torch
 
-from gpu_runner.recipes import Work
 from gpu_runner.rows import Rows, open_rows
 from gpu_runner.training import checkpoints, device, models, run_state, trainable
 from gpu_runner.training.adapters import parameters_by_part
@@ -17,6 +16,7 @@ from gpu_runner.training.loop import TrainingLoop
 from gpu_runner.training.models import Loaded
 from gpu_runner.training.selection import everything
 from gpu_runner.training.survey import survey
+from gpu_runner.work import Work
 from jobs.errors import ModelUnavailable
 from jobs.results import FinetuneResult
 from jobs.specs import FinetuneSpec

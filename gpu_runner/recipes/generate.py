@@ -2,11 +2,11 @@
 
 import torch
 
-from gpu_runner.recipes import Work
 from gpu_runner.rows import Rows, open_rows
 from gpu_runner.training import device, models
 from gpu_runner.training.generation import answer_rows
 from gpu_runner.training.selection import Selection
+from gpu_runner.work import Work
 from jobs.errors import DatasetInvalid
 from jobs.results import GenerateResult
 from jobs.specs import GenerateSpec

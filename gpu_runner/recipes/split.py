@@ -4,12 +4,12 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from gpu_runner.recipes import Work
 from gpu_runner.rows import Rows, open_rows
 from gpu_runner.sam2 import leakage, output, split_config
 from gpu_runner.sam2.manifest import sha256_of
 from gpu_runner.sam2.split_config import SplitConfig
 from gpu_runner.sam2.splits import GUARD, PARTS, STRATEGIES, Division, Key
+from gpu_runner.work import Work
 from jobs.errors import DatasetInvalid, OutputTaken
 from jobs.results import SplitResult
 from jobs.specs import Kind, SplitSpec, SplitStrategy

@@ -4,13 +4,13 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal
 
-from gpu_runner.recipes import Work
 from gpu_runner.rows import Rows, open_rows
 from gpu_runner.sam2 import report
 from gpu_runner.sam2.observed import Observed, observe
 from gpu_runner.sam2.rules import make_rules
 from gpu_runner.sam2.rules.tally import Tally
 from gpu_runner.sam2.statistics import Statistics
+from gpu_runner.work import Work
 from jobs.errors import DatasetInvalid
 from jobs.results import Finding, ValidateResult
 from jobs.specs import ValidateSpec

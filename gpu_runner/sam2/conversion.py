@@ -8,11 +8,11 @@ from pathlib import Path, PurePosixPath
 
 from gpu_runner import images
 from gpu_runner.sam2.annotations import AnnotatedFrame
-from gpu_runner.sam2.archive import Archive
 from gpu_runner.sam2.export import VideoExport
 from gpu_runner.sam2.frames import Framer, Wording, has_objects
 from gpu_runner.sam2.masks import Grid
 from gpu_runner.sam2.writers import open_writer
+from jobs.archive import Archive
 from jobs.errors import DatasetInvalid
 from jobs.specs import ConvertSpec, MaskOrder
 

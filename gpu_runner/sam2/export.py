@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
 from gpu_runner.sam2.annotations import Annotations
-from gpu_runner.sam2.archive import Archive
+from jobs.archive import Archive
 from jobs.errors import DatasetInvalid
 
 ANNOTATIONS = "annotations.json"

@@ -11,10 +11,10 @@ import numpy as np
 from gpu_runner import images
 from gpu_runner.sam2 import frames, orientation
 from gpu_runner.sam2.annotations import AnnotatedFrame
-from gpu_runner.sam2.archive import Archive
 from gpu_runner.sam2.export import VideoExport
 from gpu_runner.sam2.masks import BadMask, Grid
 from gpu_runner.sam2.orientation import Orientation, Probe
+from jobs.archive import Archive
 from jobs.errors import DatasetInvalid
 
 _FRAMES = 64  # looked at in the whole export

@@ -11,7 +11,6 @@ from pathlib import Path
 
 from torch import Tensor
 
-from gpu_runner.recipes import Stopped, Work
 from gpu_runner.training import checkpoints, optimisation, run_state, trainable
 from gpu_runner.training.checkpoints import Checkpoint, Manifest
 from gpu_runner.training.encoding import RowEncoder, collate
@@ -22,6 +21,7 @@ from gpu_runner.training.plan import Plan
 from gpu_runner.training.reporting import Reporter, finite
 from gpu_runner.training.run_state import RunState, Window
 from gpu_runner.training.selection import Selection
+from gpu_runner.work import Stopped, Work
 from jobs.events import JobPaused
 from jobs.specs import FinetuneSpec
 

@@ -57,7 +57,9 @@ class Front:
         else:
             self.heard.append((event, message))
 
-    async def start(self, behaviour: str, *, slot: str = "cpu", device: str = "cpu", attempt: int = 1, job_id: str = "") -> str:
+    async def start(
+        self, behaviour: str, *, slot: str = "cpu", device: str = "cpu", attempt: int = 1, job_id: str = ""
+    ) -> str:
         job_id = job_id or next(self._names)
         if slot == "cpu":
             spec = ValidateSpec(data_path=behaviour)
@@ -81,7 +83,9 @@ class Front:
 
     async def event(self, job_id: str, kind: type[Event], attempt: int = 1) -> Event:
         return await self.until(
-            lambda: next((e for e, _ in self.heard if isinstance(e, kind) and (e.job_id, e.attempt) == (job_id, attempt)), None)
+            lambda: next(
+                (e for e, _ in self.heard if isinstance(e, kind) and (e.job_id, e.attempt) == (job_id, attempt)), None
+            )
         )
 
     async def end(self, job_id: str, attempt: int = 1) -> Event:
@@ -188,7 +192,9 @@ def program(settings: Settings) -> Iterator[Callable[..., subprocess.Popen[bytes
 
     def start(chosen: Settings = settings) -> subprocess.Popen[bytes]:
         environment = os.environ | chosen.to_environment()
-        started.append(subprocess.Popen([sys.executable, str(HERE / "toy_runner.py")], env=environment, stderr=subprocess.PIPE))
+        started.append(
+            subprocess.Popen([sys.executable, str(HERE / "toy_runner.py")], env=environment, stderr=subprocess.PIPE)
+        )
         return started[-1]
 
     yield start

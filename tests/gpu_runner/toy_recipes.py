@@ -8,7 +8,7 @@ import threading
 import time
 from typing import Any
 
-from gpu_runner.recipes import Stopped, Work
+from gpu_runner.work import Stopped, Work
 from jobs import errors, events
 from jobs.results import GenerateResult, Result
 from jobs.specs import Kind

@@ -14,9 +14,9 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from gpu_runner import recipes
 from gpu_runner.journal import Journal
-from gpu_runner.recipes import Stop, Work
 from gpu_runner.rows import LLAVA_FILE, Row, Turn
 from gpu_runner.training import demo_model
+from gpu_runner.work import Stop, Work
 from jobs import commands, events
 from jobs.commands import Start
 from jobs.models import DEMO_MODEL

@@ -16,10 +16,10 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageTextToText, AutoProcessor, AutoTokenizer
 
 from gpu_runner.exporters import huggingface, lora_adapter
-from gpu_runner.recipes import Stopped, Work
 from gpu_runner.recipes.export import run
 from gpu_runner.training import checkpoints
 from gpu_runner.training.models import Loaded
+from gpu_runner.work import Stopped, Work
 from jobs import events
 from jobs.errors import JobFailed, ModelUnavailable
 from jobs.models import DEMO_MODEL

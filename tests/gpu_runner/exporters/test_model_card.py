@@ -15,8 +15,8 @@ from PIL import Image
 
 from gpu_runner.exporters import model_card, trained_job
 from gpu_runner.exporters.model_card import Facts
-from gpu_runner.recipes import Work
 from gpu_runner.recipes.export import run
+from gpu_runner.work import Work
 from jobs.models import DEMO_MODEL
 from jobs.paths import DataRoot
 from jobs.settings import Settings

@@ -13,7 +13,8 @@ from PIL import Image
 from pycocotools import mask as coco
 
 from gpu_runner.journal import Journal
-from gpu_runner.recipes import Stop, Work, recipe
+from gpu_runner.recipes import recipe
+from gpu_runner.work import Stop, Work
 from jobs.paths import DataRoot
 from jobs.settings import Settings
 from jobs.specs import Spec, kind_of

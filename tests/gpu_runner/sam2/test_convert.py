@@ -14,8 +14,8 @@ import pytest
 from PIL import Image
 from pycocotools import mask as coco
 
-from gpu_runner.recipes import Stop, Stopped
 from gpu_runner.rows import Mask, open_rows
+from gpu_runner.work import Stop, Stopped
 from jobs.errors import DatasetInvalid, FailureReason, OutputTaken
 from jobs.paths import DataRoot
 from jobs.settings import Settings

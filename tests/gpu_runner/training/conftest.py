@@ -12,9 +12,9 @@ from PIL import Image, ImageDraw
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from gpu_runner.journal import Journal
-from gpu_runner.recipes import Stop, Work
 from gpu_runner.rows import LLAVA_FILE, Row, Turn
 from gpu_runner.training import demo_model, models
+from gpu_runner.work import Stop, Work
 from jobs import events
 from jobs.paths import DataRoot
 from jobs.settings import Settings

@@ -6,11 +6,12 @@ from typing import Any
 import pytest
 import torch
 
-from gpu_runner.recipes import Stopped, Work, evaluate, finetune, generate
+from gpu_runner.recipes import evaluate, finetune, generate
 from gpu_runner.rows import open_rows
 from gpu_runner.training import models, run_state
 from gpu_runner.training.evaluation import Validation, mean_loss
 from gpu_runner.training.selection import GREY, everything, spread
+from gpu_runner.work import Stopped, Work
 from jobs.errors import DatasetInvalid
 from jobs.paths import DataRoot
 from jobs.settings import Settings

@@ -10,10 +10,11 @@ import msgspec
 import pytest
 import torch
 
-from gpu_runner.recipes import Stopped, Work, finetune
+from gpu_runner.recipes import finetune
 from gpu_runner.rows import LLAVA_FILE
 from gpu_runner.training import adapters, checkpoints, models
 from gpu_runner.training.loop import TrainingLoop
+from gpu_runner.work import Stopped, Work
 from jobs import events
 from jobs.errors import DatasetInvalid, ModelUnavailable, NoCapacity
 from jobs.models import ModelSource, Origin

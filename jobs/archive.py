@@ -1,6 +1,7 @@
 """A ZIP file from outside: names are looked at before anything is read, bytes are counted while they are.
 
-Nothing is ever written under a name the archive chose: `copy` is handed an open file. Used by `export`.
+Nothing is ever written under a name the archive chose: `copy` is handed an open file. The service opens an upload to
+refuse it early, the convert job opens it again and reads it.
 """
 
 import hashlib
@@ -13,8 +14,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from gpu_runner.sam2 import central_directory
-from gpu_runner.sam2.central_directory import BadArchive
+from jobs import central_directory
+from jobs.central_directory import BadArchive
 from jobs.errors import DatasetInvalid
 from jobs.settings import Settings
 

@@ -1,0 +1,61 @@
+"""What a recipe gets to work with: its spec, its folders, its device, whom to tell, and whether to end early.
+
+The child makes it; recipes and the training loop use it.
+"""
+
+import signal
+from dataclasses import dataclass
+from types import FrameType
+from typing import Generic, Literal, TypeVar
+
+from gpu_runner.journal import Journal
+from jobs.paths import AttemptFolder, DataRoot
+from jobs.settings import Settings
+
+SpecT = TypeVar("SpecT")
+
+
+class Stopped(Exception):
+    """The work ended early because somebody wanted it to."""
+
+
+class Stop:
+    """Whether somebody wants the work to end. SIGTERM means cancel, SIGUSR1 means pause; cancel wins."""
+
+    def __init__(self) -> None:
+        self.wanted: Literal["cancel", "pause"] | None = None
+
+    def listen(self) -> None:
+        """Take the two signals of this process."""
+        signal.signal(signal.SIGTERM, self._cancel)
+        signal.signal(signal.SIGUSR1, self._pause)
+
+    def check(self) -> None:
+        """Raises Stopped when a cancel is wanted. Work that cannot be paused goes on through a pause."""
+        if self.wanted == "cancel":
+            raise Stopped
+
+    def _cancel(self, _signal: int, _frame: FrameType | None) -> None:
+        self.wanted = "cancel"
+
+    def _pause(self, _signal: int, _frame: FrameType | None) -> None:
+        self.wanted = self.wanted or "pause"
+
+
+@dataclass(frozen=True)
+class Work(Generic[SpecT]):
+    """What a recipe gets: its spec, its folders, its device, and whom to tell.
+
+    `device` is `cpu` or `cuda:<index>`. `cores` is how many threads it may use.
+    """
+
+    job_id: str
+    attempt: int
+    spec: SpecT
+    device: str
+    cores: int
+    root: DataRoot
+    folder: AttemptFolder
+    journal: Journal
+    stop: Stop
+    settings: Settings
