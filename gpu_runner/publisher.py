@@ -95,7 +95,8 @@ class Publisher:
     async def flush(self, within_s: float) -> bool:
         """Wait until all is published; False when the time was too short."""
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._done.wait(), within_s)
+            async with asyncio.timeout(within_s):
+                await self._done.wait()
         return self._is_done
 
     def _wake(self) -> None:

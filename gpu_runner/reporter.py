@@ -1,6 +1,7 @@
 """What a runner says of itself: every few seconds, and at once after each change."""
 
 import asyncio
+import contextlib
 import secrets
 from datetime import UTC, datetime
 from importlib import metadata
@@ -35,10 +36,9 @@ class Reporter:
         self._news.set()
 
     async def until_due(self) -> None:
-        try:
-            await asyncio.wait_for(self._news.wait(), self._every_s)
-        except TimeoutError:
-            return
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self._every_s):  # wait_for of Python 3.11 may swallow a cancellation
+                await self._news.wait()
 
     async def report(self) -> None:
         """Raises what `jobs.bus.UNREACHABLE` names."""

@@ -124,7 +124,8 @@ class Zygote:
         self._selector.register(connection, selectors.EVENT_READ, self._on_message)
         self._selector.register(self._died, selectors.EVENT_READ, self._on_death)
 
-    def serve(self) -> NoReturn:
+    def serve(self, ready: Ready) -> NoReturn:
+        self._say(ready)
         while True:
             for key, _ in self._selector.select():
                 key.data()
@@ -248,8 +249,7 @@ def main(arguments: list[str]) -> NoReturn:
     processes.adopt_orphans()
     warm = preload(arguments[1:])
     zygote = Zygote(connection, warm=warm)
-    connection.send(encode(Ready(round(time.monotonic() - began, 2), warm)))
-    zygote.serve()
+    zygote.serve(Ready(round(time.monotonic() - began, 2), warm))
 
 
 if __name__ == "__main__":

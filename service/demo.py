@@ -16,7 +16,7 @@ from pathlib import Path
 import msgspec
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
-from rich.table import Table
+from rich.table import Column, Table
 
 from jobs.client import Client, Json
 from jobs.errors import RemoteProblem
@@ -122,9 +122,13 @@ class _Steps:
 
     def __init__(self, console: Console) -> None:
         self.bars = Progress(
-            TextColumn("{task.description:<30}"), BarColumn(), TimeElapsedColumn(), TextColumn("{task.fields[note]}"),
+            TextColumn("{task.description}", table_column=Column(min_width=30, no_wrap=True)),
+            BarColumn(bar_width=16),
+            TimeElapsedColumn(),
+            TextColumn("{task.fields[note]}", table_column=Column(no_wrap=True, overflow="ellipsis", ratio=1)),
             console=console,
-        )  # fmt: skip
+            expand=True,
+        )
 
     def add(self, text: str) -> TaskID:
         return self.bars.add_task(text, total=1.0, note="")
@@ -192,8 +196,9 @@ def _print_summary(console: Console, outcome: Outcome, address: str, settings: S
     table.add_row("best constant answer", f"{floor:.1%}", "")
     console.print(table)
     for answer in outcome.answers:
-        console.print(f"  {answer['image']}: expected {answer['expected']!r}, answered {answer['predicted']!r}")
+        console.print(f"  expected {answer['expected']!r:10} answered {answer['predicted']!r:10} {answer['image']}")
     model = settings.data_folder / outcome.export["export_path"]
-    console.print(f"The model: {model}", f"The run:   {address}/ui/ after `make up`, job {outcome.job_id}", sep="\n")
+    console.print(f"The model: {model}", soft_wrap=True)
+    console.print(f"The page:  {address}/ui/ after `make up`; the run is job {outcome.job_id}", soft_wrap=True)
     verdict = "proven" if outcome.proven else "NOT as promised: please report this as a bug"
     console.print(f"Done in {took_s:.0f} s; images are used: {verdict}.")

@@ -23,6 +23,7 @@ from jobs.specs import GenerateSpec, ValidateSpec
 
 HERE = Path(__file__).parent
 FoundT = TypeVar("FoundT")
+_numbers = itertools.count(1)  # job ids are never used twice: all tests share one stream
 
 
 class Front:
@@ -35,10 +36,8 @@ class Front:
         self.reports: list[RunnerReported] = []
         self._line = line
         self._news = asyncio.Condition()
-        self._names = (f"job{number}" for number in itertools.count(1))
 
-    async def listen(self) -> None:
-        after = BEGINNING
+    async def listen(self, after: str = BEGINNING) -> None:
         while True:
             try:
                 entries = await self._line.read_events(after, block_s=0.2)
@@ -52,15 +51,15 @@ class Front:
 
     def _take(self, message: bytes) -> None:
         event = events.decode_message(message)
-        if isinstance(event, RunnerReported):
-            self.reports.append(event)
-        else:
+        if not isinstance(event, RunnerReported) and event.job_id.startswith(f"{self.settings.runner_name}-"):
             self.heard.append((event, message))
+        elif isinstance(event, RunnerReported) and event.runner_id == self.settings.runner_name:
+            self.reports.append(event)
 
     async def start(
         self, behaviour: str, *, slot: str = "cpu", device: str = "cpu", attempt: int = 1, job_id: str = ""
     ) -> str:
-        job_id = job_id or next(self._names)
+        job_id = job_id or f"{self.settings.runner_name}-{next(_numbers)}"
         if slot == "cpu":
             spec = ValidateSpec(data_path=behaviour)
         else:
