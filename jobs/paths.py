@@ -1,7 +1,7 @@
 """Every path on disk, and the one door for paths that clients send.
 
     <data root>/
-      training.db   service.lock   redis/   .trash/
+      training.db   service.lock   programs.lock   redis/   .trash/
       uploads/<id>/<file>.zip
       datasets/<name>/
       models/<name>/
@@ -44,6 +44,10 @@ class DataRoot:
     @property
     def service_lock(self) -> Path:
         return self.folder / "service.lock"
+
+    @property
+    def programs_lock(self) -> Path:
+        return self.folder / "programs.lock"
 
     @property
     def redis(self) -> Path:

@@ -5,6 +5,7 @@ sessions, so Ctrl-C reaches only whoever started them, and they end with their s
 """
 
 import ctypes
+import fcntl
 import os
 import signal
 import socket
@@ -13,6 +14,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import TextIO
 
 import httpx
 import msgspec
@@ -20,6 +22,7 @@ import structlog
 
 from jobs import redis_server
 from jobs.errors import Misconfigured
+from jobs.paths import DataRoot
 from jobs.settings import Settings
 
 log = structlog.get_logger()
@@ -110,6 +113,13 @@ class Programs:
         return f"http://{host}:{self.settings.port}"
 
     def __enter__(self) -> "Programs":
+        """Raises Misconfigured, before anything is started, when the data root or the port is somebody else's."""
+        self._claim = _claim(DataRoot(self.settings.data_folder))
+        if not is_free(self.settings.host, self.settings.port):
+            raise Misconfigured(
+                f"Port {self.settings.port} of {self.settings.host} is taken: stop what listens there, "
+                "or choose another with --port."
+            )
         redis_server.ensure(self.settings)
         self._service.start()
         self._runner.start()
@@ -121,6 +131,7 @@ class Programs:
         self._service.ask_to_end()
         self._service.wait_for_end(15)
         redis_server.stop(self.settings)
+        self._claim.close()
 
     def revive(self) -> None:
         """Start whatever died again; call it now and then."""
@@ -136,9 +147,9 @@ class Programs:
         """
         deadline = time.monotonic() + within_s
         while time.monotonic() < deadline:
+            self.revive()
             if health(self.address, self.settings.token) == "healthy":
                 return
-            self.revive()
             on_wait()
             time.sleep(0.1)
         raise Misconfigured(f"The service at {self.address} is not ready after {within_s:g} s; its output says why.")
@@ -171,6 +182,25 @@ def free_port(host: str) -> int:
     with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
         probe.bind((host, 0))
         return int(probe.getsockname()[1])
+
+
+def _claim(root: DataRoot) -> TextIO:
+    """A lock that says whose Redis, service and runner these are; it holds until it is closed.
+
+    Raises:
+        Misconfigured: another one holds it.
+    """
+    root.folder.mkdir(parents=True, exist_ok=True)
+    lock = root.programs_lock.open("a")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        lock.close()
+        raise Misconfigured(
+            f"`training-api up` or `demo` already runs on {root.folder}: use that one, or give this one another "
+            "--data-root."
+        ) from None
+    return lock
 
 
 def _log(folder: Path | None, name: str) -> Path | None:

@@ -50,3 +50,23 @@ def test_an_open_bind_without_a_token_is_refused_with_the_settings_name(tmp_path
     answer = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert answer.returncode == 2
     assert "TRAINING_TOKEN" in answer.stdout + answer.stderr
+
+
+def test_a_second_one_on_the_same_data_refuses_and_leaves_the_first_alone(house) -> None:
+    redis = (house.root / "redis" / "pid").read_text()
+    command = [sys.executable, "-m", "service.cli", "up", "--data-root", str(house.root)]
+    answer = subprocess.run(
+        [*command, "--port", str(free_port("127.0.0.1"))], capture_output=True, text=True, timeout=60
+    )
+    assert answer.returncode == 2
+    assert str(house.root) in answer.stderr
+    assert (house.root / "redis" / "pid").read_text() == redis
+    assert health(house.programs.address) == "healthy"
+
+
+def test_a_taken_port_is_refused_before_anything_is_started(house, tmp_path, processes_of) -> None:
+    command = [sys.executable, "-m", "service.cli", "up", "--data-root", str(tmp_path)]
+    answer = subprocess.run([*command, "--port", str(house.settings.port)], capture_output=True, text=True, timeout=60)
+    assert answer.returncode == 2
+    assert "--port" in answer.stderr
+    assert not processes_of(tmp_path)
