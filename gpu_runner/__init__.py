@@ -1,6 +1,6 @@
 """The muscle: executes jobs on this host and says what happens, never decides what runs where.
 
-Read in this order. The work: `journal` · `work` · `images` · `rows` · `arrow_rows` · `sam2` · `training` ·
+Read in this order. The work: `journal` · `work` · `staging` · `images` · `rows` · `arrow_rows` · `sam2` · `training` ·
 `exporters` · `recipes` (one file a kind). The runner around it: `devices` · `oom` · `doorbell` · `processes` ·
 `survivors` · `child` · `zygote` · `forker` · `attempts` · `publisher` · `reporter` · `supervisor` · `intake` ·
 `worker`. torch is imported below `zygote` only.

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Literal
 
-from gpu_runner import journal
+from gpu_runner import journal, staging
 from gpu_runner.forker import Child
 from gpu_runner.survivors import AttemptLock, locks_in
 from jobs import commands, events
@@ -33,7 +33,7 @@ class Attempt:
 
     job_id: str
     number: int
-    folder: AttemptFolder
+    root: DataRoot
     lock: AttemptLock
     slot: Slot = Slot.CPU
     device: str = ""
@@ -51,6 +51,10 @@ class Attempt:
         return self.job_id, self.number
 
     @property
+    def folder(self) -> AttemptFolder:
+        return self.root.attempt(self.job_id, self.number)
+
+    @property
     def name(self) -> str:
         return f"{self.job_id}:{self.number}"
 
@@ -59,7 +63,9 @@ class Attempt:
         return kind(job_id=self.job_id, attempt=self.number, at=datetime.now(UTC), **fields)
 
     def conclude(self, last: Event) -> None:
-        """Give the journal its last line unless it has one; from now on the attempt is finished. Raises OSError."""
+        """Remove what a killed child was making and give the journal its last line unless it has one; from now on the
+        attempt is finished. Raises OSError."""
+        staging.remove(self.root, self.job_id, self.number)
         self.last_n = journal.append_last(self.folder, last)
         self.state = "finished"
         self.child = None
@@ -83,30 +89,26 @@ class Attempts:
         """Those that should be in arq's queue."""
         return [attempt for attempt in self if attempt.state == "queued" and not attempt.claimed and not attempt.ending]
 
-    def take_on(self, start: Start) -> Attempt:
-        """Hold what a command describes: queued, or finished where there is a journal already. Raises OSError."""
-        attempt = self._hold(start.job_id, start.attempt, AttemptLock(self._folder, start.job_id, start.attempt))
-        try:
-            if attempt.folder.journal.exists():
-                attempt.lock.create()
-                _conclude_old(attempt, "the runner had let go of the attempt")
-            else:
-                attempt.slot, attempt.device = slot_of(start.spec), start.device
-                _write_start(attempt.folder, start)
-                attempt.lock.create()
-        except OSError:
-            del self._held[attempt.key]
-            raise
+    async def take_on(self, start: Start) -> Attempt:
+        """Hold what a command describes: queued, or finished where there is a journal already. Raises OSError.
+
+        Nobody sees the attempt before it is whole and on the disk.
+        """
+        attempt = self._made(AttemptLock(self._folder, start.job_id, start.attempt))
+        attempt.slot, attempt.device = slot_of(start.spec), start.device
+        await asyncio.to_thread(_write_down, attempt, start)
+        self._held[attempt.key] = attempt
         return attempt
 
     def recover(self) -> list[Attempt]:
         """Hold again what an earlier run of this runner held, after ending what survived of it; blocks."""
         found = []
         for lock in locks_in(self._folder):
-            attempt = self._hold(lock.job_id, lock.attempt, lock)
+            attempt = self._made(lock)
             is_over = lock.end_survivors()
             cause = "the runner was restarted" if is_over else "the runner was restarted; a process did not end"
             _conclude_old(attempt, cause)
+            self._held[attempt.key] = attempt
             found.append(attempt)
         return found
 
@@ -114,10 +116,17 @@ class Attempts:
         attempt.lock.remove()
         del self._held[attempt.key]
 
-    def _hold(self, job_id: str, number: int, lock: AttemptLock) -> Attempt:
-        attempt = Attempt(job_id=job_id, number=number, folder=self._root.attempt(job_id, number), lock=lock)
-        self._held[attempt.key] = attempt
-        return attempt
+    def _made(self, lock: AttemptLock) -> Attempt:
+        return Attempt(job_id=lock.job_id, number=lock.attempt, root=self._root, lock=lock)
+
+
+def _write_down(attempt: Attempt, start: Start) -> None:
+    if attempt.folder.journal.exists():
+        attempt.lock.create()
+        _conclude_old(attempt, "the runner had let go of the attempt")
+    else:
+        _write_start(attempt.folder, start)
+        attempt.lock.create()
 
 
 def _conclude_old(attempt: Attempt, cause: str) -> None:

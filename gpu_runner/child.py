@@ -4,7 +4,6 @@ Run as a program (`python -m gpu_runner.child`) it is the same with a fresh inte
 run Python after a fork.
 """
 
-import errno
 import os
 import re
 import sys
@@ -48,6 +47,7 @@ def run(assignment: Assignment, doorbell: int) -> int:
         events.JobStarted, device=work.device, device_name=assignment.device_name, runner_id=assignment.runner_id
     )
     try:
+        use_only(work.device)
         result = _recipe(assignment, kind_of(work.spec))(work)
     except Stopped:
         return 0
@@ -67,7 +67,7 @@ def explain(error: BaseException) -> tuple[FailureReason, str]:
         return error.reason, error.message
     if isinstance(error, MemoryError) or _is_out_of_device_memory(error):
         return _default(errors.OutOfMemory)
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+    if errors.is_disk_full(error):
         return _default(errors.DiskFull)
     if isinstance(error, errors.TrainingError):
         return FailureReason.INTERNAL, error.message
@@ -83,6 +83,15 @@ def _default(kind: type[errors.JobFailed]) -> tuple[FailureReason, str]:
 def _is_out_of_device_memory(error: BaseException) -> bool:
     torch: Any = sys.modules.get("torch")  # work that never used torch does not load it for this
     return torch is not None and isinstance(error, torch.OutOfMemoryError)
+
+
+def use_only(device: str) -> None:
+    """Make this GPU the process's own, or hide all of them; before anything initialises CUDA."""
+    if device.startswith("cuda"):
+        torch: Any = import_module("torch")  # work on the CPU may not need it
+        torch.cuda.set_device(device)
+    else:
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 
 def _recipe(assignment: Assignment, kind: Kind) -> Callable[[Work[Any]], Result]:

@@ -33,6 +33,7 @@ _FIXED = {
     "OMP_WAIT_POLICY": "PASSIVE",  # two trainings side by side would spin against each other
     "OPENBLAS_NUM_THREADS": "1",
     "PYTHONDONTWRITEBYTECODE": "1",
+    "PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True",  # rows of many lengths would fragment a GPU's memory
     "PYTORCH_NVML_BASED_CUDA_CHECK": "1",  # asking whether there is a GPU must not initialise CUDA in the zygote
     "TOKENIZERS_PARALLELISM": "false",
 }

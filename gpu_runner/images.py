@@ -1,6 +1,6 @@
 """Opening pictures that somebody else made: three formats, one frame, a limited size.
 
-Used by `rows` (training), `sam2.frames` (converting) and `sam2.checks` (validating).
+Used by `rows` (training), `sam2.conversion` and `sam2.probes` (converting) and `sam2.observed` (validating).
 """
 
 from collections.abc import Iterator

@@ -94,7 +94,7 @@ class Intake:
                 log.exception("command.failed", job_id=wish.job_id, attempt=wish.attempt)
 
     async def _take_on(self, start: Start) -> None:
-        attempt = await asyncio.to_thread(self._attempts.take_on, start)
+        attempt = await self._attempts.take_on(start)
         log.info("attempt.taken", job_id=start.job_id, attempt=start.attempt, state=attempt.state, device=start.device)
         self._publisher.follow(attempt, attempt.old_n)
         self._changed()

@@ -27,8 +27,11 @@ SPLIT_CONFIG = "split_config.json"
 T = TypeVar("T")
 
 
+IMAGE_MARK = "<image>"
+
+
 class Turn(msgspec.Struct, frozen=True, rename={"from_": "from"}):
-    """One side's words. In the first human turn `<image>` stands for the picture."""
+    """One side's words. In the first human turn `IMAGE_MARK` stands for the picture."""
 
     from_: Literal["human", "gpt"]
     value: str

@@ -26,6 +26,7 @@ from jobs.events import Device, Event
 log = structlog.get_logger()
 
 _TRY_AGAIN_S = 1.0
+_CANCEL_GRACE_S = 3.0  # a cancel saves nothing, and loading a model does not listen
 _STOPPING = "the runner is stopping"
 _OUT_OF_MEMORY = (
     "The host ran out of memory and the system killed the job: use a smaller batch_size or max_length, or use_qlora, "
@@ -94,15 +95,16 @@ class Supervisor:
         is_first = attempt.ending is None
         attempt.ending = who
         if is_first and attempt.state == "queued":
-            last = attempt.event(events.JobCancelled) if who == "cancel" else _interrupted(attempt, _STOPPING)
-            self._begin(self._conclude(attempt, last))
+            self._begin(self._conclude(attempt, _wanted_end(attempt, who)))
         elif is_first and attempt.child is not None:
             self._ask_to_end(attempt, attempt.child)
 
     def _ask_to_end(self, attempt: Attempt, child: Child) -> None:
-        self._forker.signal(child, signal.SIGTERM)
+        is_cancel = attempt.ending == "cancel"
+        self._forker.signal(child, signal.SIGTERM if is_cancel else signal.SIGUSR2)
+        grace_s = min(self._stop_grace_s, _CANCEL_GRACE_S) if is_cancel else self._stop_grace_s
         kill = partial(self._forker.signal, child, signal.SIGKILL)
-        attempt.last_resort = asyncio.get_running_loop().call_later(self._stop_grace_s, kill)
+        attempt.last_resort = asyncio.get_running_loop().call_later(grace_s, kill)
 
     def _begin(self, work: Coroutine[None, None, None]) -> asyncio.Task[None]:
         task = asyncio.create_task(work)
@@ -129,7 +131,7 @@ class Supervisor:
         try:
             last = await self._run_child(attempt)
         except (NotStarted, OSError) as error:
-            last = _early_end(attempt) or _interrupted(attempt, f"the job could not be started: {error}")
+            last = _last(attempt, f"the job could not be started: {error}")
         while not await asyncio.to_thread(attempt.lock.end_survivors):
             log.error("attempt.will_not_die", job_id=attempt.job_id, attempt=attempt.number)
         await self._conclude(attempt, last)
@@ -149,7 +151,7 @@ class Supervisor:
             ending = await asyncio.shield(child.ended)
         if ending.exit_code == -signal.SIGKILL and attempt.ending is None and self._oom_kills.explain_one(kills_before):
             return attempt.event(events.JobFailed, reason=FailureReason.OUT_OF_MEMORY, detail=_OUT_OF_MEMORY)
-        return _early_end(attempt) or _interrupted(attempt, _cause(ending))
+        return _last(attempt, _cause(ending))
 
     async def _fork(self, attempt: Attempt, doorbell: Doorbell) -> Child:
         device = self._devices[attempt.device]
@@ -185,11 +187,15 @@ class Supervisor:
         self._changed()
 
 
-def _early_end(attempt: Attempt) -> Event | None:
-    """The end somebody asked for."""
-    if attempt.ending == "cancel":
+def _last(attempt: Attempt, cause: str) -> Event:
+    """The end somebody asked for, or an interruption by the cause."""
+    return _wanted_end(attempt, attempt.ending) if attempt.ending else _interrupted(attempt, cause)
+
+
+def _wanted_end(attempt: Attempt, who: Who) -> Event:
+    if who == "cancel":
         return attempt.event(events.JobCancelled)
-    return _interrupted(attempt, _STOPPING) if attempt.ending else None
+    return attempt.event(events.JobInterrupted, cause=_STOPPING, planned=True)
 
 
 def _interrupted(attempt: Attempt, cause: str) -> Event:

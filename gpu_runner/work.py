@@ -20,23 +20,37 @@ class Stopped(Exception):
 
 
 class Stop:
-    """Whether somebody wants the work to end. SIGTERM means cancel, SIGUSR1 means pause; cancel wins."""
+    """Whether somebody wants the work to end.
+
+    SIGTERM means cancel: nothing is kept. SIGUSR2 means leave: the runner stops, and what can be saved is worth it.
+    SIGUSR1 means pause. Cancel wins over leave, leave over pause.
+    """
 
     def __init__(self) -> None:
-        self.wanted: Literal["cancel", "pause"] | None = None
+        self.wanted: Literal["cancel", "leave", "pause"] | None = None
 
     def listen(self) -> None:
-        """Take the two signals of this process."""
+        """Take the three signals of this process."""
         signal.signal(signal.SIGTERM, self._cancel)
+        signal.signal(signal.SIGUSR2, self._leave)
         signal.signal(signal.SIGUSR1, self._pause)
 
     def check(self) -> None:
-        """Raises Stopped when a cancel is wanted. Work that cannot be paused goes on through a pause."""
+        """Raises Stopped when the work must end now, having nothing to save. Through a pause it goes on."""
+        if self.wanted in ("cancel", "leave"):
+            raise Stopped
+
+    def check_cancel(self) -> None:
+        """Raises Stopped on a cancel only: for work that looks at `wanted` where it can save its state."""
         if self.wanted == "cancel":
             raise Stopped
 
     def _cancel(self, _signal: int, _frame: FrameType | None) -> None:
         self.wanted = "cancel"
+
+    def _leave(self, _signal: int, _frame: FrameType | None) -> None:
+        if self.wanted != "cancel":
+            self.wanted = "leave"
 
     def _pause(self, _signal: int, _frame: FrameType | None) -> None:
         self.wanted = self.wanted or "pause"

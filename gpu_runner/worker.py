@@ -31,12 +31,12 @@ from gpu_runner.publisher import Publisher
 from gpu_runner.recipes import RECIPES
 from gpu_runner.reporter import Reporter
 from gpu_runner.supervisor import Supervisor
-from jobs import bus, keys, logs, redis_server
+from jobs import bus, keys, logs, redis_server, tasks
 from jobs.bus import UNREACHABLE
 from jobs.errors import Misconfigured
 from jobs.events import Device
 from jobs.paths import DataRoot
-from jobs.settings import Settings
+from jobs.settings import REFUSED, Settings
 from jobs.specs import Slot
 
 log = structlog.get_logger()
@@ -108,6 +108,7 @@ class Runner:
             publisher=self._publisher,
             changed=self._reporter.changed,
         )
+        self._hearing = asyncio.Event()
         self._workers = {slot: self._worker(slot, count) for slot, count in _slots(listed).items()}
 
     async def run(self, stopping: asyncio.Event) -> None:
@@ -119,12 +120,11 @@ class Runner:
             async with asyncio.TaskGroup() as group:
                 lasting = [group.create_task(part) for part in (self._forker.run(), self._publisher.run())]
                 lasting.append(group.create_task(self._keep_redis()))
-                working = [group.create_task(self._hear_and_report())]
+                working = [group.create_task(part) for part in (self._hear(), self._report_forever())]
                 working += [group.create_task(self._work(slot)) for slot in self._workers]
                 await stopping.wait()
                 await self._wind_down(working)
-                for task in lasting:
-                    task.cancel()
+                await tasks.end(*lasting)
         finally:
             await self._bus.close()
             await self._pool.aclose()
@@ -132,8 +132,7 @@ class Runner:
     async def _wind_down(self, working: Sequence[asyncio.Task[None]]) -> None:
         """No new work; what runs may save its state, and is then ended."""
         log.info("runner.stopping")
-        for task in working:
-            task.cancel()
+        await tasks.end(*working)
         self._reporter.stopping = True
         await self._report()
         unfinished = [attempt for attempt in self._attempts if attempt.state != "finished"]
@@ -150,13 +149,14 @@ class Runner:
 
     # -- the parts' loops
 
-    async def _hear_and_report(self) -> None:
+    async def _hear(self) -> None:
         await self._intake.begin()
-        async with asyncio.TaskGroup() as group:
-            group.create_task(self._intake.listen())
-            group.create_task(self._report_forever())
+        self._hearing.set()
+        await self._intake.listen()
 
     async def _report_forever(self) -> None:
+        """Report, once commands that answer a report will be heard."""
+        await self._hearing.wait()
         while True:
             if await self._report():
                 with contextlib.suppress(*UNREACHABLE):
@@ -286,7 +286,7 @@ def main() -> int:
         asyncio.run(serve(settings))
     except Misconfigured as error:
         sys.stderr.write(f"gpu_runner.worker: {error.message}\n")
-        return 2
+        return REFUSED
     return 0
 
 

@@ -8,6 +8,7 @@ connection means that the runner is gone: everything is killed and the zygote le
 
 import contextlib
 import gc
+import logging
 import os
 import selectors
 import signal
@@ -211,7 +212,8 @@ class Zygote:
         self._connection.close()
         for descriptor in self._own:
             os.close(descriptor)
-        for number in (signal.SIGCHLD, signal.SIGINT, signal.SIGTERM):
+        # A child that is to leave before it listens has nothing to save: SIGUSR2 may end it as SIGTERM does.
+        for number in (signal.SIGCHLD, signal.SIGINT, signal.SIGTERM, signal.SIGUSR2):
             signal.signal(number, signal.SIG_DFL)
 
     def _run(self, assignment: Assignment, doorbell: int) -> int:
@@ -244,8 +246,10 @@ def main(arguments: list[str]) -> NoReturn:
     connection = socket.socket(fileno=int(arguments[0]))
     connection.set_inheritable(False)
     # The runner decides when we leave. SIGUSR1 would kill a child that does not listen to it yet.
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, signal.SIG_IGN)
+    # At every start bitsandbytes asks for an optional package that it does not need.
+    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
     processes.adopt_orphans()
     warm = preload(arguments[1:])
     zygote = Zygote(connection, warm=warm)

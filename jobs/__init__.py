@@ -1,7 +1,7 @@
 """The language all programs of this service speak: specs, events, commands, states, names, paths.
 
-Read in this order: `errors` · `settings` · `logs` · `keys` · `paths` · `models` · `specs` · `results` · `events` ·
-`commands` · `frames` · `lifecycle` · `redis_server` · `bus` · `central_directory` · `archive` · `client` ·
+Read in this order: `errors` · `settings` · `logs` · `tasks` · `keys` · `paths` · `models` · `specs` · `results` ·
+`events` · `commands` · `frames` · `lifecycle` · `redis_server` · `bus` · `central_directory` · `archive` · `client` ·
 `documents`. Nothing here knows SQL or torch, and only `client` knows HTTP.
 
 Glossary

@@ -23,6 +23,7 @@
 `service/problems.py` maps them to HTTP, the child maps `JobFailed` to the event `job.failed`.
 """
 
+import errno
 from enum import StrEnum
 
 
@@ -215,3 +216,20 @@ class Unreachable(TrainingError):
     """No service answers."""
 
     code = "unreachable"
+
+
+_DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+def is_disk_full(error: BaseException | None) -> bool:
+    """Whether no space left on the disk is behind an error.
+
+    torch.save hides the system's error behind a RuntimeError, safetensors tells its number in words.
+    """
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in _DISK_FULL:
+            return True
+        if any(f"(os error {number})" in str(error) for number in _DISK_FULL):
+            return True
+        error = error.__context__
+    return False

@@ -72,9 +72,10 @@ class ResumeRequested(Event, frozen=True, kw_only=True, tag="job.resume_requeste
 
 class JobInterrupted(Event, frozen=True, kw_only=True, tag="job.interrupted"):
     """The attempt ended without a result: its process or its runner died. Stated by the service too, when a
-    runner's lease ends."""
+    runner's lease ends. `planned`: the runner ended it on purpose, which does not count against `max_attempts`."""
 
     cause: str
+    planned: bool = False
 
 
 class JobStarted(Event, frozen=True, kw_only=True, tag="job.started"):

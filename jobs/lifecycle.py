@@ -44,11 +44,13 @@ TRANSITIONS: dict[type[Event], dict[Status, Status]] = {
     events.JobFailed: dict.fromkeys((_P, _Q, _R, _Z), Status.FAILED),
     events.JobCancelled: dict.fromkeys((_P, _Q, _R, _Z), Status.CANCELLED),
 }
+_MAY_PAUSE = frozenset({_P, _Q, _R})  # an accepted pause is a promise, also to the attempt after an interruption
 _NEXT_ATTEMPT = (events.JobInterrupted, events.ResumeRequested)
 
 
 class State(msgspec.Struct, frozen=True, kw_only=True):
-    """What the table works on. `interruptions` counts against `max_attempts`; resuming does not."""
+    """What the table works on. `interruptions` counts against `max_attempts`; resuming and planned
+    interruptions do not."""
 
     status: Status = Status.PENDING
     attempt: int = 1
@@ -75,9 +77,9 @@ def advance(state: State, event: Event) -> State | None:
     return State(
         status=following,
         attempt=state.attempt + isinstance(event, _NEXT_ATTEMPT),
-        interruptions=state.interruptions + isinstance(event, events.JobInterrupted),
+        interruptions=state.interruptions + (isinstance(event, events.JobInterrupted) and not event.planned),
         cancel_requested=state.cancel_requested,
-        pause_requested=state.pause_requested and following is Status.RUNNING,
+        pause_requested=state.pause_requested and following in _MAY_PAUSE,
     )
 
 

@@ -83,19 +83,20 @@ def resolve(name: str, model_roots: Sequence[Path]) -> ModelSource:
         InvalidInput: the name can never work; the message says what to use instead.
     """
     if name == DEMO_MODEL:
-        folder = model_roots[0] / DEMO_MODEL
-        return ModelSource(name=name, origin=Origin.BUILT_IN, location=str(folder), parameters=DEMO_PARAMETERS)
+        location = str(model_roots[0] / DEMO_MODEL)
+        return ModelSource(name=name, origin=Origin.BUILT_IN, location=location, parameters=DEMO_PARAMETERS)
     if name in REFUSED:
         raise InvalidInput(REFUSED[name], path="config.model_name")
-    if name in KNOWN:
-        known = KNOWN[name]
+    known = KNOWN.get(name)
+    folder = _local_folder(name, model_roots)
+    if folder is None and known is not None:
+        folder = _local_folder(known.repository, model_roots)
+    if folder is not None:  # also of a known model: a host without the hub has its files here
+        parameters, note = count_parameters(folder), known.note if known else None
+        return ModelSource(name=name, origin=Origin.FOLDER, location=str(folder), parameters=parameters, note=note)
+    if known is not None:
         return ModelSource(
             name=name, origin=Origin.HUB, location=known.repository, parameters=known.parameters, note=known.note
-        )
-    folder_of_name = _local_folder(name, model_roots)
-    if folder_of_name is not None:
-        return ModelSource(
-            name=name, origin=Origin.FOLDER, location=str(folder_of_name), parameters=count_parameters(folder_of_name)
         )
     if not _REPOSITORY.fullmatch(name) or ".." in name or "--" in name:
         raise InvalidInput(

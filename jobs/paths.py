@@ -1,7 +1,7 @@
 """Every path on disk, and the one door for paths that clients send.
 
     <data root>/
-      training.db   service.lock   programs.lock   redis/   .trash/
+      training.db   service.lock   programs.lock   export_links.key   redis/   .trash/
       uploads/<id>/<file>.zip
       datasets/<name>/
       models/<name>/
@@ -48,6 +48,11 @@ class DataRoot:
     @property
     def programs_lock(self) -> Path:
         return self.folder / "programs.lock"
+
+    @property
+    def link_key(self) -> Path:
+        """What download links with an end are signed with."""
+        return self.folder / "export_links.key"
 
     @property
     def redis(self) -> Path:
@@ -120,7 +125,7 @@ class DataRoot:
                 raise PathNotAllowed
             text = text.removeprefix(root)
         parts = [part for part in text.split("/") if part not in ("", ".")]
-        if not parts or len(text.encode("utf-8", "replace")) > _LONGEST_NAME or not all(map(_is_plain, parts)):
+        if not parts or len(text.encode("utf-8", "replace")) > _LONGEST_NAME or not all(map(is_plain, parts)):
             raise PathNotAllowed
         if parts[0] not in CLIENT_FOLDERS:
             parts.insert(0, "datasets")
@@ -191,7 +196,8 @@ class AttemptFolder:
         return self.folder / "report.md"
 
 
-def _is_plain(part: str) -> bool:
+def is_plain(part: str) -> bool:
+    """Whether a component, which is not empty, may be part of a client's path."""
     return (
         part != ".."
         and len(part.encode("utf-8", "replace")) <= _LONGEST_PART

@@ -26,6 +26,8 @@ from jobs.settings import Settings
 _LONGEST_SOCKET_PATH = 107  # bytes: sockaddr_un.sun_path is 108 with its terminator
 _START_WITHIN_S = 30.0
 _ALIVE_WITHIN_S = 3.0
+_SILENT_S = 15.0  # what a server that lives may stay without an answer: its machine or disk stalls
+_ENDS_WITHIN_S = 10.0
 
 
 def ensure(settings: Settings) -> str:
@@ -40,7 +42,7 @@ def ensure(settings: Settings) -> str:
     folder = DataRoot(settings.data_folder).redis
     with (folder / "lock").open("w") as lock:  # simultaneous starters: the first starts it, the others adopt it
         fcntl.flock(lock, fcntl.LOCK_EX)
-        if not _answers(url):
+        if not _comes_back(folder, url):
             _start(folder, url)
     return url
 
@@ -60,13 +62,35 @@ def stop(settings: Settings) -> None:
     pid = _pid(folder)
     if settings.redis_url or pid is None:
         return
-    try:
-        os.kill(pid, signal.SIGTERM)
-    except ProcessLookupError:
-        return
-    deadline = time.monotonic() + 10
-    while time.monotonic() < deadline and _pid(folder) is not None:
+    if not _ends(folder, pid, signal.SIGTERM):
+        _ends(folder, pid, signal.SIGKILL)
+
+
+def _comes_back(folder: Path, url: str) -> bool:
+    """Whether the server answers. One that lives and stays silent is killed: two on one file would destroy it.
+
+    Raises:
+        Misconfigured: it does not even die.
+    """
+    deadline = time.monotonic() + _SILENT_S
+    while not _answers(url):
+        pid = _pid(folder)
+        if pid is None:
+            return False
+        if time.monotonic() > deadline and not _ends(folder, pid, signal.SIGKILL):
+            raise Misconfigured(f"The embedded Redis (process {pid}) hangs and cannot be killed: look at its disk.")
+        time.sleep(0.05)
+    return True
+
+
+def _ends(folder: Path, pid: int, word: signal.Signals) -> bool:
+    """Whether the server is gone soon after this signal."""
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, word)
+    deadline = time.monotonic() + _ENDS_WITHIN_S
+    while (is_there := _pid(folder) == pid) and time.monotonic() < deadline:
         time.sleep(0.02)
+    return not is_there
 
 
 def _start(folder: Path, url: str) -> None:

@@ -14,6 +14,9 @@ import msgspec
 
 from jobs.errors import Misconfigured
 
+REFUSED = 2
+"""Exit status of a program that will not start as it is set up."""
+
 
 def _says(sentence: str) -> msgspec.Meta:
     return msgspec.Meta(description=sentence)
@@ -52,7 +55,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     stop_grace_s: Annotated[
         float, msgspec.Meta(gt=0), _says("Time a job gets to save and end before it is killed.")
     ] = 30.0
-    max_attempts: Annotated[int, msgspec.Meta(ge=1), _says("Interruptions after which a job fails, plus one.")] = 3
+    max_attempts: Annotated[int, msgspec.Meta(ge=1), _says("Attempts a job gets before it fails.")] = 3
     sync_wait_s: Annotated[
         float, msgspec.Meta(ge=0), _says("How long a synchronous data route waits before it answers 202.")
     ] = 600.0
@@ -64,7 +67,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     archive_max_entries: Annotated[int, msgspec.Meta(ge=1), _says("Most files an archive may hold.")] = 50_000
     export_link_h: Annotated[
         Annotated[float, msgspec.Meta(gt=0)] | None,
-        _says("Hours an export's download link lives after the export; without end when not given."),
+        _says("Hours a download link lives after it was asked for; it is signed then. Without end when not given."),
     ] = None
     log_level: Annotated[Literal["debug", "info", "warning", "error"], _says("debug, info, warning or error.")] = "info"
     hf_offline: Annotated[bool, _says("Never ask a model hub; use only local models.")] = False

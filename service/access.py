@@ -26,6 +26,8 @@ AUTH_WITHIN_S = 5.0
 SHORTEST_TOKEN = 32  # characters
 
 _HEADERS_MAX_BYTES = 32 * 1024
+_PATH_MAX_BYTES = 1024
+_PART_MAX_BYTES = 255  # of a path's component
 _HOST = re.compile(r"(?:\[(?P<ipv6>[0-9a-f:.]+)\]|(?P<name>[a-z0-9._-]+))(?::\d{1,5})?")
 _SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
 _ONLY_ONCE = (b"host", b"authorization", b"origin", b"content-type", b"content-length")
@@ -86,6 +88,7 @@ class Access:
                 await _answer_preflight(_with_headers(send, origin))
                 return
             self._check_token(headers)
+            _check_path(scope["path"])
             if scope["method"] not in _SAFE_METHODS:
                 self._check_origin(headers)
                 receive = await bodies.checked(scope["path"], headers, receive)
@@ -185,6 +188,13 @@ def _headers(scope: HTTPScope | WebSocketScope) -> dict[bytes, str]:
             raise Refusal(HTTPStatus.BAD_REQUEST, "repeated_header", f"Send the header {name.decode()} once.")
         found[name] = value.decode("latin-1")
     return found
+
+
+def _check_path(path: str) -> None:
+    """Raises Refusal for what nothing is called: the file system below the static pages would stumble over it."""
+    may_be = path.isprintable() and len(path.encode()) <= _PATH_MAX_BYTES
+    if not may_be or any(len(part.encode()) > _PART_MAX_BYTES for part in path.split("/")):
+        raise Refusal(HTTPStatus.NOT_FOUND, "not_found", problems.NOTHING_HERE)
 
 
 def _bearer(headers: dict[bytes, str]) -> str | None:

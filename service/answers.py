@@ -4,14 +4,16 @@
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from datetime import datetime
 from typing import Any
 
 import msgspec
 
+from jobs.errors import FailureReason
 from jobs.lifecycle import Status
-from jobs.specs import Kind
+from jobs.results import JobResult
+from jobs.specs import JobSpec, Kind
 from service.records import JobRecord, StoredEvent
 
 
@@ -83,12 +85,49 @@ class Progress(Answer, frozen=True, kw_only=True):
     notes: tuple[str, ...]
 
 
-class JobAnswer(JobRecord, frozen=True, kw_only=True, omit_defaults=False):
-    """Everything known of a job. `queue_position` counts from 1 among the pending jobs."""
+class JobAnswer(Answer, frozen=True, kw_only=True):
+    """Everything known of a job.
 
-    job_kind: Kind = msgspec.field(name="kind")
-    queue_position: int | None = None
-    progress_percentage: float = 0.0
+    `queue_position` counts from 1 among the pending jobs; `waiting_reason` says why one waits. `last_seq` is the
+    cursor behind the job's last event. `notes` are sentences for the user.
+    """
+
+    job_id: str
+    kind: Kind
+    spec: JobSpec
+    status: Status
+    attempt: int
+    interruptions: int
+    queue_position: int | None
+    waiting_reason: str | None
+    submitted_at: datetime
+    started_at: datetime | None
+    updated_at: datetime
+    completed_at: datetime | None
+    cancel_requested_at: datetime | None
+    pause_requested_at: datetime | None
+    runner_id: str | None
+    device: str | None
+    device_name: str | None
+    phase: str | None
+    step: int | None
+    total_steps: int | None
+    fraction: float | None
+    epoch: float | None
+    total_epochs: int | None
+    eta_s: float | None
+    progress_percentage: float
+    train_loss: float | None
+    eval_loss: float | None
+    learning_rate: float | None
+    best_eval_loss: float | None
+    best_eval_accuracy: float | None
+    peak_memory_bytes: int | None
+    result: JobResult | None
+    failure_reason: FailureReason | None
+    failure_detail: str | None
+    notes: tuple[str, ...]
+    last_seq: int
 
 
 class JobPage(Answer, frozen=True, kw_only=True):
@@ -143,15 +182,18 @@ def percentage(record: JobRecord) -> float:
     return round(min(99.9, 100 * (record.fraction or 0.0)), 1)
 
 
-def job(record: JobRecord, live: Iterable[JobRecord]) -> JobAnswer:
-    """The whole record, with its place in the queue."""
-    fields: dict[str, Any] = {name: getattr(record, name) for name in JobRecord.__struct_fields__}
-    return JobAnswer(
-        **fields,
-        job_kind=record.kind,
-        queue_position=_queue_position(record, live),
-        progress_percentage=percentage(record),
-    )
+def job(record: JobRecord, positions: Mapping[str, int]) -> JobAnswer:
+    """The whole record, with its place in the queue; `positions` come from `queue_positions`."""
+    further = {"queue_position": positions.get(record.job_id), "progress_percentage": percentage(record)}
+    names = (name for name in JobAnswer.__struct_fields__ if name not in further)
+    fields: dict[str, Any] = {name: getattr(record, name) for name in names}
+    return JobAnswer(**fields | further)
+
+
+def queue_positions(live: Iterable[JobRecord]) -> dict[str, int]:
+    """The turn of each pending job, from 1."""
+    pending = sorted((record for record in live if record.status is Status.PENDING), key=_turn)
+    return {record.job_id: place for place, record in enumerate(pending, 1)}
 
 
 def accepted(record: JobRecord, prefix: str) -> Accepted:
@@ -164,13 +206,6 @@ def accepted(record: JobRecord, prefix: str) -> Accepted:
 def event_page(stored: Iterable[StoredEvent], after: int) -> EventPage:
     events = tuple(NumberedEvent(seq=event.seq, event=msgspec.Raw(event.body)) for event in stored)
     return EventPage(events=events, next=events[-1].seq if events else after)
-
-
-def _queue_position(record: JobRecord, live: Iterable[JobRecord]) -> int | None:
-    if record.status is not Status.PENDING:
-        return None
-    pending = sorted((other for other in live if other.status is Status.PENDING), key=_turn)
-    return next((place for place, other in enumerate(pending, 1) if other.job_id == record.job_id), None)
 
 
 def _turn(record: JobRecord) -> tuple[int, int]:

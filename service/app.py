@@ -22,12 +22,13 @@ from service import bodies, pages, problems, routes, uploads
 from service.access import Access
 from service.dispatch import Dispatch
 from service.hub import Hub
+from service.links import Links
 from service.reconcile import Reconciler
 from service.recorder import Recorder
 from service.routes.live import OpenSockets
 from service.store import Store
 
-_BY_NAME = ("settings", "root", "store", "recorder", "hub", "bus", "dispatch", "sockets")
+_BY_NAME = ("settings", "root", "store", "recorder", "hub", "bus", "dispatch", "sockets", "links")
 """What a handler gets by naming a parameter so; `_lifespan` puts them into the application's state."""
 
 Lifespan = Callable[[Litestar], AbstractAsyncContextManager[None]]
@@ -65,11 +66,12 @@ def _lifespan(settings: Settings) -> Lifespan:
         hub = Hub()
         recorder = Recorder(settings, root, store, hub, bus)
         reconciler = Reconciler(settings, root, recorder, bus)
+        links = await asyncio.to_thread(Links.open, settings, root)
         dispatch = Dispatch(settings, root, store, recorder, hub, reconciler)
         app.state.update(
             {
                 "settings": settings, "root": root, "store": store, "recorder": recorder,
-                "hub": hub, "bus": bus, "dispatch": dispatch, "sockets": OpenSockets(),
+                "hub": hub, "bus": bus, "dispatch": dispatch, "sockets": OpenSockets(), "links": links,
             }
         )  # fmt: skip
         try:

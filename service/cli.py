@@ -13,7 +13,7 @@ from importlib.metadata import version
 from types import FrameType
 
 from jobs.errors import Misconfigured, TrainingError
-from jobs.settings import Settings, described, variable
+from jobs.settings import REFUSED, Settings, described, variable
 from service import access
 from service.programs import Programs
 
@@ -31,7 +31,7 @@ def main(arguments: list[str] | None = None) -> int:
         return command(chosen)
     except Misconfigured as error:
         print(f"training-api: {error.message}", file=sys.stderr)
-        return 2
+        return REFUSED
     except TrainingError as error:
         print(f"training-api: {error.message}", file=sys.stderr)
         return 1
@@ -74,14 +74,18 @@ def _up(_: argparse.Namespace) -> int:
     wanted = _Ending()
     with Programs(settings) as programs:
         programs.wait_until_ready(on_wait=wanted.check)
-        print(f"The service is up: {programs.address}/ui/ (page), {programs.address}/docs (API). Ctrl-C stops it.")
-        sys.stdout.flush()
+        print(_banner(programs.address, settings.token), flush=True)
         while not wanted.now:
             programs.revive()
             wanted.sleep(1)
-        print("Stopping …")
-        sys.stdout.flush()
+        print("Stopping …", flush=True)
     return 0
+
+
+def _banner(address: str, token: str | None) -> str:
+    if token is not None:  # a browser's address bar cannot send it
+        return f"The service is up at {address}; requests carry the token. Ctrl-C stops it."
+    return f"The service is up: {address}/ui/ (page), {address}/docs (API). Ctrl-C stops it."
 
 
 def _demo(_: argparse.Namespace) -> int:

@@ -11,11 +11,11 @@ from typing import Any
 import structlog
 
 from jobs import events
-from jobs.errors import NoRunner, UnknownExport, UnknownJob, WrongState
+from jobs.errors import NoRunner, WrongState
 from jobs.lifecycle import Status
 from jobs.paths import DataRoot
 from jobs.settings import Settings
-from jobs.specs import EvaluateSpec, ExportSpec, FinetuneSpec, GenerateSpec, JobSpec, Kind
+from jobs.specs import JobSpec, Kind
 from service.admission import Admission, Admitted
 from service.hub import Hub
 from service.placement import NO_RUNNER, Room, Wait, Waiting, place, waiting_for
@@ -38,7 +38,6 @@ class Dispatch:
     ) -> None:
         self._settings = settings
         self._root = root
-        self._store = store
         self._recorder = recorder
         self._hub = hub
         self._names = reconciler.names
@@ -81,7 +80,7 @@ class Dispatch:
         Raises:
             UnknownJob: there is none of that id.
         """
-        record = await self._known(job_id)
+        record = await self._recorder.known(job_id)
         if record.has_ended:
             return record, False
         while not record.has_ended and record.cancel_requested_at is None:  # again when its attempt rose meanwhile
@@ -96,7 +95,7 @@ class Dispatch:
             UnknownJob: there is none of that id.
             WrongState: it is no running training.
         """
-        record = await self._known(job_id)
+        record = await self._recorder.known(job_id)
         if record.kind is not Kind.FINETUNE:
             raise WrongState(f"A {record.kind} job cannot be paused, only a training.")
         if record.cancel_requested_at is not None:
@@ -114,7 +113,7 @@ class Dispatch:
             UnknownJob: there is none of that id.
             WrongState: it is not paused.
         """
-        record = await self._known(job_id)
+        record = await self._recorder.known(job_id)
         if record.status is not Status.PAUSED or record.cancel_requested_at is not None:
             raise WrongState(f"The job is {record.status}; only a paused one can be resumed.")
         (record,) = await self._recorder.record([events.ResumeRequested(**_envelope(record))])
@@ -125,19 +124,17 @@ class Dispatch:
 
         Raises:
             UnknownJob: there is none of that id.
-            WrongState: it is running, or a job that has not ended uses it.
+            WrongState: it is running, or a job that has not ended uses it or an export of it.
+            Unavailable: the database cannot be written; everything is as it was.
         """
-        record = await self._known(job_id)
+        record = await self._recorder.known(job_id)
         if record.status is Status.RUNNING:
             raise WrongState(f"Job {job_id} is running: cancel it first, then delete it.")
-        self._refuse_used(job_id)
         if not record.has_ended:
             await self._end(job_id)
-        exports = await self._store.children(job_id)
-        await self._discard([job_id, *(export.job_id for export in exports)])
-        await self._recorder.delete(job_id)
-        await asyncio.to_thread(self._trash.empty)
-        log.info("job.deleted", job_id=job_id, exports=len(exports))
+        deleted = await self._recorder.delete(job_id)
+        await self._discard(deleted)
+        log.info("job.deleted", job_id=job_id, exports=len(deleted) - 1)
 
     async def delete_export(self, export_id: str) -> None:
         """Remove an export and its files.
@@ -145,13 +142,10 @@ class Dispatch:
         Raises:
             UnknownExport: there is none of that id.
             WrongState: a job that has not ended uses it.
+            Unavailable: the database cannot be written; everything is as it was.
         """
-        if await self._store.export(export_id) is None:
-            raise UnknownExport
-        self._refuse_used(export_id)
-        await self._discard([export_id])
         await self._recorder.delete_export(export_id)
-        await asyncio.to_thread(self._trash.empty)
+        await self._discard([export_id])
         log.info("export.deleted", export_id=export_id)
 
     async def _record(self, job_id: str, admitted: Admitted) -> JobRecord:
@@ -162,19 +156,8 @@ class Dispatch:
         log.info("job.submitted", job_id=job_id, kind=record.kind)
         return record
 
-    async def _known(self, job_id: str) -> JobRecord:
-        record = await self._recorder.job(job_id)
-        if record is None:
-            raise UnknownJob
-        return record
-
-    def _refuse_used(self, job_id: str) -> None:
-        users = [job.job_id for job in self._recorder.live.values() if _uses(job.spec, job_id)]
-        if users:
-            raise WrongState(f"{job_id} is used by {', '.join(users)}: cancel that, or wait for its end.")
-
     async def _wait_for_runner(self, spec: JobSpec) -> None:
-        waiting = waiting_for("", spec, await self._names.is_small(spec))
+        waiting = waiting_for("", spec, await self._names.why_not_on_cpu(spec))
         try:
             async with asyncio.timeout(self._settings.no_runner_wait_s):
                 while self._why_not(waiting) is not None:
@@ -203,20 +186,12 @@ class Dispatch:
             ended.cancel()
 
     async def _discard(self, job_ids: Sequence[str]) -> None:
-        """Take out of sight what jobs wrote themselves; the export of an export job has the job's id."""
+        """Remove what jobs that are forgotten wrote themselves; the export of an export job has the job's id."""
         folders: list[Path] = []
         for job_id in job_ids:
             folders += [self._root.job(job_id), self._root.export(job_id)]
         await asyncio.to_thread(self._trash.discard, folders)
-
-
-def _uses(spec: JobSpec, job_id: str) -> bool:
-    """Whether a job's spec names another job or export."""
-    if isinstance(spec, FinetuneSpec):
-        return spec.config.continue_from == job_id
-    if isinstance(spec, EvaluateSpec | GenerateSpec):
-        return job_id in (spec.job_id, spec.export_id)
-    return isinstance(spec, ExportSpec) and spec.job_id == job_id
+        await asyncio.to_thread(self._trash.empty)
 
 
 def _new_id() -> str:

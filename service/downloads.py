@@ -1,4 +1,4 @@
-"""Exports on their way out: their answers, their links, and their archives as byte ranges.
+"""Exports on their way out: their answers, and their archives as byte ranges.
 
 Called by `routes/exports`. Source of the ranges: RFC 9110, section 14.
 """
@@ -6,18 +6,17 @@ Called by `routes/exports`. Source of the ranges: RFC 9110, section 14.
 import asyncio
 import os
 import re
-import time
 from collections.abc import AsyncIterator
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
 from typing import BinaryIO
 
 from litestar.exceptions import HTTPException
 from litestar.response import Stream
 
-from jobs.errors import LinkExpired
 from jobs.specs import ExportFormat
 from service.answers import Answer
+from service.links import Link
 from service.records import ExportRecord
 
 _BLOCK_BYTES = 2**18
@@ -49,40 +48,24 @@ class DownloadInfo(Answer, frozen=True, kw_only=True):
     expires_at: datetime | None
 
 
-class Links:
-    """Makes and judges download links; `prefix` is the one the client used."""
-
-    def __init__(self, prefix: str, lifetime_h: float | None) -> None:
-        self._prefix = prefix
-        self._expires = None if lifetime_h is None else int(time.time() + lifetime_h * 3600)
-
-    def row(self, record: ExportRecord) -> ExportRow:
-        return ExportRow(
-            export_id=record.export_id,
-            job_id=record.job_id,
-            export_format=record.export_format,
-            file_size_mb=record.file_size_mb,
-            created_at=record.created_at,
-            download_url=self._url(record),
-        )
-
-    def info(self, record: ExportRecord) -> DownloadInfo:
-        return DownloadInfo(
-            download_url=self._url(record),
-            filename=Path(record.archive_path).name,
-            file_size_mb=record.file_size_mb,
-            expires_at=None if self._expires is None else datetime.fromtimestamp(self._expires, UTC),
-        )
-
-    def _url(self, record: ExportRecord) -> str:
-        address = f"{self._prefix}/export/download_file/{record.export_id}"
-        return address if self._expires is None else f"{address}?expires={self._expires}"
+def row(record: ExportRecord, link: Link) -> ExportRow:
+    return ExportRow(
+        export_id=record.export_id,
+        job_id=record.job_id,
+        export_format=record.export_format,
+        file_size_mb=record.file_size_mb,
+        created_at=record.created_at,
+        download_url=link.url,
+    )
 
 
-def check_link(expires: int | None) -> None:
-    """Raises LinkExpired for a link beyond its time."""
-    if expires is not None and time.time() > expires:
-        raise LinkExpired
+def info(record: ExportRecord, link: Link) -> DownloadInfo:
+    return DownloadInfo(
+        download_url=link.url,
+        filename=Path(record.archive_path).name,
+        file_size_mb=record.file_size_mb,
+        expires_at=link.expires_at,
+    )
 
 
 def answer_file(path: Path, etag: str, range_header: str | None, if_range: str | None) -> Stream:

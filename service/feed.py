@@ -15,14 +15,14 @@ from service.hub import Hub, Item, Types
 from service.store import Store
 
 PAGE = 500
-BATCH_BYTES = 256 * 1024  # of event JSON; common clients refuse a message beyond 1 MiB
+PIECE_BYTES = 256 * 1024  # of event JSON; common clients refuse a message beyond 1 MiB
 TOO_FAR_BEHIND = 50_000
 QUIET_S = 15.0
 
 T = TypeVar("T")
 
 
-class Batch(msgspec.Struct, frozen=True, kw_only=True):
+class Piece(msgspec.Struct, frozen=True, kw_only=True):
     """Everything with from_seq < seq ≤ to_seq that the listener asked for, in order."""
 
     items: list[Item]
@@ -45,10 +45,10 @@ class Feed:
         self._store = store
         self._hub = hub
         self._types = types
-        self._told = after  # the end of the last batch, where the next one begins
+        self._told = after  # the end of the last piece, where the next one begins
 
-    async def follow(self) -> AsyncIterator[Batch | Gap]:
-        """Batches until the hub closes."""
+    async def follow(self) -> AsyncIterator[Piece | Gap]:
+        """Pieces until the hub closes."""
         reason: Literal["too_far_behind", "lagging"] = "too_far_behind"
         while not self._hub.closing.is_set():
             with self._hub.subscribe(self.job_id, self._types) as subscription:
@@ -56,40 +56,40 @@ class Feed:
                 if await self._store.event_count(self.job_id, self.position) > TOO_FAR_BEHIND:
                     self.position = self._told = head
                     yield Gap(reason)
-                async for batch in self._replay(head):
-                    yield batch
+                async for piece in self._replay(head):
+                    yield piece
                 async for items in subscription:
                     fresh = [item for item in items if item[0] is None or item[0] > self.position]
-                    for batch in self._batches(fresh):
-                        yield batch
+                    for piece in self._pieces(fresh):
+                        yield piece
             reason = "lagging"
 
-    async def _replay(self, head: int) -> AsyncIterator[Batch]:
+    async def _replay(self, head: int) -> AsyncIterator[Piece]:
         while not self._hub.closing.is_set():
             page = await self._store.events(self.job_id, after=self.position, limit=PAGE, types=self._types)
-            for batch in self._batches([(event.seq, event.type, event.body) for event in page]):
-                yield batch
+            for piece in self._pieces([(event.seq, event.type, event.body) for event in page]):
+                yield piece
             if len(page) < PAGE:
                 self.position = max(self.position, head)
                 return
 
-    def _batches(self, items: list[Item]) -> Iterator[Batch]:
+    def _pieces(self, items: list[Item]) -> Iterator[Piece]:
         """Items in pieces of a size that every client takes."""
-        piece: list[Item] = []
+        gathered: list[Item] = []
         size = 0
         for item in items:
-            if piece and size + len(item[2]) > BATCH_BYTES:
-                yield self._batch(piece)
-                piece, size = [], 0
-            piece.append(item)
+            if gathered and size + len(item[2]) > PIECE_BYTES:
+                yield self._piece(gathered)
+                gathered, size = [], 0
+            gathered.append(item)
             size += len(item[2])
-        if piece:
-            yield self._batch(piece)
+        if gathered:
+            yield self._piece(gathered)
 
-    def _batch(self, items: list[Item]) -> Batch:
+    def _piece(self, items: list[Item]) -> Piece:
         begin = self._told
         self._told = self.position = max([self.position, *(seq for seq, _, _ in items if seq is not None)])
-        return Batch(items=items, from_seq=begin, to_seq=self._told)
+        return Piece(items=items, from_seq=begin, to_seq=self._told)
 
 
 async def with_silences(source: AsyncIterator[T]) -> AsyncIterator[T | None]:

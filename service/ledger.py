@@ -6,26 +6,27 @@ written share the next one, so durability costs one fsync for all of them.
 
 import asyncio
 import sqlite3
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 import msgspec
 import structlog
 
-from jobs.errors import Unavailable, UnknownJob
-from jobs.events import Event
-from service.batch import Batch, DeadLetter, Position
+from jobs.errors import TrainingError, Unavailable, UnknownExport, UnknownJob, WrongState
+from jobs.events import Event, JobSubmitted
+from jobs.specs import EvaluateSpec, ExportSpec, FinetuneSpec, GenerateSpec, JobSpec
 from service.hub import Hub
 from service.records import JobRecord
 from service.store import Store
+from service.transaction import Entry, Position, Transaction
 
 log = structlog.get_logger()
 
 
 class Write(msgspec.Struct, frozen=True):
-    """What one caller wants recorded together: events with the bytes they came as, and where they were read."""
+    """What one caller wants recorded together, in order, and how far the stream was read for it."""
 
-    events: Sequence[tuple[Event, bytes | None]] = ()
-    dead_letters: Sequence[DeadLetter] = ()
+    entries: Sequence[Entry] = ()
     position: Position | None = None
 
 
@@ -39,6 +40,8 @@ class Ledger:
         self._live: dict[str, JobRecord] = {}
         self._head = 0
         self._waiting: list[tuple[Write, asyncio.Future[None]]] = []
+        self._turn = asyncio.Lock()  # recording and deleting take turns
+        self._removed: set[str] = set()
         self._news = asyncio.Event()
         self._closing = False
         self._writer: asyncio.Task[None] | None = None
@@ -51,6 +54,17 @@ class Ledger:
     async def job(self, job_id: str) -> JobRecord | None:
         return self._live.get(job_id) or await self._store.job(job_id)
 
+    async def known(self, job_id: str) -> JobRecord:
+        """The record of a job that should be there.
+
+        Raises:
+            UnknownJob: there is none of that id.
+        """
+        record = await self.job(job_id)
+        if record is None:
+            raise UnknownJob
+        return record
+
     async def record(self, events: Sequence[Event]) -> list[JobRecord]:
         """Record what the service itself states; the jobs' records afterwards, one an event.
 
@@ -58,9 +72,9 @@ class Ledger:
 
         Raises:
             Unavailable: the database cannot be written.
-            UnknownJob: a job was deleted meanwhile.
+            UnknownJob: a job, or one that it builds on, was deleted meanwhile.
         """
-        await self.commit(Write(events=[(event, None) for event in events]))
+        await self.commit(Write([(event, None) for event in events]))
         records = [await self.job(event.job_id) for event in events]
         if None in records:
             raise UnknownJob
@@ -77,13 +91,55 @@ class Ledger:
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiting.append((write, future))
         self._news.set()
-        try:
+        with _unavailable("nothing was recorded"):
             await future
-        except sqlite3.OperationalError as error:
-            raise Unavailable(
-                f"The database cannot be written ({error}); nothing was recorded. "
-                "If the disk is full, free some space, then try again."
-            ) from error
+
+    # -- deleting
+
+    async def delete(self, job_id: str) -> list[str]:
+        """Forget an ended job and its exports; their ids, whose files nothing needs any more.
+
+        Raises:
+            WrongState: one of them has not ended, or a job that has not ended uses one of them.
+            Unavailable: the database cannot be written; nothing was deleted.
+        """
+        async with self._turn:
+            with _unavailable("nothing was deleted"):
+                job_ids = [job_id, *(export.job_id for export in await self._store.children(job_id))]
+                await self._remove(job_ids)
+        return job_ids
+
+    async def delete_export(self, export_id: str) -> None:
+        """Forget a completed export.
+
+        Raises:
+            UnknownExport: there is none of that id.
+            WrongState: a job that has not ended uses it.
+            Unavailable: the database cannot be written; nothing was deleted.
+        """
+        async with self._turn:
+            with _unavailable("nothing was deleted"):
+                if await self._store.export(export_id) is None:
+                    raise UnknownExport
+                await self._remove([export_id])
+
+    async def _remove(self, job_ids: Sequence[str]) -> None:
+        """Within a turn, so that no job that uses one of them is recorded meanwhile."""
+        removed = frozenset(job_ids)
+        users = [job.job_id for job in self._live.values() if removed & ({job.job_id} | _used(job.spec))]
+        if users:
+            raise WrongState(
+                f"{job_ids[0]} is used by {', '.join(users)}, not ended yet: cancel that, or wait for its end."
+            )
+        await self._store.remove(job_ids)
+        self._removed |= removed
+
+    def _refuse_orphan(self, entry: Entry) -> None:
+        """A job that was admitted before what it builds on was deleted would end without files."""
+        if isinstance(entry, tuple) and isinstance(entry[0], JobSubmitted) and self._removed & _used(entry[0].spec):
+            raise UnknownJob("What this job builds on was deleted a moment ago: name another training or export.")
+
+    # -- the writer
 
     async def open(self) -> None:
         """Load the live jobs and begin to write."""
@@ -104,7 +160,8 @@ class Ledger:
             self._news.clear()
             taken, self._waiting = self._waiting, []
             if taken:
-                await self._write_together(taken)
+                async with self._turn:
+                    await self._write_together(taken)
 
     async def _write_together(self, taken: list[tuple[Write, asyncio.Future[None]]]) -> None:
         try:
@@ -114,35 +171,60 @@ class Ledger:
                 for one in taken:  # a fault of one must not fail the others
                     await self._write_together([one])
                 return
-            log.error("ledger.failed", error=str(error), kind=type(error).__name__)
+            if not isinstance(error, TrainingError):
+                log.error("ledger.failed", error=str(error), kind=type(error).__name__)
             _settle(taken, error)
         else:
             _settle(taken, None)
 
     async def _write(self, writes: Sequence[Write]) -> None:
-        batch = Batch(self._live, self._head)
+        transaction = Transaction(self._live, self._head)
         for write in writes:
-            for event, body in write.events:
-                batch.add(event, body)
-            batch.dead_letters += write.dead_letters
-            batch.position = write.position or batch.position
-        if batch.ignored:
-            log.debug("events.ignored", count=batch.ignored)
-        if not batch.is_empty:
-            await self._store.write(batch)
-            self._install(batch)
+            for entry in write.entries:
+                self._refuse_orphan(entry)
+                transaction.take(entry)
+            transaction.position = write.position or transaction.position
+        if transaction.ignored:
+            log.debug("events.ignored", count=transaction.ignored)
+        if not transaction.is_empty:
+            await self._store.write(transaction)
+            self._install(transaction)
 
-    def _install(self, batch: Batch) -> None:
-        """The batch is true: show it to everybody in this process."""
-        self._head = batch.head
-        before = {job_id: self._live.get(job_id) for job_id in batch.records}
-        ended = [record for record in batch.records.values() if record.has_ended]
-        self._live |= batch.records
+    def _install(self, transaction: Transaction) -> None:
+        """The transaction is true: show it to everybody in this process."""
+        self._head = transaction.head
+        before = {job_id: self._live.get(job_id) for job_id in transaction.records}
+        ended = [record for record in transaction.records.values() if record.has_ended]
+        self._live |= transaction.records
         for record in ended:
             del self._live[record.job_id]
-        self._hub.publish(batch.published, ended)
-        if any(old is None or old.state != batch.records[job_id].state for job_id, old in before.items()):
+        self._hub.publish(transaction.published, ended)
+        if any(old is None or old.state != transaction.records[job_id].state for job_id, old in before.items()):
             self.on_change()
+
+
+def _used(spec: JobSpec) -> set[str]:
+    """The jobs and exports a job builds on."""
+    named: set[str | None] = set()
+    if isinstance(spec, FinetuneSpec):
+        named = {spec.config.continue_from}
+    elif isinstance(spec, EvaluateSpec | GenerateSpec):
+        named = {spec.job_id, spec.export_id}
+    elif isinstance(spec, ExportSpec):
+        named = {spec.job_id}
+    return {job_id for job_id in named if job_id is not None}
+
+
+@contextmanager
+def _unavailable(consequence: str) -> Iterator[None]:
+    """What SQLite says of a full or locked disk, as an error of ours."""
+    try:
+        yield
+    except sqlite3.OperationalError as error:
+        raise Unavailable(
+            f"The database cannot be written ({error}); {consequence}. "
+            "If the disk is full, free some space, then try again."
+        ) from error
 
 
 def _settle(taken: list[tuple[Write, asyncio.Future[None]]], error: Exception | None) -> None:

@@ -7,11 +7,12 @@ import asyncio
 from pathlib import Path
 
 from jobs.errors import InvalidInput
-from jobs.models import CPU_LIMIT_PARAMETERS, ModelSource, resolve
+from jobs.models import CPU_LIMIT_PARAMETERS, ModelSource, Origin, resolve
 from jobs.paths import DataRoot
 from jobs.settings import Settings
 from jobs.specs import EvaluateSpec, ExportSpec, FinetuneSpec, GenerateSpec, JobSpec
 from service.ledger import Ledger
+from service.placement import SIZE_UNKNOWN, TOO_LARGE_FOR_CPU
 
 
 class ModelNames:
@@ -29,16 +30,18 @@ class ModelNames:
         """
         return await asyncio.to_thread(resolve, name, self._roots)
 
-    async def is_small(self, spec: JobSpec) -> bool:
-        """Whether the job's model may run on a CPU: it is small, or of unknown size, or there is none."""
+    async def why_not_on_cpu(self, spec: JobSpec) -> str | None:
+        """Why the job's model runs on a CPU only when that is asked for; None when it is small or there is none."""
         name = await self._name(spec)
         if name is None:
-            return True
+            return None
         try:
-            parameters = (await self.source(name)).parameters
+            source = await self.source(name)
         except InvalidInput:  # a folder that went away after the job was accepted: the recipe will say so
-            return True
-        return parameters is None or parameters < CPU_LIMIT_PARAMETERS
+            return None
+        if source.parameters is None:  # a folder without readable weights fails at once, on a CPU as well
+            return SIZE_UNKNOWN if source.origin is Origin.HUB else None
+        return TOO_LARGE_FOR_CPU if source.parameters >= CPU_LIMIT_PARAMETERS else None
 
     async def _name(self, spec: JobSpec) -> str | None:
         if isinstance(spec, FinetuneSpec):

@@ -16,6 +16,10 @@ TOO_LARGE_FOR_CPU = (
     "The model needs a CUDA device; no connected runner has one. "
     "Start a runner on a GPU host, or cancel and send device: cpu."
 )
+SIZE_UNKNOWN = (
+    "The size of this hub model is not known here and no connected runner has a CUDA device; on a CPU it might take "
+    "weeks. Start a runner on a GPU host, or cancel and send device: cpu, or the path of a local folder as the model."
+)
 NO_CPU_FOR_MODELS = (
     "The job asks for device: cpu, and no connected runner takes work with a model on its CPU. "
     "Start a runner on a host without a GPU, or cancel and send device: auto."
@@ -25,12 +29,12 @@ NO_MODEL_WORK = "No connected runner takes work with a model. Start one with `tr
 
 
 class Waiting(msgspec.Struct, frozen=True, kw_only=True):
-    """A job without a place. `wish` is auto, cpu or cuda; `cpu_allowed` says that its model is not too large."""
+    """A job without a place. `wish` is auto, cpu or cuda; `not_on_cpu` says why a CPU must be asked for."""
 
     job_id: str
     slot: Slot
     wish: str = "auto"
-    cpu_allowed: bool = True
+    not_on_cpu: str | None = None
     priority: int = 0
 
 
@@ -60,14 +64,14 @@ class Wait(msgspec.Struct, frozen=True):
 Decision = Place | Wait
 
 
-def waiting_for(job_id: str, spec: JobSpec, cpu_allowed: bool) -> Waiting:
+def waiting_for(job_id: str, spec: JobSpec, not_on_cpu: str | None) -> Waiting:
     """What a job's spec asks of a device."""
     asking = spec.config if isinstance(spec, FinetuneSpec) else spec
     return Waiting(
         job_id=job_id,
         slot=slot_of(spec),
         wish=getattr(asking, "device", "auto"),
-        cpu_allowed=cpu_allowed,
+        not_on_cpu=not_on_cpu,
         priority=getattr(asking, "priority", 0),
     )
 
@@ -78,7 +82,7 @@ def place(waiting: Iterable[Waiting], rooms: Sequence[Room]) -> list[Decision]:
     decisions: list[Decision] = []
     hopeless: dict[tuple[object, ...], str] = {}  # why jobs that ask for this find no place any more
     for job in sorted(waiting, key=lambda job: -job.priority):  # sorted keeps the age among equals
-        asked = (job.slot, job.wish, job.cpu_allowed)
+        asked = (job.slot, job.wish, job.not_on_cpu)
         found = None if asked in hopeless else _emptiest(job, rooms, free)
         if isinstance(found, Room):
             free[_key(found)][job.slot] -= 1
@@ -112,7 +116,7 @@ def _suited(job: Waiting, rooms: Sequence[Room]) -> list[Room] | str:
         return cpu or NO_CPU_FOR_MODELS
     if cuda:
         return cuda
-    return (cpu or NO_MODEL_WORK) if job.cpu_allowed else TOO_LARGE_FOR_CPU
+    return job.not_on_cpu or cpu or NO_MODEL_WORK
 
 
 def _taken(suited: Sequence[Room]) -> str:

@@ -24,6 +24,7 @@ log = structlog.get_logger()
 
 MEDIA_TYPE = "application/problem+json"
 RETRY_AFTER_S = 5
+NOTHING_HERE = "There is nothing at this address; /docs lists what there is."
 
 STATUS: dict[type[TrainingError], int] = {
     errors.Refused: 400,
@@ -142,7 +143,7 @@ HANDLERS: ExceptionHandlersMap = {
 }
 
 _SENTENCES = {
-    404: "There is nothing at this address; /docs lists what there is.",
+    404: NOTHING_HERE,
     405: "This address does not take this method; the Allow header lists those it takes.",
     413: "The body is larger than this service accepts.",
 }

@@ -23,11 +23,10 @@ import structlog
 from jobs import redis_server
 from jobs.errors import Misconfigured
 from jobs.paths import DataRoot
-from jobs.settings import Settings
+from jobs.settings import REFUSED, Settings
 
 log = structlog.get_logger()
 
-REFUSED = 2  # the exit status of a program that will not start as it is set up
 _SERVE = (sys.executable, "-m", "service.serve")
 _RUNNER = (sys.executable, "-m", "gpu_runner.worker")
 _PR_SET_PDEATHSIG = 1

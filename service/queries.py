@@ -15,8 +15,8 @@ import msgspec
 from jobs.lifecycle import LIVE, Status
 from jobs.results import ExportResult, ValidateResult
 from jobs.specs import ExportFormat, Kind, SplitSpec
-from service.batch import Position
 from service.records import ArtifactRecord, CheckpointRecord, ExportRecord, JobRecord, StoredEvent
+from service.transaction import Position
 
 SortBy = Literal["created_at", "duration_seconds", "best_eval_loss"]
 Series = dict[str, list[tuple[int, float | None, float | None]]]

@@ -7,7 +7,7 @@ waits for an answer: a command that got lost is sent again because the next repo
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any
@@ -15,7 +15,7 @@ from typing import Any
 import msgspec
 import structlog
 
-from jobs import commands, events
+from jobs import commands, events, tasks
 from jobs.bus import UNREACHABLE, Bus
 from jobs.commands import AnyCommand
 from jobs.errors import FailureReason, Unavailable
@@ -24,7 +24,6 @@ from jobs.lifecycle import Status
 from jobs.paths import DataRoot
 from jobs.settings import Settings
 from jobs.specs import slot_of
-from service import tasks
 from service.ledger import Write
 from service.model_names import ModelNames
 from service.placement import Place, Room, Wait, place, waiting_for
@@ -40,8 +39,8 @@ _PLACED = (Status.QUEUED, Status.RUNNING)
 class Situation(msgspec.Struct, frozen=True, kw_only=True):
     """What is known at one moment: `now` on the monotonic clock, `at` in UTC.
 
-    `up_since` is since when service and Redis were both up, None while they are not. `cpu_allowed` says of each
-    pending job whether its model may run on a CPU.
+    `up_since` is since when service and Redis were both up, None while they are not. `not_on_cpu` says of each
+    pending job why its model runs on a CPU only when that is asked for.
     """
 
     jobs: Mapping[str, JobRecord]
@@ -50,7 +49,7 @@ class Situation(msgspec.Struct, frozen=True, kw_only=True):
     at: datetime
     up_since: float | None
     is_redis_lost: bool = False
-    cpu_allowed: Mapping[str, bool] = {}
+    not_on_cpu: Mapping[str, str | None] = {}
 
     @property
     def present(self) -> list[RunnerView]:
@@ -117,8 +116,22 @@ def _about_placed(job: JobRecord, situation: Situation, settings: Settings) -> l
         return [CatchUp(job), State(events.JobInterrupted(cause=cause, **_envelope(job, situation)))]
     if view is None or not situation.is_present(view):
         return []
-    catch_up = [CatchUp(job)] if job.status is Status.RUNNING and _held(job, view) is None else []
+    held = _held(job, view)
+    if held is not None and held.state == "finished" and held.last_n <= job.recorded_n:
+        return [State(_end_unread(job, situation))]
+    catch_up = [CatchUp(job)] if job.status is Status.RUNNING and held is None else []
     return [*catch_up, *(Send(view.runner_id, command) for command in _commands(job, view))]
+
+
+def _end_unread(job: JobRecord, situation: Situation) -> Event:
+    """The attempt is over and its last line says nothing that could be recorded: the job must not wait for more."""
+    if job.cancel_requested_at is not None:
+        return events.JobCancelled(**_envelope(job, situation))
+    detail = (
+        f"Attempt {job.attempt} ended, but the end of its journal could not be recorded. Look into events.jsonl and "
+        "output.log of that attempt, then submit the job again."
+    )
+    return events.JobFailed(reason=FailureReason.INTERNAL, detail=detail, **_envelope(job, situation))
 
 
 def _commands(job: JobRecord, view: RunnerView) -> Iterable[AnyCommand]:
@@ -158,9 +171,7 @@ def _placements(situation: Situation, settings: Settings) -> list[Action]:
     }
     if situation.up_since is None:
         return _waits(pending, [Wait(job_id, REDIS_AWAY) for job_id in pending if situation.is_redis_lost], situation)
-    waiting = [
-        waiting_for(job.job_id, job.spec, situation.cpu_allowed.get(job.job_id, True)) for job in pending.values()
-    ]
+    waiting = [waiting_for(job.job_id, job.spec, situation.not_on_cpu.get(job.job_id)) for job in pending.values()]
     decisions = place(waiting, rooms(situation.present, situation.jobs))
     places = [decision for decision in decisions if isinstance(decision, Place)]
     waits = [decision for decision in decisions if isinstance(decision, Wait)]
@@ -242,7 +253,7 @@ class Reconciler:
         self._news = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self._sent_at: dict[tuple[str, AnyCommand], float] = {}
-        self._cpu_allowed: dict[str, bool] = {}
+        self._not_on_cpu: dict[str, str | None] = {}
         self._awake_since = time.monotonic()
         self._last_pass = self._awake_since
 
@@ -265,10 +276,10 @@ class Reconciler:
         actions = decide(situation, self._settings)
         for action in actions:
             if isinstance(action, CatchUp):
-                await self._recorder.catch_up(action.job)
-        stated = [(action.event, None) for action in actions if isinstance(action, State)]
-        if stated:
-            await self._recorder.commit(Write(events=stated))
+                await _alone(self._recorder.catch_up(action.job), action.job.job_id)
+        stated = [action.event for action in actions if isinstance(action, State)]
+        together = [_alone(self._recorder.commit(Write([(event, None)])), event.job_id) for event in stated]
+        await asyncio.gather(*together)  # one transaction, unless one of them is refused
         await self._send([action for action in actions if isinstance(action, Send)])
 
     async def _run_forever(self) -> None:
@@ -297,18 +308,18 @@ class Reconciler:
             at=datetime.now(UTC),
             up_since=None if redis_up_since is None else max(redis_up_since, self._awake_since),
             is_redis_lost=self._recorder.is_redis_lost,
-            cpu_allowed=await self._sizes(),
+            not_on_cpu=await self._sizes(),
         )
 
-    async def _sizes(self) -> Mapping[str, bool]:
-        """Of each pending job whether its model may run on a CPU; looked up once a job."""
-        known = self._cpu_allowed
+    async def _sizes(self) -> Mapping[str, str | None]:
+        """Of each pending job why its model runs on a CPU only when asked for; looked up once a job."""
+        known = self._not_on_cpu
         pending = [job for job in self._recorder.live.values() if job.status is Status.PENDING]
-        self._cpu_allowed = {
-            job.job_id: known[job.job_id] if job.job_id in known else await self.names.is_small(job.spec)
+        self._not_on_cpu = {
+            job.job_id: known[job.job_id] if job.job_id in known else await self.names.why_not_on_cpu(job.spec)
             for job in pending
         }
-        return self._cpu_allowed
+        return self._not_on_cpu
 
     async def _send(self, sends: Sequence[Send]) -> None:
         """Send what was not sent a moment ago: a report that shows its effect takes as long."""
@@ -328,6 +339,16 @@ class Reconciler:
             return False
         self._sent_at[runner_id, wish] = now
         return True
+
+
+async def _alone(work: Awaitable[None], job_id: str) -> None:
+    """Do something about one job; a fault of its own is logged and keeps no other job waiting."""
+    try:
+        await work
+    except Unavailable:
+        raise
+    except Exception:
+        log.exception("reconcile.job_failed", job_id=job_id)
 
 
 def _name(wish: AnyCommand) -> str:

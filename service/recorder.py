@@ -15,19 +15,18 @@ from pathlib import Path
 import msgspec
 import structlog
 
-from jobs import events, redis_server
-from jobs.bus import BEGINNING, UNREACHABLE, Bus
-from jobs.errors import Misconfigured, Unavailable, UnknownExport, WrongState
-from jobs.events import Event, JobProgressed, RunnerReported
+from jobs import events, redis_server, tasks
+from jobs.bus import BEGINNING, UNREACHABLE, Bus, said_at_s
+from jobs.errors import Misconfigured, Unavailable
+from jobs.events import JobProgressed, RunnerReported
 from jobs.paths import DataRoot
 from jobs.settings import Settings
-from jobs.specs import Kind
-from service import projection, tasks
-from service.batch import DeadLetter, Position
+from service import projection
 from service.hub import Hub, Published
 from service.ledger import Ledger, Write
 from service.records import JobRecord, RunnerView
 from service.store import Store
+from service.transaction import DeadLetter, Entry, Line, Position
 
 log = structlog.get_logger()
 
@@ -35,7 +34,20 @@ _BLOCK_S = 1.0
 _RETRY_S = 0.5
 _TIDY_EVERY_S = 60.0
 _DEAD_LETTER_BYTES = 1 << 16  # of an entry nobody can read, this much is kept
+_JOURNAL = "journal"  # stands for the stream's epoch in dead letters that were read from a disk
+_decode_line = msgspec.json.Decoder(Line).decode
 _UNDECODABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
+
+
+class Found(msgspec.Struct, frozen=True):
+    """An entry, and where it was read: in the stream, or in a journal on the disk."""
+
+    position: Position
+    entry: Entry
+
+    @property
+    def stream_position(self) -> Position | None:
+        return None if self.position.epoch == _JOURNAL else self.position
 
 
 class Recorder(Ledger):
@@ -77,45 +89,24 @@ class Recorder(Ledger):
         await tasks.end(*self._tasks)
         await self.close()
 
-    # -- deleting
-
-    async def delete(self, job_id: str) -> None:
-        """Forget an ended job and its exports.
-
-        Raises:
-            WrongState: it, or an export of it, has not ended.
-        """
-        exports = await self._store.children(job_id)
-        job_ids = [job_id, *(export.job_id for export in exports)]
-        if any(known in self.live for known in job_ids):
-            raise WrongState("The job or an export of it has not ended yet; cancel it first, then delete it.")
-        await self._store.remove(job_ids)
-
-    async def delete_export(self, export_id: str) -> None:
-        """Forget a completed export.
-
-        Raises:
-            UnknownExport: there is none of that id.
-        """
-        record = await self._store.job(export_id)
-        if record is None or record.kind is not Kind.EXPORT or export_id in self.live:
-            raise UnknownExport
-        await self._store.remove([export_id])
-
     # -- listening
 
     async def catch_up(self, record: JobRecord) -> None:
-        """Record the rest of the attempt's journal from the disk, for a runner that cannot send it any more."""
+        """Record the rest of the attempt's journal from the disk, for a runner that cannot send it any more.
+
+        A line that cannot be recorded is put aside like an entry of the stream. Raises OSError, Unavailable.
+        """
         journal = self._root.attempt(record.job_id, record.attempt).journal
         lines = await asyncio.to_thread(_lines_after, journal, record.recorded_n)
-        said = []
-        for line in lines:
+        found = []
+        for n, body in enumerate(lines, record.recorded_n + 1):
+            line = Line(record.job_id, record.attempt, n)
+            position = Position(_JOURNAL, f"{line.job_id}.{line.attempt}.{n}")
             try:
-                said.append((events.decode_event(line), line))
+                found.append(Found(position, (events.decode_event(body), body)))
             except _UNDECODABLE as error:
-                log.warning("journal.undecodable", job_id=record.job_id, attempt=record.attempt, error=str(error))
-                break
-        await self.commit(Write(events=said))
+                found.append(Found(position, _dead(position, body, error, line)))
+        await self._commit_together_or_each(found)
 
     async def _listen_forever(self) -> None:
         while True:
@@ -142,7 +133,7 @@ class Recorder(Ledger):
             position = Position(epoch, BEGINNING)
         entries = await self._bus.read_events(position.after, block_s=_BLOCK_S)
         if entries:
-            await self._take(epoch, entries)
+            await self._take(epoch, entries, await self._bus.clock_s())
 
     async def _wait_for_redis(self, error: Exception) -> None:
         if not self.is_redis_lost:
@@ -155,38 +146,39 @@ class Recorder(Ledger):
             log.warning("redis.absent", error=str(failure))
         await asyncio.sleep(_RETRY_S)
 
-    async def _take(self, epoch: str, entries: Sequence[tuple[str, bytes]]) -> None:
-        """Record a batch with its position, then show what is not recorded."""
-        batch = _Intake(epoch)
+    async def _take(self, epoch: str, entries: Sequence[tuple[str, bytes]], clock_s: float) -> None:
+        """Record a batch with its position, then show what is not recorded; `clock_s` is the stream's clock."""
+        intake = _Intake(epoch)
         for entry_id, body in entries:
-            batch.take(entry_id, body)
-        await self._commit_each_or_all(batch)
-        self._position = batch.position
-        for progressed, body in batch.progress.values():
+            intake.take(entry_id, body)
+        await self._commit_together_or_each(intake.found)
+        self._position = intake.position
+        for progressed, body in intake.progress.values():
             self._progress(progressed, body)
-        for report in batch.reports.values():
-            self._hear(report)
+        for report, entry_id in intake.reports.values():
+            self._hear(report, clock_s - said_at_s(entry_id))
 
-    async def _commit_each_or_all(self, batch: "_Intake") -> None:
-        """Commit a batch; one that the database refuses goes entry by entry, the guilty ones to the dead letters."""
-        if not batch.events and not batch.dead_letters:
+    async def _commit_together_or_each(self, found: Sequence[Found]) -> None:
+        """Commit what was read; when the database refuses it, one by one, the guilty to the dead letters."""
+        if not found:
             return  # reports only: not worth a transaction, reading them again does no harm
         try:
-            await self.commit(Write(batch.said, batch.dead_letters, batch.position))
+            await self.commit(Write([one.entry for one in found], found[-1].stream_position))
         except Unavailable:
             raise
         except Exception:
-            for position, event, body in batch.events:
-                await self._commit_or_bury(position, event, body)
-            await self.commit(Write(dead_letters=batch.dead_letters, position=batch.position))
+            for one in found:
+                await self._commit_or_bury(one)
 
-    async def _commit_or_bury(self, position: Position, event: Event, body: bytes) -> None:
+    async def _commit_or_bury(self, found: Found) -> None:
         try:
-            await self.commit(Write(events=[(event, body)], position=position))
+            await self.commit(Write([found.entry], found.stream_position))
         except Unavailable:
             raise
         except Exception as error:  # decodable, but nothing the database can hold
-            await self.commit(Write(dead_letters=[_dead(position, body, error)], position=position))
+            body = found.entry.body if isinstance(found.entry, DeadLetter) else found.entry[1] or b""
+            letter = _dead(found.position, body, error)
+            await self.commit(Write([letter], found.stream_position))
 
     def _progress(self, event: JobProgressed, body: bytes) -> None:
         record = self._live.get(event.job_id)
@@ -195,12 +187,13 @@ class Recorder(Ledger):
             self._live[event.job_id] = following
             self._hub.publish([Published(None, event.job_id, events.type_of(event), body)])
 
-    def _hear(self, report: RunnerReported) -> None:
+    def _hear(self, report: RunnerReported, age_s: float) -> None:
+        """Note a report and when it was said: one that lay in the stream for long is no sign of life."""
         before = self._runners.get(report.runner_id)
         same_boot = before is not None and before.report.boot == report.boot
         self._runners[report.runner_id] = RunnerView(
             report=report,
-            heard_at=time.monotonic(),
+            heard_at=time.monotonic() - max(0.0, age_s),
             lease_s=self._settings.lease_s,
             previous=before.report if before and same_boot else None,
         )
@@ -232,33 +225,37 @@ class _Intake:
 
     def __init__(self, epoch: str) -> None:
         self.position = Position(epoch, BEGINNING)
-        self.events: list[tuple[Position, Event, bytes]] = []
-        self.dead_letters: list[DeadLetter] = []
+        self.found: list[Found] = []
         self.progress: dict[str, tuple[JobProgressed, bytes]] = {}  # the last of each job
-        self.reports: dict[str, RunnerReported] = {}  # the last of each runner
-
-    @property
-    def said(self) -> list[tuple[Event, bytes | None]]:
-        return [(event, body) for _, event, body in self.events]
+        self.reports: dict[str, tuple[RunnerReported, str]] = {}  # the last of each runner, and its entry id
 
     def take(self, entry_id: str, body: bytes) -> None:
         self.position = Position(self.position.epoch, entry_id)
         try:
             message = events.decode_message(body)
         except _UNDECODABLE as error:
-            self.dead_letters.append(_dead(self.position, body, error))
+            self.found.append(Found(self.position, _dead(self.position, body, error)))
             return
         if isinstance(message, RunnerReported):
-            self.reports[message.runner_id] = message
+            self.reports[message.runner_id] = (message, entry_id)
         elif isinstance(message, JobProgressed):
             self.progress[message.job_id] = (message, body)
         else:
-            self.events.append((self.position, message, body))
+            self.found.append(Found(self.position, (message, body)))
 
 
-def _dead(position: Position, body: bytes, error: Exception) -> DeadLetter:
+def _dead(position: Position, body: bytes, error: Exception, line: Line | None = None) -> DeadLetter:
+    """What is put aside; without a `line`, its envelope may still say which line of which journal it is."""
     log.warning("event.dead_letter", entry=position.after, error=str(error), bytes=len(body))
-    return DeadLetter(position, datetime.now(UTC), f"{type(error).__name__}: {error}", body[:_DEAD_LETTER_BYTES])
+    kept, what = body[:_DEAD_LETTER_BYTES], f"{type(error).__name__}: {error}"
+    return DeadLetter(position, datetime.now(UTC), what, kept, line or _line_of(body))
+
+
+def _line_of(body: bytes) -> Line | None:
+    try:
+        return _decode_line(body)
+    except _UNDECODABLE:
+        return None
 
 
 def _lines_after(journal: Path, n: int) -> list[bytes]:

@@ -6,7 +6,6 @@ before it binds its port.
 
 import asyncio
 import fcntl
-import logging
 import os
 import socket
 import sys
@@ -17,15 +16,15 @@ import structlog
 import uvicorn
 from litestar import Litestar
 
+from jobs import logs
 from jobs.errors import Misconfigured
 from jobs.paths import DataRoot
-from jobs.settings import Settings
+from jobs.settings import REFUSED, Settings
 from service import access
 from service.app import create_app
 
 log = structlog.get_logger()
 
-REFUSED = 2  # exit status
 _FAREWELL_WITHIN_S = 1.0
 _SHUTDOWN_WITHIN_S = 5
 _SOCKET_MAX_BYTES = 64 * 1024  # a client sends its token and nothing else
@@ -38,12 +37,14 @@ def main(arguments: list[str]) -> int:
             raise Misconfigured(f"service.serve is one process and takes no arguments, but got {' '.join(arguments)}.")
         settings = Settings.from_environment()
         access.check_settings(settings)
-        _set_up_logs(settings.log_level)
+        logs.set_up(settings.log_level)
         with _owned(DataRoot(settings.data_folder)):
             return _serve(settings)
     except Misconfigured as error:
         sys.stderr.write(f"training-api: {error.message}\n")
         return REFUSED
+    except KeyboardInterrupt:  # uvicorn has ended in order and passes the signal on
+        return 0
 
 
 class Server(uvicorn.Server):
@@ -106,23 +107,6 @@ def _owned(root: DataRoot) -> Iterator[None]:
         lock.write(str(os.getpid()))
         lock.flush()
         yield
-
-
-def _set_up_logs(level: str) -> None:
-    """structlog for ours, the standard library's for uvicorn, both to stderr."""
-    number = logging.getLevelNamesMapping()[level.upper()]
-    logging.basicConfig(level=max(number, logging.WARNING), format="%(levelname)s %(name)s %(message)s")
-    structlog.configure(
-        processors=[
-            structlog.contextvars.merge_contextvars,
-            structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso", utc=True),
-            structlog.processors.format_exc_info,
-            structlog.processors.LogfmtRenderer(key_order=["timestamp", "level", "event"]),
-        ],
-        wrapper_class=structlog.make_filtering_bound_logger(number),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
-    )
 
 
 if __name__ == "__main__":

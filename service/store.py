@@ -13,9 +13,9 @@ import aiosqlite
 import msgspec
 
 from jobs.specs import ConvertSpec, ExportSpec, SplitSpec, ValidateSpec
-from service.batch import Batch
 from service.queries import Queries, Series, SortBy
 from service.records import JobRecord
+from service.transaction import Transaction
 
 __all__ = ["Series", "SortBy", "Store"]
 
@@ -48,8 +48,14 @@ _UPSERT_ARTIFACT = """
     VALUES (?, ?, ?, ?, ?, ?, ?)
 """
 _INSERT_DEAD_LETTER = """
-    INSERT OR REPLACE INTO dead_letters (epoch, entry_id, at, error, body) VALUES (?, ?, ?, ?, ?)
+    INSERT OR REPLACE INTO dead_letters (epoch, entry_id, at, error, body)
+    SELECT ?1, ?2, ?3, ?4, ?5 WHERE NOT EXISTS (SELECT 1 FROM dead_letters WHERE body = ?5)
 """
+_TRIM_DEAD_LETTERS = """
+    DELETE FROM dead_letters
+    WHERE (at, entry_id) <= (SELECT at, entry_id FROM dead_letters ORDER BY at DESC, entry_id DESC LIMIT 1 OFFSET ?)
+"""
+_DEAD_LETTERS_KEPT = 1000
 _UPSERT_POSITION = "INSERT OR REPLACE INTO stream (only, epoch, after) VALUES (1, ?, ?)"
 _DELETE_JOB = tuple(
     f"DELETE FROM {table} WHERE job_id = ?"
@@ -85,10 +91,10 @@ class Store(Queries):
         async with self._writing:
             await _close([*self._readers, self._writer])
 
-    async def write(self, batch: Batch) -> None:
-        """Make a batch true, whole or not at all; it is on the disk when this returns."""
+    async def write(self, transaction: Transaction) -> None:
+        """Make a transaction true, whole or not at all; it is on the disk when this returns."""
         async with self._transaction() as writer:
-            for sql, rows in _statements(batch):
+            for sql, rows in _statements(transaction):
                 if rows:
                     await writer.executemany(sql, rows)
 
@@ -116,38 +122,43 @@ class Store(Queries):
                 raise
 
 
-def _statements(batch: Batch) -> list[tuple[str, list[tuple[object, ...]]]]:
+def _statements(transaction: Transaction) -> list[tuple[str, list[tuple[object, ...]]]]:
     """Statements and their rows, in the order they must run."""
-    records = batch.records.values()
-    position = batch.position
+    records = transaction.records.values()
+    letters = transaction.dead_letters
+    position = transaction.position
     return [
-        (_INSERT_EVENT, [(e.seq, e.job_id, e.attempt, e.n, e.type, e.at.isoformat(), e.body) for e in batch.events]),
+        (
+            _INSERT_EVENT,
+            [(e.seq, e.job_id, e.attempt, e.n, e.type, e.at.isoformat(), e.body) for e in transaction.events],
+        ),
         (_UPSERT_JOB, [_job_row(record) for record in records]),
-        (_INSERT_TAG, list(batch.tags)),
-        (_VOID_POINTS, [(v.job_id, v.attempt, v.step) for v in batch.voided]),
+        (_INSERT_TAG, list(transaction.tags)),
+        (_VOID_POINTS, [(v.job_id, v.attempt, v.step) for v in transaction.voided]),
         (
             _UPSERT_POINT,
-            [(p.job_id, p.series, p.step, p.attempt, p.epoch, p.value) for p in batch.points.values()],
+            [(p.job_id, p.series, p.step, p.attempt, p.epoch, p.value) for p in transaction.points.values()],
         ),
-        (_DELETE_CHECKPOINT, list(batch.removed_checkpoints)),
+        (_DELETE_CHECKPOINT, list(transaction.removed_checkpoints)),
         (
             _UPSERT_CHECKPOINT,
             [
                 (c.job_id, c.path, c.attempt, c.step, c.bytes, _encode(c.metrics), c.saved_at.isoformat())
-                for c in batch.checkpoints.values()
+                for c in transaction.checkpoints.values()
             ],
         ),
         (
             _UPSERT_ARTIFACT,
             [
                 (a.job_id, a.path, a.attempt, a.kind, a.bytes, a.sha256, a.created_at.isoformat())
-                for a in batch.artifacts
+                for a in transaction.artifacts
             ],
         ),
         (
             _INSERT_DEAD_LETTER,
-            [(d.position.epoch, d.position.after, d.at.isoformat(), d.error, d.body) for d in batch.dead_letters],
+            [(d.position.epoch, d.position.after, d.at.isoformat(), d.error, d.body) for d in letters],
         ),
+        (_TRIM_DEAD_LETTERS, [(_DEAD_LETTERS_KEPT,)] if letters else []),
         (_UPSERT_POSITION, [(position.epoch, position.after)] if position else []),
     ]
 

@@ -23,11 +23,11 @@ from multipart import (  # type: ignore[import-untyped]
 
 from jobs.archive import Archive
 from jobs.errors import DiskFull, InvalidInput, NotAnArchive, TooLarge
-from jobs.paths import DataRoot
+from jobs.paths import DataRoot, is_plain
 from jobs.settings import Settings
 
 _UNUSUAL = re.compile(r"[^\w. ()+,=@-]+")
-_NAME_MAX = 120  # characters
+_STEM_MAX_BYTES = 200  # with the endings below what file systems take
 _WRITE_BYTES = 2**20  # bytes gathered before a thread writes them
 _PARTS_MAX = 20
 _FIELD_MAX_BYTES = 2**20  # of form fields that are not the file
@@ -76,7 +76,7 @@ def remove_unfinished(root: DataRoot) -> None:
 
 
 def clean_name(name: str) -> str:
-    """The last component of a client's file name, without characters that trouble a shell or a file system.
+    """The last component of a client's file name, as one that later requests can name.
 
     Raises:
         NotAnArchive: it does not end in .zip.
@@ -85,8 +85,9 @@ def clean_name(name: str) -> str:
     stem, dot, suffix = name.rpartition(".")
     if not dot or suffix.lower() != "zip":
         raise NotAnArchive("The upload's name must end in .zip: export it from the annotation tool as a ZIP archive.")
-    stem = _UNUSUAL.sub("_", stem)[:_NAME_MAX].strip(". ~$") or "upload"
-    return f"{stem}.{suffix}"
+    stem = _UNUSUAL.sub("_", stem).encode()[:_STEM_MAX_BYTES].decode(errors="ignore").strip(". ")
+    cleaned = f"{stem}.{suffix}"
+    return cleaned if stem and is_plain(cleaned) else "upload.zip"
 
 
 async def _store(content_type: str, chunks: AsyncIterator[bytes], folder: Path, settings: Settings) -> Path:

@@ -6,9 +6,7 @@ The base model is named as its users can get it: a hub repository, or the name t
 from dataclasses import replace
 from pathlib import Path
 
-from peft import PeftModel
-
-from gpu_runner.training import models
+from gpu_runner.training import adapters, models
 from gpu_runner.training.device import Compute
 from gpu_runner.training.models import Loaded
 from jobs.models import ModelSource, Origin
@@ -29,7 +27,7 @@ def save(prepared: Loaded, folder: Path) -> None:
 def reload(folder: Path, source: ModelSource, compute: Compute) -> Loaded:
     base = models.load_base(source, device=str(compute.device), dtype=compute.dtype, offline=True)
     processor = models.load_processor(folder, sees_images=hasattr(base.processor, "image_processor"), offline=True)
-    return replace(base, model=PeftModel.from_pretrained(base.model, folder).eval(), processor=processor)
+    return replace(base, model=adapters.load(base.model, folder, compute.device), processor=processor)
 
 
 def base_name(source: ModelSource) -> str:

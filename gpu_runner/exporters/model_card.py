@@ -11,7 +11,7 @@ from importlib.metadata import version
 
 import msgspec
 
-from gpu_runner.exporters import lora_adapter, trained_job
+from gpu_runner.exporters import dataset_facts, lora_adapter
 from gpu_runner.exporters.trained_job import TrainedJob
 from jobs.models import Origin
 from jobs.paths import DataRoot
@@ -172,7 +172,7 @@ def _data(job: TrainedJob, root: DataRoot) -> str:
     named = {"training": config.train_data_path, "evaluation": config.val_data_path}
     rows = []
     for use, name in named.items():
-        found = trained_job.data(root, name) if name else None
+        found = dataset_facts.find(root, name) if name else None
         if found:
             rows.append((use, _plain(found.name), str(found.rows), f"`{found.sha256}`"))
         elif name:

@@ -22,7 +22,7 @@ def run(work: Work[ConvertSpec]) -> ConvertResult:
     if not source.is_file():
         raise DatasetInvalid(f"{work.spec.sam2_zip_path} is no file: upload the export as a .zip first.")
     with (
-        output.staged(work.root, work.spec.output_dir, Kind.CONVERT, work.job_id) as folder,
+        output.staged(work.root, work.spec.output_dir, Kind.CONVERT, work.job_id, work.attempt) as folder,
         Archive(source, work.settings, work.stop.check) as archive,
     ):
         work.journal.phase("reading")

@@ -34,15 +34,16 @@ def _evaluate(work: Work[EvaluateSpec]) -> EvaluateResult:
     loaded = models.load_named(spec, work.root, work.settings, work.device)
     encoder = loaded.encoder(spec.max_length)
     work.journal.phase("evaluating")
-    beat = _beat(work, batches=2 * -(-len(chosen) // BATCH_ROWS))
-    loss = mean_loss(loaded, encoder, chosen, BATCH_ROWS, beat)
+    batch_rows = loaded.batch_rows(BATCH_ROWS)
+    beat = _beat(work, batches=2 * -(-len(chosen) // batch_rows))
+    loss = mean_loss(loaded, encoder, chosen, batch_rows, beat)
     answers = generation.answer_rows(
         loaded,
         encoder,
         chosen,
         work.root,
         max_new_tokens=spec.max_new_tokens,
-        batch_size=BATCH_ROWS,
+        batch_size=batch_rows,
         beat=beat,
     )
     return _result(chosen, loss, answers)

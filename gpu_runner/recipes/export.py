@@ -11,14 +11,14 @@ from pathlib import Path
 
 import torch
 
-from gpu_runner import exporters
-from gpu_runner.exporters import archive, model_card, trained_job, verification
+from gpu_runner import exporters, staging
+from gpu_runner.exporters import archive, model_card, room, trained_job, verification
 from gpu_runner.exporters.model_card import Facts
 from gpu_runner.exporters.trained_job import TrainedJob
 from gpu_runner.exporters.verification import Evidence, Probes
 from gpu_runner.training import device, models
 from gpu_runner.training.device import Compute
-from gpu_runner.training.models import EXPORTED
+from gpu_runner.training.models import EXPORTED, Loaded
 from gpu_runner.work import Work
 from jobs.errors import JobFailed
 from jobs.results import ExportResult
@@ -51,15 +51,15 @@ def _export(work: Work[ExportSpec]) -> ExportResult:
     job = trained_job.find(work.root, work.settings, work.spec.job_id)
     if work.spec.export_format is ExportFormat.LORA_ADAPTER and job.method == "full":
         raise JobFailed("The job trained all weights, so it has no adapters: export it as 'huggingface'.")
-    with _staging(work) as staging:
-        saved = _save(work, job, staging / EXPORTED)
-        checks = saved.checks | _verify(work, job, saved, staging / EXPORTED)
+    with _staging(work) as staged:
+        saved = _save(work, job, staged / EXPORTED)
+        checks = saved.checks | _verify(work, job, saved, staged / EXPORTED)
         if work.spec.generate_model_card:
-            _write_card(work, job, saved, checks, staging / EXPORTED)
+            _write_card(work, job, saved, checks, staged / EXPORTED)
         _enter(work, "packing")
-        packed = staging / archive.file_name(job.name, work.spec.export_format)
-        sha256 = archive.pack(staging / EXPORTED, packed, work.stop.check)
-        folder = _publish(work, staging)
+        packed = staged / archive.file_name(job.name, work.spec.export_format)
+        sha256 = archive.pack(staged / EXPORTED, packed, work.stop.check)
+        folder = _publish(work, staged)
     work.journal.artifact("export", folder / packed.name, (folder / packed.name).stat().st_size, sha256)
     return _result(work, folder / packed.name, sha256, checks, _message(work.spec, job, saved))
 
@@ -67,21 +67,20 @@ def _export(work: Work[ExportSpec]) -> ExportResult:
 @contextmanager
 def _staging(work: Work[ExportSpec]) -> Iterator[Path]:
     """A folder beside the export's own, gone afterwards; what interrupted attempts left goes first."""
-    *earlier, staging = (work.root.exports / f".{work.job_id}.{number}" for number in range(1, work.attempt + 1))
-    for left_over in (*earlier, staging):
-        shutil.rmtree(left_over, ignore_errors=True)
-    (staging / EXPORTED).mkdir(parents=True)
+    staging.remove(work.root, work.job_id, work.attempt)
+    folder = staging.export(work.root, work.job_id, work.attempt)
+    (folder / EXPORTED).mkdir(parents=True)
     try:
-        yield staging
+        yield folder
     finally:
-        shutil.rmtree(staging, ignore_errors=True)
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _save(work: Work[ExportSpec], job: TrainedJob, folder: Path) -> Saved:
     """Load the trained model, see what it answers, write it. It has left memory when this returns."""
     exporter = exporters.exporter(work.spec.export_format)
     _enter(work, "loading")
-    trained = models.load_checkpoint(job.checkpoint, work.root, work.settings, work.device, four_bit=False)
+    trained = _load(work, job)
     sees_images = hasattr(trained.processor, "image_processor")
     asked = verification.probes(work.root, job.spec.config, sees_images=sees_images)
     expected = verification.observe(trained, asked)
@@ -99,6 +98,18 @@ def _save(work: Work[ExportSpec], job: TrainedJob, folder: Path) -> Saved:
     _enter(work, "saving")
     exporter.save(prepared, folder)
     return Saved(asked, expected, trained.compute, sees_images, checks)
+
+
+def _load(work: Work[ExportSpec], job: TrainedJob) -> Loaded:
+    """The trained model in the number format its weights are published in, if there is room for it and its export."""
+    offline = work.settings.hf_offline
+    source = models.source_of_weights(job.checkpoint, work.root, work.settings)
+    dtype = models.stored_dtype(source, offline=offline)
+    model_bytes = models.count_parameters(source, offline=offline) * dtype.itemsize
+    is_adapter = work.spec.export_format is ExportFormat.LORA_ADAPTER
+    room.check_disk(work.root, job.checkpoint.model_bytes if is_adapter else model_bytes)
+    room.check_memory(torch.device(work.device), model_bytes)
+    return models.load_checkpoint(job.checkpoint, work.root, work.settings, work.device, dtype=dtype)
 
 
 def _verify(work: Work[ExportSpec], job: TrainedJob, saved: Saved, folder: Path) -> dict[str, float]:
@@ -122,12 +133,12 @@ def _write_card(work: Work[ExportSpec], job: TrainedJob, saved: Saved, checks: d
     (folder / CARD).write_text(model_card.render(facts, work.root))
 
 
-def _publish(work: Work[ExportSpec], staging: Path) -> Path:
+def _publish(work: Work[ExportSpec], staged: Path) -> Path:
     """The export's folder, in place as a whole; one that an interrupted attempt of this job left is replaced."""
     folder = work.root.export(work.job_id)
     if folder.exists():
         shutil.rmtree(folder)
-    staging.rename(folder)
+    staged.rename(folder)
     return folder
 
 

@@ -14,10 +14,9 @@ from gpu_runner.training.encoding import RowEncoder
 from gpu_runner.training.evaluation import Validation
 from gpu_runner.training.loop import TrainingLoop
 from gpu_runner.training.models import Loaded
-from gpu_runner.training.selection import everything
-from gpu_runner.training.survey import survey
+from gpu_runner.training.selection import everything, spread
+from gpu_runner.training.survey import MOST_ROWS, survey
 from gpu_runner.work import Work
-from jobs.errors import ModelUnavailable
 from jobs.results import FinetuneResult
 from jobs.specs import FinetuneSpec
 
@@ -42,14 +41,15 @@ def _finetune(work: Work[FinetuneSpec]) -> FinetuneResult:
         work.journal.resumed(resumed.step if resumed else 0)
     loaded = _load(work, compute, resumed or _continued_from(work))
     encoder = loaded.encoder(_max_length(work, loaded))
-    _look_at(work, training, encoder)
+    measured = Validation(validation, encoder, work.root, config.batch_size) if validation else None
+    _look_at(work, training, measured, encoder)
 
     loop = TrainingLoop(
         work=work,
         loaded=loaded,
         encoder=encoder,
         training=everything(training),
-        validation=Validation(validation, encoder, work.root, config.batch_size) if validation else None,
+        validation=measured,
         begin=resumed,
     )
     loop.run()
@@ -79,10 +79,8 @@ def _continued_from(work: Work[FinetuneSpec]) -> Checkpoint | None:
     other = work.spec.config.continue_from
     if other is None:
         return None
-    checkpoint = checkpoints.newest_verified(work.root, other)
-    if checkpoint is None:
-        raise ModelUnavailable(f"Job {other} has no complete checkpoint to continue from: train it first.")
-    trainable.check_fits(checkpoint, work.spec.config)
+    checkpoint = checkpoints.of_job(work.root, other)
+    trainable.check_fits(checkpoint, work.spec.config, work.root, work.settings)
     return checkpoint
 
 
@@ -94,8 +92,11 @@ def _max_length(work: Work[FinetuneSpec], loaded: Loaded) -> int:
     return asked
 
 
-def _look_at(work: Work[FinetuneSpec], training: Rows, encoder: RowEncoder) -> None:
-    found = survey(training, encoder)
+def _look_at(work: Work[FinetuneSpec], training: Rows, validation: Validation | None, encoder: RowEncoder) -> None:
+    """Find now what would end the run later. Raises DatasetInvalid."""
+    found = survey(spread(training, MOST_ROWS), encoder)
+    if validation is not None:
+        survey(validation.rows(), encoder)
     if found.truncated:
         work.journal.note(
             f"{found.truncated} of {found.looked_at} rows are longer than max_length {encoder.max_length} and lose the "

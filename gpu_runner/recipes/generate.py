@@ -33,7 +33,7 @@ def _generate(work: Work[GenerateSpec]) -> GenerateResult:
         chosen,
         work.root,
         max_new_tokens=work.spec.max_new_tokens,
-        batch_size=BATCH_ROWS,
+        batch_size=loaded.batch_rows(BATCH_ROWS),
         beat=work.stop.check,
     )
     return GenerateResult(answers=tuple(answers))

@@ -33,7 +33,7 @@ def run(work: Work[SplitSpec]) -> SplitResult:
     leaks = {part: _leaking(keys, division, part) for part in PARTS[1:]}
     config = _config(work, rows, division, _class_shares(keys, division), leaks)
     work.journal.phase("writing")
-    with output.staged(work.root, spec.output_dir, Kind.SPLIT, work.job_id) as folder:
+    with output.staged(work.root, spec.output_dir, Kind.SPLIT, work.job_id, work.attempt) as folder:
         _write_parts(work, folder, rows, division)
         split_config.write(folder, config)
     target = work.root.path_of(spec.output_dir)

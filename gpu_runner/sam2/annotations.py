@@ -12,11 +12,11 @@ from typing import Annotated, Any, BinaryIO
 import msgspec
 import numpy as np
 
+from gpu_runner.rows import IMAGE_MARK
 from gpu_runner.sam2 import masks
 from gpu_runner.sam2.masks import BadMask, Grid
 from jobs.errors import DatasetInvalid
 
-_PICTURE = "<image>"  # stands for the picture in a conversation: in a label it would ask for a second one
 _Side = Annotated[float, msgspec.Meta(ge=0, le=1 << 16)]  # some exporters write 1920.0
 _GridSide = Annotated[int, msgspec.Meta(ge=1, le=1 << 16)]
 _Label = Annotated[str, msgspec.Meta(max_length=200)]
@@ -88,8 +88,8 @@ class Annotations:
     def _object(self, raw: msgspec.Raw, at: str) -> AnnotatedObject:
         stated = self._decode(raw, _Object, at)
         everything = self._decode(raw, dict[str, msgspec.Raw], at)
-        if _PICTURE in (stated.label or ""):
-            raise DatasetInvalid(f"{self.name}#{at}/label holds the reserved word {_PICTURE}: rename the label.")
+        if IMAGE_MARK in (stated.label or ""):
+            raise DatasetInvalid(f"{self.name}#{at}/label holds the reserved word {IMAGE_MARK}: rename the label.")
         try:
             counts = _counts(stated.mask_rle)
         except BadMask as error:

@@ -14,15 +14,15 @@ from pathlib import Path
 
 import msgspec
 
+from gpu_runner import staging
 from gpu_runner.rows import SPLIT_CONFIG
 from gpu_runner.sam2.manifest import MANIFEST
-from jobs.errors import DiskFull, OutputTaken
+from jobs.errors import DiskFull, OutputTaken, is_disk_full
 from jobs.paths import DataRoot
 from jobs.specs import Kind
 
 MARKERS = {Kind.CONVERT: MANIFEST, Kind.SPLIT: SPLIT_CONFIG}
 SPLIT_FILES = ("train.jsonl", "val.jsonl", "test.jsonl", "guard.jsonl")
-_NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 
 
 class _Marker(msgspec.Struct, frozen=True):
@@ -33,11 +33,11 @@ class _Marker(msgspec.Struct, frozen=True):
 
 
 @contextmanager
-def staged(root: DataRoot, name: str, kind: Kind, job_id: str) -> Iterator[Path]:
+def staged(root: DataRoot, name: str, kind: Kind, job_id: str, attempt: int) -> Iterator[Path]:
     """An empty folder to fill, which takes the place of the folder called `name` when the block ends well.
 
-    The block leaves the kind's marker file in it. When the block fails, nothing has changed; what a killed attempt
-    of the job left behind goes now.
+    The block leaves the kind's marker file in it. When the block fails, nothing has changed; what killed attempts of
+    the job left behind goes now.
 
     Raises:
         OutputTaken: the place holds something that no job of this kind made.
@@ -45,18 +45,18 @@ def staged(root: DataRoot, name: str, kind: Kind, job_id: str) -> Iterator[Path]
     """
     target = root.path_of(name)
     check_free(root, name, kind)
-    staging = root.datasets / ".staging" / job_id
-    shutil.rmtree(staging, ignore_errors=True)
+    folder = staging.dataset(root, job_id, attempt)
+    staging.remove(root, job_id, attempt)
     try:
-        staging.mkdir(parents=True)
-        yield staging
-        _put_in_place(root, staging, target)
+        folder.mkdir(parents=True)
+        yield folder
+        _put_in_place(root, folder, target)
     except OSError as error:
-        if error.errno in _NO_SPACE:
+        if is_disk_full(error):
             raise DiskFull from error
         raise
     finally:
-        shutil.rmtree(staging, ignore_errors=True)
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def check_free(root: DataRoot, name: str, kind: Kind) -> None:
@@ -107,14 +107,14 @@ def _own_entries(folder: Path, kind: Kind) -> set[str]:
     return {marker.name, *written}
 
 
-def _put_in_place(root: DataRoot, staging: Path, target: Path) -> None:
+def _put_in_place(root: DataRoot, staged_folder: Path, target: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     root.trash.mkdir(parents=True, exist_ok=True)
     discarded = root.trash / f"{target.name}-{secrets.token_hex(8)}"
     if target.exists():
         target.rename(discarded)
     try:
-        staging.rename(target)
+        staged_folder.rename(target)
     except OSError as error:
         if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
             raise OutputTaken(

@@ -10,11 +10,10 @@ from typing import NamedTuple
 
 import msgspec
 
-from gpu_runner.rows import Turn
+from gpu_runner.rows import IMAGE_MARK, Turn
 from gpu_runner.sam2.masks import Box
 from jobs.specs import TargetTask
 
-PICTURE = "<image>"
 SCALE = 1000  # boxes of `detect` are normalised to 0..SCALE
 _NAMELESS = "object"  # stands for an empty label
 
@@ -33,7 +32,7 @@ def conversation(task: TargetTask, subject: Subject, seed: int, row_id: str) -> 
     generator = random.Random(f"{seed}:{row_id}")
     question = generator.choice(_QUESTIONS[task])
     answer = _ANSWERS[task](subject, generator)
-    return Turn("human", f"{PICTURE}\n{question}"), Turn("gpt", answer)
+    return Turn("human", f"{IMAGE_MARK}\n{question}"), Turn("gpt", answer)
 
 
 def _describe(subject: Subject, generator: random.Random) -> str:

@@ -47,6 +47,9 @@ def parameters_by_part(model: nn.Module, *, trainable_only: bool = False) -> dic
 def attach(model: nn.Module, config: TrainingConfig) -> PeftModel:
     """The model with fresh LoRA adapters on the language model's linear layers; everything else is frozen.
 
+    Raises:
+        ModelUnavailable: the model has no such layers, or others match.
+
     Source: LoRA, arXiv 2106.09685; all linear layers as in QLoRA, arXiv 2305.14314.
     """
     lora = LoraConfig(
@@ -58,18 +61,24 @@ def attach(model: nn.Module, config: TrainingConfig) -> PeftModel:
     )
     for parameter in model.parameters():
         parameter.requires_grad_(False)
-    with _without_its_own_deprecation():
-        adapted: PeftModel = get_peft_model(model, lora)
+    try:
+        with _without_its_own_deprecation():
+            adapted: PeftModel = get_peft_model(model, lora)
+    except ValueError as error:
+        raise ModelUnavailable(
+            "LoRA finds none of the layers it knows (q_proj, k_proj, …) in this model: train it with use_lora=false, "
+            "or use a model of the Llama, Qwen, Gemma or Mistral families."
+        ) from error
     trainable = parameters_by_part(adapted, trainable_only=True)
     if trainable["vision"] or trainable["projector"] or not trainable["language"]:
         raise ModelUnavailable(f"LoRA found other layers than the language model's: {trainable}. Use full training.")
     return adapted
 
 
-def load(model: nn.Module, folder: Path) -> PeftModel:
-    """The model with saved adapters, for inference."""
+def load(model: nn.Module, folder: Path, device: torch.device) -> PeftModel:
+    """The model with saved adapters, for inference. Untold, peft would put them on the first GPU it finds."""
     with _without_its_own_deprecation():
-        adapted: PeftModel = PeftModel.from_pretrained(model, folder)
+        adapted: PeftModel = PeftModel.from_pretrained(model, folder, torch_device=str(device))
     return adapted.eval()
 
 

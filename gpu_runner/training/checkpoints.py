@@ -10,11 +10,13 @@ import os
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Literal
 
 import msgspec
 
+from jobs.errors import ModelUnavailable
 from jobs.paths import DataRoot
 
 MANIFEST = "MANIFEST.json"
@@ -65,6 +67,10 @@ class Checkpoint:
     def size_bytes(self) -> int:
         return sum(file.size_bytes for file in self.manifest.files)
 
+    @property
+    def model_bytes(self) -> int:
+        return sum(file.size_bytes for file in self.manifest.files if file.path.startswith("model/"))
+
 
 def write(
     parent: Path, manifest: Manifest, fill: Callable[[Checkpoint], None], before_manifest: Callable[[], None]
@@ -96,11 +102,32 @@ def verify(folder: Path) -> Checkpoint | None:
     return Checkpoint(folder, manifest)
 
 
+def of_job(root: DataRoot, job_id: str) -> Checkpoint:
+    """The checkpoint that stands for a job: its best if that verifies, else the newest that does.
+
+    Raises:
+        ModelUnavailable: no checkpoint of the job is whole.
+    """
+    best = best_folder(root, job_id)
+    found = (verify(best) if best else None) or newest_verified(root, job_id)
+    if found is None:
+        raise ModelUnavailable(f"Job {job_id} has no complete checkpoint: train it first, or choose another job.")
+    return found
+
+
+def best_folder(root: DataRoot, job_id: str) -> Path | None:
+    """The checkpoint with the lowest evaluation loss, verified or not; None when none was evaluated."""
+    losses: dict[Path, float] = {}
+    for folder in _of_all_attempts(root, job_id):
+        manifest = _read_manifest(folder)
+        if manifest is not None and "eval_loss" in manifest.metrics:
+            losses[folder] = manifest.metrics["eval_loss"]
+    return min(losses, key=losses.__getitem__, default=None)
+
+
 def newest_verified(root: DataRoot, job_id: str) -> Checkpoint | None:
     """The checkpoint of the highest step over all attempts that verifies; broken ones are passed over."""
-    folders = [folder for attempt in root.attempts(job_id) for folder in _step_folders(attempt.checkpoints)]
-    newest_first = sorted(folders, key=_step_of, reverse=True)  # stable: of equal steps the newer attempt's is first
-    return next((found for found in map(verify, newest_first) if found is not None), None)
+    return next((found for found in map(verify, _of_all_attempts(root, job_id)) if found is not None), None)
 
 
 def rotate(parent: Path, keep: int, best: Path | None) -> list[tuple[int, Path]]:
@@ -109,11 +136,34 @@ def rotate(parent: Path, keep: int, best: Path | None) -> list[tuple[int, Path]]
     Folders without a readable manifest don't count and are left alone. Returns (step, folder) of what is gone.
     """
     complete = [folder for folder in sorted(_step_folders(parent), key=_step_of) if _read_manifest(folder)]
-    outdated = [folder for folder in complete[: -max(FEWEST_KEPT, keep)] if folder != best]
-    for folder in outdated:
+    return _remove([folder for folder in complete[: -max(FEWEST_KEPT, keep)] if folder != best])
+
+
+def rotate_earlier(root: DataRoot, job_id: str, attempt: int, best: Path | None) -> list[tuple[int, Path]]:
+    """Remove what earlier attempts left, but never the best, nor a whole one that is needed to have two in all.
+
+    Returns (step, folder) of what is gone.
+    """
+    own = root.attempt(job_id, attempt).checkpoints
+    complete = [folder for folder in _of_all_attempts(root, job_id) if _read_manifest(folder)]
+    earlier = [folder for folder in complete if folder.parent != own]
+    missing = max(0, FEWEST_KEPT - (len(complete) - len(earlier)))
+    needed = islice((folder for folder in earlier if verify(folder)), missing)
+    kept = {best, *needed}
+    return _remove([folder for folder in earlier if folder not in kept])
+
+
+def _remove(folders: list[Path]) -> list[tuple[int, Path]]:
+    for folder in folders:
         (folder / MANIFEST).unlink()  # first, so that a half-removed one never counts
         shutil.rmtree(folder)
-    return [(_step_of(folder), folder) for folder in outdated]
+    return [(_step_of(folder), folder) for folder in folders]
+
+
+def _of_all_attempts(root: DataRoot, job_id: str) -> list[Path]:
+    """The checkpoint folders of a job, whole or not, of the highest step first; of equal steps the newest attempt's."""
+    folders = [folder for attempt in root.attempts(job_id) for folder in _step_folders(attempt.checkpoints)]
+    return sorted(folders, key=_step_of, reverse=True)
 
 
 def _secured(folder: Path) -> Iterator[File]:

@@ -10,9 +10,8 @@ from typing import Any
 
 from PIL import Image
 
-from gpu_runner.rows import Row
+from gpu_runner.rows import IMAGE_MARK, Row
 
-IMAGE_MARK = "<image>"  # stands for the picture in a row's first human turn
 ROLES = {"human": "user", "gpt": "assistant"}
 _GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
 

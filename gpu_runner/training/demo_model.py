@@ -20,13 +20,15 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from gpu_runner.rows import IMAGE_MARK
+
 SEED = 7
 IMAGE_PIXELS = 64
 PATCH_PIXELS = 8
 IMAGE_TOKENS = (IMAGE_PIXELS // PATCH_PIXELS) ** 2
 LONGEST = 32768  # tokens; positions are rotary, so a long limit costs no parameters
 VOCABULARY = 512
-BOS, EOS, TURN, PAD, IMAGE = "<|endoftext|>", "<|im_end|>", "<|im_start|>", "<pad>", "<image>"
+BOS, EOS, TURN, PAD = "<|endoftext|>", "<|im_end|>", "<|im_start|>", "<pad>"
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' }}"
@@ -84,7 +86,7 @@ def _build_into_place(folder: Path) -> None:
 
 def _config(tokenizer: PreTrainedTokenizerFast) -> LlavaConfig:
     """Widths are multiples of 64: the block of 4-bit quantisation."""
-    image_token = tokenizer.get_vocab()[IMAGE]
+    image_token = tokenizer.get_vocab()[IMAGE_MARK]
     return LlavaConfig(
         vision_config=CLIPVisionConfig(
             hidden_size=128,
@@ -133,7 +135,7 @@ def _tokenizer() -> PreTrainedTokenizerFast:
     bpe.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=VOCABULARY,
-        special_tokens=[BOS, TURN, EOS, PAD, IMAGE],
+        special_tokens=[BOS, TURN, EOS, PAD, IMAGE_MARK],
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
@@ -145,5 +147,5 @@ def _tokenizer() -> PreTrainedTokenizerFast:
         pad_token=PAD,
         padding_side="right",
         model_max_length=LONGEST,
-        extra_special_tokens={"image_token": IMAGE},
+        extra_special_tokens={"image_token": IMAGE_MARK},
     )

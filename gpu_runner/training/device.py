@@ -3,19 +3,17 @@
 Used by the model recipes. Nothing here assumes a GPU; what needs one asks for it first.
 """
 
-import errno
 import resource
 import sys
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
-from jobs.errors import DiskFull, OutOfMemory
+from jobs.errors import DiskFull, OutOfMemory, is_disk_full
 from jobs.specs import TrainingConfig
-
-_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 @dataclass(frozen=True)
@@ -35,7 +33,13 @@ def best(device: str) -> Compute:
     found = torch.device(device)
     if found.type != "cuda":
         return Compute(found, torch.float32)
-    return Compute(found, torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16)
+    return Compute(found, torch.bfloat16 if _has_bf16(found) else torch.float16)
+
+
+def for_four_bit(device: str) -> Compute:
+    """The format 4-bit weights are multiplied in: bf16 on a CPU as well, which fp32 would only slow down."""
+    compute = best(device)
+    return compute if compute.device.type == "cuda" else Compute(compute.device, torch.bfloat16)
 
 
 def for_training(device: str, config: TrainingConfig) -> tuple[Compute, list[str]]:
@@ -49,7 +53,11 @@ def for_training(device: str, config: TrainingConfig) -> tuple[Compute, list[str
     elif config.fp16 is False and config.bf16 is False:
         compute = Compute(compute.device, torch.float32)
     elif config.method == "qlora":
-        compute = Compute(compute.device, torch.bfloat16)
+        compute = for_four_bit(device)
+    if compute.device.type == "cuda" and compute.dtype is torch.bfloat16 and not _has_bf16(compute.device):
+        compute = Compute(compute.device, torch.float16)
+    if compute.device.type == "cuda" and compute.dtype is torch.float16 and not config.fp16:
+        notes.append(f"{name(compute.device)} has no bf16 arithmetic: this run uses fp16 instead.")
     if compute.dtype is torch.float16 and compute.device.type == "cpu":
         compute = Compute(compute.device, torch.float32)
         notes.append("fp16 needs a GPU: this run on the CPU uses fp32 instead.")
@@ -71,6 +79,15 @@ def peak_memory_bytes(device: torch.device) -> int:
     return peak if sys.platform == "darwin" else peak * 1024  # Linux counts KiB
 
 
+def available_host_bytes() -> int | None:
+    """Memory this host can still give, None where it does not tell. Source: proc(5), MemAvailable in KiB."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:
+        return None
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")), None)
+
+
 @contextmanager
 def errors_in_our_words() -> Iterator[None]:
     """Raises OutOfMemory and DiskFull for what torch, safetensors and the system say about them."""
@@ -79,22 +96,17 @@ def errors_in_our_words() -> Iterator[None]:
     except Exception as error:
         if _is_out_of_memory(error):
             raise OutOfMemory from error
-        if _is_disk_full(error):
+        if is_disk_full(error):
             raise DiskFull from error
         raise
+
+
+def _has_bf16(device: torch.device) -> bool:
+    """Whether the GPU computes in bf16. torch.cuda.is_bf16_supported also counts slow emulation, and asks the current
+    device. Source: CUDA C Programming Guide: bf16 arithmetic since compute capability 8.0."""
+    return bool(torch.version.hip) or torch.cuda.get_device_capability(device)[0] >= 8
 
 
 def _is_out_of_memory(error: Exception) -> bool:
     """torch's CPU allocator has no error class of its own."""
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or "DefaultCPUAllocator" in str(error)
-
-
-def _is_disk_full(error: BaseException | None) -> bool:
-    """torch.save hides the system's error behind a RuntimeError, safetensors tells its number in words."""
-    while error is not None:
-        if isinstance(error, OSError) and error.errno in _FULL:
-            return True
-        if any(f"(os error {number})" in str(error) for number in _FULL):
-            return True
-        error = error.__context__
-    return False

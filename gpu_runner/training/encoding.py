@@ -32,7 +32,6 @@ class Encoded:
     labels: Tensor
     per_token: dict[str, Tensor]
     pictures: dict[str, Tensor]
-    truncated: bool = False
 
 
 class RowEncoder:
@@ -172,6 +171,7 @@ class RowEncoder:
     def _with_end(self, rendered: dict[str, Tensor], trained: Tensor) -> tuple[dict[str, Tensor], Tensor]:
         """The last answer ends with a trained end token; what the template writes behind it is cut off."""
         ids = rendered["input_ids"]
+        trained = self._without_trailing_space(ids, trained)
         is_end = torch.isin(ids, self._ends)
         last = int(trained.nonzero()[-1])
         marked = (is_end & trained).nonzero().flatten().tolist()
@@ -182,6 +182,15 @@ class RowEncoder:
             return _cut(rendered, last + 2), trained[: last + 2]
         trained = torch.cat([trained[: last + 1], torch.ones(1, dtype=torch.bool)])
         return _extended(_cut(rendered, last + 1), self.tokenizer.eos_token_id), trained
+
+    def _without_trailing_space(self, ids: Tensor, trained: Tensor) -> Tensor:
+        """The mask without the blanks that a template writes behind each answer: they are none of its words."""
+        kept = trained.clone()
+        for at in reversed(trained.nonzero().flatten().tolist()):
+            ends_an_answer = at + 1 == len(ids) or not kept[at + 1]
+            if ends_an_answer and not self.tokenizer.decode(ids[at : at + 1]).strip():
+                kept[at] = False
+        return kept if bool(kept.any()) else trained
 
     def _within_length(self, encoded: Encoded) -> Encoded:
         """Cut at max_length from the right, where the answer is; a picture stands before any answer."""
@@ -196,7 +205,6 @@ class RowEncoder:
             labels=labels,
             per_token={name: value[: self.max_length] for name, value in encoded.per_token.items()},
             pictures=encoded.pictures,
-            truncated=True,
         )
 
 

@@ -47,6 +47,10 @@ class Validation:
         self._for_answers = spread(rows, ANSWER_ROWS)
         self._max_new_tokens = generation.longest_answer(encoder, self._for_answers, most=ANSWER_TOKENS)
 
+    def rows(self) -> Selection:
+        """All rows an evaluation looks at."""
+        return Selection(self._for_loss.rows, tuple(sorted({*self._for_loss.indices, *self._for_answers.indices})))
+
     def score(self, loaded: Loaded, beat: Beat) -> tuple[Scores, list[Answer]]:
         """The scores, and the answers that are shown."""
         loss = mean_loss(loaded, self._encoder, self._for_loss, self._batch_size, beat)

@@ -18,7 +18,7 @@ from gpu_runner.training.evaluation import Scores, Validation
 from gpu_runner.training.models import Loaded
 from gpu_runner.training.optimisation import Optimisation
 from gpu_runner.training.plan import Plan
-from gpu_runner.training.reporting import Reporter, finite
+from gpu_runner.training.run_log import RunLog, finite
 from gpu_runner.training.run_state import RunState, Window
 from gpu_runner.training.selection import Selection
 from gpu_runner.work import Stopped, Work
@@ -50,13 +50,15 @@ class TrainingLoop:
         self._optimisation = Optimisation(loaded, self._config, self.plan.total_steps)
         if begin is not None:
             self.state.restore(begin.state, self._optimisation)
-        self._report = Reporter(work.journal, self.plan, loaded.compute, self.state.step)
+        self._report = RunLog(work.journal, self.plan, loaded.compute, self.state.step)
+        self._is_save_due = False
 
     def run(self) -> None:
         """Train to the end; the last step is logged, evaluated and saved whatever the intervals.
 
         Raises:
-            Stopped: a cancel, or a pause once its state is saved.
+            Stopped: a cancel, or a pause or leave once the state is saved.
+            JobFailed: it diverged, or an evaluation was not possible; what was trained until then is saved.
         """
         self._work.journal.phase("training")
         if self.state.step == 0:
@@ -66,10 +68,11 @@ class TrainingLoop:
             if self._is_due(self._config.logging_steps):
                 self._log(learning_rate, grad_norm)
             scores = self._evaluate() if self._is_due(self._config.eval_steps) else None
-            if self._is_due(self._config.save_steps):
+            self._is_save_due |= self._is_due(self._config.save_steps)
+            if self._is_save_due and self._may_save():
                 self._save(scores)
-            if self._work.stop.wanted == "pause" and self.state.step < self.plan.total_steps:
-                self._pause()
+            if self._work.stop.wanted in ("pause", "leave") and self._may_save() and not self._is_last():
+                self._save_and_stop()
 
     def _step(self) -> tuple[float, float]:
         """One update of the weights; gives learning rate and gradient norm."""
@@ -77,7 +80,7 @@ class TrainingLoop:
         total, tokens, scale = 0.0, 0, 0
         micro_batches = self.plan.micro_batches(self.state.step)
         for indices in micro_batches:
-            self._work.stop.check()
+            self._work.stop.check_cancel()
             batch = self._batch(indices)
             loss, count = optimisation.summed_loss(self._loaded, batch)
             scale = scale or count * len(micro_batches)  # near the step's tokens: keeps fp16 gradients in range
@@ -97,11 +100,20 @@ class TrainingLoop:
         return collate(rows, self._loaded.tokenizer.pad_token_id)
 
     def _is_due(self, every: int) -> bool:
-        return self.state.step % every == 0 or self.state.step == self.plan.total_steps
+        return self.state.step % every == 0 or self._is_last()
+
+    def _is_last(self) -> bool:
+        return self.state.step == self.plan.total_steps
+
+    def _may_save(self) -> bool:
+        """Not right after a skipped update: the next good one shows whether the run recovers."""
+        return not self._optimisation.skipped_in_a_row or self._is_last()
 
     def _log(self, learning_rate: float, grad_norm: float) -> None:
         self.state.train_loss = self.state.window.mean()
-        self._report.log_training(self.state.step, self.state.train_loss, learning_rate, grad_norm)
+        self._report.log_training(
+            self.state.step, self.state.train_loss, learning_rate, grad_norm, self._optimisation.skipped
+        )
         self.state.window = Window()
 
     def _show_untrained(self) -> None:
@@ -112,25 +124,38 @@ class TrainingLoop:
     def _evaluate(self) -> Scores | None:
         if self._validation is None:
             return None
-        with self._evaluating():
-            scores, answers = self._validation.score(self._loaded, self._beat)
+        try:
+            with self._evaluating():
+                scores, answers = self._validation.score(self._loaded, self._beat)
+        except Stopped:
+            raise
+        except Exception:
+            self._save_unscored()
+            raise
         self._report.log(self.state.step, scores.named())
         self._report.samples(self.state.step, answers)
         self.state.note_scores(scores.loss, scores.accuracy)
         return scores
 
     def _save(self, scores: Scores | None) -> None:
+        self._optimisation.check_weights()
         metrics = finite({} if scores is None else scores.named())
         folder = self._work.folder.checkpoints
         self.state.note_checkpoint(self._name_of(folder / f"step-{self.state.step}"), metrics.get("eval_loss"))
         self._work.journal.phase("saving")
         self.checkpoint = checkpoints.write(folder, self._manifest(metrics), self._fill, self._work.journal.sync)
         self._work.journal.checkpoint(self.state.step, self.checkpoint.folder, self.checkpoint.size_bytes, metrics)
-        best = self.state.best_checkpoint
-        best_folder = self._work.root.path_of(best) if best else None
-        for step, removed in checkpoints.rotate(folder, self._config.save_total_limit, best_folder):
-            self._work.journal.checkpoint_removed(step, removed)
+        self._is_save_due = False
+        self._rotate()
         self._work.journal.phase("training")
+
+    def _rotate(self) -> None:
+        work, best = self._work, self.state.best_checkpoint
+        best_folder = work.root.path_of(best) if best else None
+        removed = checkpoints.rotate(work.folder.checkpoints, self._config.save_total_limit, best_folder)
+        removed += checkpoints.rotate_earlier(work.root, work.job_id, work.attempt, best_folder)
+        for step, folder in removed:
+            work.journal.checkpoint_removed(step, folder)
 
     def _fill(self, checkpoint: Checkpoint) -> None:
         """Write the files of a checkpoint."""
@@ -151,14 +176,18 @@ class TrainingLoop:
             metrics=metrics,
         )
 
-    def _pause(self) -> None:
-        if self.checkpoint is None or self.checkpoint.step != self.state.step:
+    def _save_unscored(self) -> None:
+        if self._may_save() and (self.checkpoint is None or self.checkpoint.step != self.state.step):
             self._save(None)
-        self._work.journal.state(JobPaused, step=self.state.step)
+
+    def _save_and_stop(self) -> None:
+        self._save_unscored()
+        if self._work.stop.wanted == "pause":
+            self._work.journal.state(JobPaused, step=self.state.step)
         raise Stopped
 
     def _beat(self) -> None:
-        self._work.stop.check()
+        self._work.stop.check_cancel()
         self._report.progress(self.state.step)
 
     def _name_of(self, folder: Path) -> str:

@@ -4,7 +4,6 @@ Called by the recipes finetune, evaluate and generate and by the exporters. Safe
 model's repository is never run: neither can be reached by a setting.
 """
 
-import errno
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,13 +25,13 @@ from transformers import (
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
 from transformers.utils import logging as transformers_logging
 
-from gpu_runner.training import adapters, checkpoints, demo_model, device
+from gpu_runner.training import adapters, checkpoints, demo_model, device, lineage
 from gpu_runner.training.adapters import ADAPTER_CONFIG
 from gpu_runner.training.checkpoints import Checkpoint
 from gpu_runner.training.device import Compute
 from gpu_runner.training.encoding import RowEncoder
 from jobs import models
-from jobs.errors import ModelUnavailable, NoCapacity
+from jobs.errors import ModelUnavailable, NoCapacity, is_disk_full
 from jobs.models import ModelSource, Origin
 from jobs.paths import DataRoot
 from jobs.settings import Settings
@@ -68,6 +67,11 @@ class Loaded:
         text = self.model.config.get_text_config()
         return getattr(text, "max_position_embeddings", None)
 
+    def batch_rows(self, most: int) -> int:
+        """Rows to answer at once: one where a large model already fills much of a GPU."""
+        is_large = sum(parameter.numel() for parameter in self.model.parameters()) > models.CPU_LIMIT_PARAMETERS
+        return 1 if is_large and self.compute.device.type == "cuda" else most
+
     def encoder(self, max_length: int) -> RowEncoder:
         return RowEncoder(self.processor, max_length, self.end_ids)
 
@@ -81,14 +85,25 @@ def check_capacity(source: ModelSource, on: str, asked: str, *, offline: bool = 
     """Raises NoCapacity when a large model would run on a CPU that nobody asked for."""
     if asked == "cpu" or torch.device(on).type != "cpu":
         return
-    count = source.parameters
-    if count is None:
-        count = sum(parameter.numel() for parameter in _skeleton(_config(source, offline)).parameters())
+    count = count_parameters(source, offline=offline)
     if count > models.CPU_LIMIT_PARAMETERS:
         raise NoCapacity(
             f"{source.name} has {count / 1e9:.1f} billion parameters and this runner has no GPU. Start a runner on a "
             "host with a GPU, choose a smaller model, or set device to 'cpu' to run it here slowly."
         )
+
+
+def count_parameters(source: ModelSource, *, offline: bool = False) -> int:
+    """How many parameters a model has, counted on its config where nobody knows. Raises ModelUnavailable."""
+    if source.parameters is not None:
+        return source.parameters
+    return sum(parameter.numel() for parameter in _skeleton(_config(source, offline)).parameters())
+
+
+def stored_dtype(source: ModelSource, *, offline: bool = False) -> torch.dtype:
+    """The number format a model's weights are kept in. Raises ModelUnavailable."""
+    dtype = _config(source, offline).dtype
+    return dtype if isinstance(dtype, torch.dtype) else torch.float32
 
 
 def load_base(
@@ -99,22 +114,19 @@ def load_base(
     Raises:
         ModelUnavailable: it cannot be had or loaded; the message says what to do.
     """
-    if source.origin is Origin.BUILT_IN:
-        demo_model.ensure(Path(source.location))
     transformers_logging.disable_progress_bar()
     config = _config(source, offline)
     options: dict[str, Any] = {}
     if four_bit:
-        quantisation = adapters.four_bit(_skeleton(config), dtype)
-        options = {"quantization_config": quantisation, "device_map": {"": device}}
+        options["quantization_config"] = adapters.four_bit(_skeleton(config), dtype)
+    if four_bit or torch.device(device).type == "cuda":  # straight to the GPU: the host may not hold the model
+        options["device_map"] = {"": device}
     with _told_plainly(source):
         model = _load_weights(source, config, dtype=dtype, local_files_only=offline, **options)
         processor = load_processor(source.location, sees_images=_sees_images(config), offline=offline)
     if four_bit:
         adapters.check_four_bit(model)
         adapters.keep_gradients(model)
-    else:
-        model.to(device)
     return Loaded(model.eval(), processor, source, Compute(torch.device(device), dtype))
 
 
@@ -130,38 +142,35 @@ def load_processor(location: str | Path, *, sees_images: bool, offline: bool = F
     return processor
 
 
-def load_finetuned(
-    root: DataRoot, settings: Settings, job_id: str, device_name: str, *, four_bit: bool | None = None
+def load_checkpoint(
+    checkpoint: Checkpoint, root: DataRoot, settings: Settings, device_name: str, *, dtype: torch.dtype | None = None
 ) -> Loaded:
-    """What a finetune job has trained so far, from its newest verified checkpoint.
-
-    `four_bit` None means as it was trained; an export merges into full precision and says False.
+    """The model of one checkpoint, adapters on their base: as it was trained, or with all weights in `dtype`.
 
     Raises:
-        ModelUnavailable: there is no whole checkpoint, or its base model cannot be had.
+        ModelUnavailable: its base model cannot be had.
     """
-    return load_checkpoint(_newest(root, job_id), root, settings, device_name, four_bit=four_bit)
+    four_bit = checkpoint.manifest.method == "qlora" and dtype is None
+    source = source_of_weights(checkpoint, root, settings)
+    return _load_folder(checkpoint.model, source, settings, device_name, four_bit=four_bit, dtype=dtype)
 
 
-def load_checkpoint(
-    checkpoint: Checkpoint, root: DataRoot, settings: Settings, device_name: str, *, four_bit: bool | None = None
-) -> Loaded:
-    """The model of one checkpoint, adapters on their base. Raises ModelUnavailable."""
-    if four_bit is None:
-        four_bit = checkpoint.manifest.method == "qlora"
-    manifest = checkpoint.manifest
-    source = _source_of_folder(checkpoint.model, root, settings, base=manifest.model_name)
-    return _load_folder(checkpoint.model, source, settings, device_name, four_bit=four_bit)
+def source_of_weights(checkpoint: Checkpoint, root: DataRoot, settings: Settings) -> ModelSource:
+    """Where most of a checkpoint's weights come from: itself, or the base model of its adapters."""
+    return _source_of_folder(checkpoint.model, root, settings, base=checkpoint.manifest.model_name)
 
 
-def load_export(folder: Path, root: DataRoot, settings: Settings, device_name: str) -> Loaded:
-    """The model of an export's folder: merged weights, or adapters on the base their config names.
+def load_export(export_id: str, root: DataRoot, settings: Settings, device_name: str) -> Loaded:
+    """The model of an export: merged weights, or adapters on the base their config names, in 4 bits where they were
+    trained so and the GPU cannot hold it otherwise.
 
     Raises:
         ModelUnavailable: the folder holds neither, or the base model cannot be had.
     """
+    folder = root.export(export_id) / EXPORTED
     source = _source_of_folder(folder, root, settings)
-    return _load_folder(folder, source, settings, device_name, four_bit=False)
+    four_bit = lineage.is_of_qlora(root, export_id) and not _fits(source, device_name, settings.hf_offline)
+    return _load_folder(folder, source, settings, device_name, four_bit=four_bit)
 
 
 def load_named(spec: EvaluateSpec | GenerateSpec, root: DataRoot, settings: Settings, device_name: str) -> Loaded:
@@ -172,14 +181,14 @@ def load_named(spec: EvaluateSpec | GenerateSpec, root: DataRoot, settings: Sett
     """
     offline = settings.hf_offline
     if spec.job_id is not None:
-        checkpoint = _newest(root, spec.job_id)
+        checkpoint = checkpoints.of_job(root, spec.job_id)
         source = source_of(checkpoint.manifest.model_name, root, settings)
         check_capacity(source, device_name, spec.device, offline=offline)
         return load_checkpoint(checkpoint, root, settings, device_name)
     if spec.export_id is not None:
         folder = root.export(spec.export_id) / EXPORTED
         check_capacity(_source_of_folder(folder, root, settings), device_name, spec.device, offline=offline)
-        return load_export(folder, root, settings, device_name)
+        return load_export(spec.export_id, root, settings, device_name)
     source = source_of(spec.model_name or "", root, settings)
     check_capacity(source, device_name, spec.device, offline=offline)
     best = device.best(device_name)
@@ -192,11 +201,13 @@ def folder_source(folder: Path, name: str) -> ModelSource:
     return ModelSource(name=name, origin=Origin.FOLDER, location=str(folder), parameters=parameters)
 
 
-def _newest(root: DataRoot, job_id: str) -> Checkpoint:
-    checkpoint = checkpoints.newest_verified(root, job_id)
-    if checkpoint is None:
-        raise ModelUnavailable(f"Job {job_id} has no complete checkpoint: train it first, or choose another job.")
-    return checkpoint
+def _fits(source: ModelSource, device_name: str, offline: bool) -> bool:
+    """Whether the GPU has the memory for a model's weights at this moment; a CPU is taken at its word."""
+    compute = device.best(device_name)
+    if compute.device.type != "cuda":
+        return True
+    free, _ = torch.cuda.mem_get_info(compute.device)
+    return count_parameters(source, offline=offline) * compute.dtype.itemsize < free
 
 
 def _source_of_folder(folder: Path, root: DataRoot, settings: Settings, *, base: str = "") -> ModelSource:
@@ -207,19 +218,29 @@ def _source_of_folder(folder: Path, root: DataRoot, settings: Settings, *, base:
     return source_of(base or json.loads(adapter_config.read_bytes())["base_model_name_or_path"], root, settings)
 
 
-def _load_folder(folder: Path, source: ModelSource, settings: Settings, device_name: str, *, four_bit: bool) -> Loaded:
+def _load_folder(
+    folder: Path,
+    source: ModelSource,
+    settings: Settings,
+    device_name: str,
+    *,
+    four_bit: bool,
+    dtype: torch.dtype | None = None,
+) -> Loaded:
     is_adapter = (folder / ADAPTER_CONFIG).is_file()
-    dtype = torch.bfloat16 if four_bit else device.best(device_name).dtype
+    dtype = dtype or (device.for_four_bit(device_name) if four_bit else device.best(device_name)).dtype
     loaded = load_base(
         source, device=device_name, dtype=dtype, four_bit=four_bit and is_adapter, offline=settings.hf_offline
     )
     if not is_adapter:
         return loaded
-    return Loaded(adapters.load(loaded.model, folder), loaded.processor, source, loaded.compute)
+    return Loaded(adapters.load(loaded.model, folder, loaded.compute.device), loaded.processor, source, loaded.compute)
 
 
 def _config(source: ModelSource, offline: bool) -> PretrainedConfig:
     folder = Path(source.location)
+    if source.origin is Origin.BUILT_IN:
+        demo_model.ensure(folder)
     if source.origin is not Origin.HUB:
         _check_folder(source, folder)
     with _told_plainly(source):
@@ -290,7 +311,7 @@ def _told_plainly(source: ModelSource) -> Iterator[None]:
     try:
         yield
     except _NOT_LOADABLE as error:
-        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        if is_disk_full(error):
             raise
         raise ModelUnavailable(_remedy(source, error)) from error
 

@@ -16,7 +16,12 @@ from transformers import get_cosine_schedule_with_warmup
 
 from gpu_runner.training.encoding import NOT_TRAINED
 from gpu_runner.training.models import Loaded
+from jobs.errors import JobFailed
 from jobs.specs import TrainingConfig
+
+MOST_SKIPPED = 5  # updates in a row
+_REMEDY = "Start a new job with a lower learning_rate; checkpoints saved before are still good."
+_SEARCH = 16  # more in fp16: halvings of the loss scale from its first value, 2**16, to 1
 
 
 def summed_loss(loaded: Loaded, batch: dict[str, Tensor]) -> tuple[Tensor, int]:
@@ -32,7 +37,10 @@ def summed_loss(loaded: Loaded, batch: dict[str, Tensor]) -> tuple[Tensor, int]:
 
 
 class Optimisation:
-    """The optimiser, its schedule and, for fp16, the loss scale; their state goes into checkpoints."""
+    """The optimiser, its schedule and, for fp16, the loss scale; their state goes into checkpoints.
+
+    `skipped` updates had gradients that are no numbers, `skipped_in_a_row` of them just now.
+    """
 
     def __init__(self, loaded: Loaded, config: TrainingConfig, total_steps: int) -> None:
         self._parameters = [parameter for parameter in loaded.model.parameters() if parameter.requires_grad]
@@ -40,7 +48,11 @@ class Optimisation:
         self._optimizer = AdamW(_groups(self._parameters, config.weight_decay), lr=config.learning_rate, fused=True)
         warmup = math.ceil(total_steps * config.warmup_ratio)
         self._schedule: LRScheduler = get_cosine_schedule_with_warmup(self._optimizer, warmup, total_steps)
-        self._scaler = torch.amp.GradScaler(loaded.compute.device.type, enabled=loaded.compute.dtype is torch.float16)
+        is_fp16 = loaded.compute.dtype is torch.float16
+        self._scaler = torch.amp.GradScaler(loaded.compute.device.type, enabled=is_fp16)
+        self._most_skipped = MOST_SKIPPED + (_SEARCH if is_fp16 else 0)
+        self.skipped = 0
+        self.skipped_in_a_row = 0
 
     def backward(self, loss: Tensor) -> None:
         """Add a micro-batch's gradients."""
@@ -48,29 +60,53 @@ class Optimisation:
 
     def step(self, factor: float) -> tuple[float, float]:
         """Update the weights with the gathered gradients times `factor`; gives their norm before clipping and the
-        learning rate used."""
+        learning rate used. Gradients that are not finite change nothing and are counted.
+
+        Raises:
+            JobFailed: so many updates were skipped in a row that the training has diverged.
+        """
         self._scaler.unscale_(self._optimizer)
         gradients = [parameter.grad for parameter in self._parameters if parameter.grad is not None]
         torch._foreach_mul_(gradients, factor)
         norm = torch.nn.utils.clip_grad_norm_(self._parameters, self._max_norm)
         learning_rate = float(self._schedule.get_last_lr()[0])
-        self._scaler.step(self._optimizer)
+        if math.isfinite(norm):
+            self._scaler.step(self._optimizer)
+            self._schedule.step()
+            self.skipped_in_a_row = 0
+        else:
+            self._note_skipped()
         self._scaler.update()
-        self._schedule.step()
         self._optimizer.zero_grad(set_to_none=True)
         return float(norm), learning_rate
+
+    def check_weights(self) -> None:
+        """Raises JobFailed when what is trained holds numbers that are none."""
+        if not all(bool(parameter.isfinite().all()) for parameter in self._parameters):
+            raise JobFailed(f"The training diverged: its weights are no finite numbers any more. {_REMEDY}")
+
+    def _note_skipped(self) -> None:
+        self.skipped += 1
+        self.skipped_in_a_row += 1
+        if self.skipped_in_a_row >= self._most_skipped:
+            raise JobFailed(
+                f"The training diverged: {self.skipped_in_a_row} steps in a row had gradients that are no finite "
+                f"numbers. {_REMEDY}"
+            )
 
     def state_dict(self) -> dict[str, Any]:
         return {
             "optimizer": self._optimizer.state_dict(),
             "schedule": self._schedule.state_dict(),
             "scaler": self._scaler.state_dict(),
+            "skipped": (self.skipped, self.skipped_in_a_row),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._optimizer.load_state_dict(state["optimizer"])
         self._schedule.load_state_dict(state["schedule"])
         self._scaler.load_state_dict(state["scaler"])
+        self.skipped, self.skipped_in_a_row = state["skipped"]
 
 
 def _groups(parameters: list[torch.nn.Parameter], weight_decay: float) -> list[dict[str, Any]]:

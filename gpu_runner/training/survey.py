@@ -1,4 +1,4 @@
-"""What a training set holds, found out before the first step: too long rows, missing images.
+"""What the rows of a run hold, found out before the first step: too long rows, missing images.
 
 Called by the recipe finetune while it loads, so that a run does not end after hours for what was there to see.
 """
@@ -10,7 +10,7 @@ from PIL import Image
 from gpu_runner import images
 from gpu_runner.rows import Row, Rows, image_path
 from gpu_runner.training.encoding import RowEncoder, too_long
-from gpu_runner.training.selection import spread
+from gpu_runner.training.selection import Selection
 from jobs.errors import DatasetInvalid
 from jobs.specs import DataFormat
 
@@ -29,14 +29,14 @@ class Survey:
     nothing_left: list[str] = field(default_factory=list)
 
 
-def survey(rows: Rows, encoder: RowEncoder) -> Survey:
-    """Look at every row's length and image, reading no picture.
+def survey(chosen: Selection, encoder: RowEncoder) -> Survey:
+    """Look at every chosen row's length and image, reading no picture.
 
     Raises:
         DatasetInvalid: there are no rows, images are missing, or rows would have nothing left to learn.
     """
-    found = Survey()
-    for index in spread(rows, MOST_ROWS).indices:
+    found, rows = Survey(), chosen.rows
+    for index in chosen.indices:
         _look_at(rows, rows[index], encoder, found)
     if not found.looked_at:
         raise DatasetInvalid(f"{rows.name} has no rows: convert or split again.")

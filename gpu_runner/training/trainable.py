@@ -16,6 +16,8 @@ from gpu_runner.training.device import Compute
 from gpu_runner.training.models import Loaded
 from jobs.errors import ModelUnavailable
 from jobs.models import CPU_LIMIT_PARAMETERS, ModelSource
+from jobs.paths import DataRoot
+from jobs.settings import Settings
 from jobs.specs import TrainingConfig
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
@@ -57,10 +59,11 @@ def train_mode(loaded: Loaded) -> None:
             module.eval()
 
 
-def check_fits(begin: Checkpoint, config: TrainingConfig) -> None:
+def check_fits(begin: Checkpoint, config: TrainingConfig, root: DataRoot, settings: Settings) -> None:
     """Raises ModelUnavailable unless a job with this configuration can go on from another job's checkpoint."""
     made = begin.manifest
-    if made.model_name != config.model_name:
+    theirs, ours = (models.source_of(name, root, settings) for name in (made.model_name, config.model_name))
+    if theirs.location != ours.location:
         raise ModelUnavailable(f"Job {made.job_id} trained {made.model_name}: set model_name to that to continue it.")
     if (made.method == "full") != (config.method == "full"):
         raise ModelUnavailable(
@@ -84,8 +87,15 @@ def _load_adapters(loaded: Loaded, begin: Checkpoint) -> None:
         )
 
 
+def recompute_activations(loaded: Loaded) -> None:
+    """Keep no activations between layers. Nothing frozen enters the graph for it: only re-entrant checkpointing
+    wants inputs that require gradients, and transformers makes those of every part's embeddings."""
+    loaded.model.activation_checkpointing_enable()
+    loaded.model.disable_input_require_grads()
+
+
 def _save_memory(loaded: Loaded) -> None:
     """On a GPU a large model recomputes activations instead of keeping them; 8 GB hold a 7B model only so."""
     total = sum(adapters.parameters_by_part(loaded.model).values())
     if loaded.compute.device.type == "cuda" and total > CPU_LIMIT_PARAMETERS:
-        loaded.model.activation_checkpointing_enable()
+        recompute_activations(loaded)

@@ -12,7 +12,7 @@ from litestar.openapi.datastructures import ResponseSpec
 from litestar.params import Parameter
 from litestar.response import Stream
 
-from jobs.errors import FileMissing, InvalidInput, UnknownExport, UnknownJob
+from jobs.errors import FileMissing, InvalidInput, UnknownExport
 from jobs.paths import DataRoot
 from jobs.results import ExportResult
 from jobs.settings import Settings
@@ -20,7 +20,8 @@ from jobs.specs import ClientPath, ExportFormat, ExportSpec, JobId
 from service import downloads, waiting
 from service.answers import Accepted, Done
 from service.dispatch import Dispatch
-from service.downloads import DownloadInfo, ExportList, Links
+from service.downloads import DownloadInfo, ExportList
+from service.links import Links
 from service.problems import documented
 from service.recorder import Recorder
 from service.store import Store
@@ -60,17 +61,14 @@ async def export(
 
 @get("/export/{job_id:str}/download", tags=_TAGS, responses=documented(404))
 async def download_info(
-    job_id: str, request: Request[Any, Any, Any], recorder: Recorder, store: Store, settings: Settings
+    job_id: str, request: Request[Any, Any, Any], recorder: Recorder, store: Store, links: Links
 ) -> DownloadInfo:
     """Where the newest export of a training is had."""
-    if await recorder.job(job_id) is None:
-        raise UnknownJob
-    exports = await store.exports(job_id)
+    await recorder.known(job_id)
+    exports, prefix = await store.exports(job_id), waiting.prefix_of(request)
     if not exports:
-        raise UnknownExport(
-            f"Job {job_id} has no export yet: make one with POST {waiting.prefix_of(request)}/export/{job_id}."
-        )
-    return _links(request, settings).info(exports[0])
+        raise UnknownExport(f"Job {job_id} has no export yet: make one with POST {prefix}/export/{job_id}.")
+    return downloads.info(exports[0], links.make(prefix, exports[0].export_id))
 
 
 @get(
@@ -88,24 +86,26 @@ async def download_file(
     job_id: str,
     store: Store,
     root: DataRoot,
+    links: Links,
     expires: Annotated[int | None, Parameter(ge=0, le=2**53)] = None,
+    signature: Annotated[str | None, Parameter(max_length=64)] = None,
     byte_range: Annotated[str | None, Parameter(header="range")] = None,
     if_range: Annotated[str | None, Parameter(header="if-range")] = None,
 ) -> Stream:
     """The ZIP of an export: the model and its card."""
+    links.check(job_id, expires, signature)
     record = await store.export(job_id)
     if record is None:
         raise UnknownExport
-    downloads.check_link(expires)
     path = _archive(root, record.archive_path)
     return downloads.answer_file(path, record.archive_sha256, byte_range, if_range)
 
 
 @get("/export/list", tags=_TAGS)
-async def list_exports(request: Request[Any, Any, Any], store: Store, settings: Settings) -> ExportList:
+async def list_exports(request: Request[Any, Any, Any], store: Store, links: Links) -> ExportList:
     """All exports, newest first."""
-    links = _links(request, settings)
-    rows = tuple(links.row(record) for record in await store.exports())
+    prefix = waiting.prefix_of(request)
+    rows = tuple(downloads.row(record, links.make(prefix, record.export_id)) for record in await store.exports())
     return ExportList(exports=rows, total=len(rows))
 
 
@@ -114,10 +114,6 @@ async def delete_export(job_id: str, dispatch: Dispatch) -> Done:
     """Remove an export's files; the training stays."""
     await dispatch.delete_export(job_id)
     return Done(success=True, message=f"Export {job_id} is removed.")
-
-
-def _links(request: Request[Any, Any, Any], settings: Settings) -> Links:
-    return Links(waiting.prefix_of(request), settings.export_link_h)
 
 
 def _archive(root: DataRoot, name: str) -> Path:

@@ -10,12 +10,12 @@ from typing import Annotated, Any
 from litestar import Request, Response, delete, get, post
 from litestar.params import Parameter
 
-from jobs.errors import UnknownJob
 from jobs.lifecycle import Status
 from jobs.paths import DataRoot
 from jobs.specs import JobSpec, Kind
 from service import answers, waiting
 from service.answers import Accepted, Done, EventPage, JobAnswer, JobPage
+from service.cursors import After, EventTypes, types_of
 from service.dispatch import Dispatch
 from service.problems import documented
 from service.recorder import Recorder
@@ -23,12 +23,6 @@ from service.records import JobRecord
 from service.store import Store
 
 _TAGS = ["jobs"]
-_LAST_SEQ = 2**63 - 1
-
-After = Annotated[int, Parameter(ge=0, le=_LAST_SEQ, description="Cursor: the last `seq` you have.")]
-EventTypes = Annotated[
-    str | None, Parameter(max_length=1000, description="Event types, comma-separated, such as job.started.")
-]
 
 
 @post("/jobs", status_code=202, tags=_TAGS, responses=documented(400, 404, 409, 422, 501))
@@ -49,15 +43,15 @@ async def list_jobs(
     """Jobs, newest first."""
     kinds = () if kind is None else (kind,)
     records = await store.jobs(kinds=kinds, status=status, limit=limit, before=before)
-    live = recorder.live
-    jobs = tuple(answers.job(live.get(record.job_id, record), live.values()) for record in records)
+    positions = answers.queue_positions(recorder.live.values())
+    jobs = tuple(answers.job(recorder.live.get(record.job_id, record), positions) for record in records)
     return JobPage(jobs=jobs, before=jobs[-1].job_id if len(jobs) == limit else None)
 
 
 @get("/jobs/{job_id:str}", tags=_TAGS, responses=documented(404))
 async def get_job(job_id: str, recorder: Recorder) -> JobAnswer:
     """Everything known of a job, with its result once it is completed."""
-    return answers.job(await _job(job_id, recorder), recorder.live.values())
+    return _answer(await recorder.known(job_id), recorder)
 
 
 @get("/jobs/{job_id:str}/events", tags=_TAGS, responses=documented(404, 422))
@@ -70,7 +64,7 @@ async def get_events(
     types: EventTypes = None,
 ) -> EventPage:
     """The job's events behind a cursor, oldest first."""
-    record = await _job(job_id, recorder)
+    record = await recorder.known(job_id)
     stored = await store.events(record.job_id, after=after, limit=limit, types=types_of(types))
     return answers.event_page(stored, after)
 
@@ -83,7 +77,7 @@ async def get_log(
     tail_bytes: Annotated[int, Parameter(ge=1, le=2**20)] = 65536,
 ) -> Response[bytes]:
     """The end of what the job's newest attempt printed."""
-    record = await _job(job_id, recorder)
+    record = await recorder.known(job_id)
     text = await asyncio.to_thread(_log_tail, root, record.job_id, tail_bytes)
     return Response(text, media_type="text/plain")
 
@@ -92,19 +86,19 @@ async def get_log(
 async def cancel(job_id: str, dispatch: Dispatch, recorder: Recorder) -> JobAnswer:
     """Ask a job to end. One that has ended stays as it is."""
     record, _ = await dispatch.cancel(job_id)
-    return answers.job(record, recorder.live.values())
+    return _answer(record, recorder)
 
 
 @post("/jobs/{job_id:str}/pause", status_code=200, tags=_TAGS, responses=documented(400, 404))
 async def pause(job_id: str, dispatch: Dispatch, recorder: Recorder) -> JobAnswer:
     """Ask a running training to save its state and give its device back."""
-    return answers.job(await dispatch.pause(job_id), recorder.live.values())
+    return _answer(await dispatch.pause(job_id), recorder)
 
 
 @post("/jobs/{job_id:str}/resume", status_code=200, tags=_TAGS, responses=documented(400, 404))
 async def resume(job_id: str, dispatch: Dispatch, recorder: Recorder) -> JobAnswer:
     """Let a paused training go on from its checkpoint."""
-    return answers.job(await dispatch.resume(job_id), recorder.live.values())
+    return _answer(await dispatch.resume(job_id), recorder)
 
 
 @delete("/jobs/{job_id:str}", status_code=200, tags=_TAGS, responses=documented(400, 404))
@@ -114,16 +108,8 @@ async def delete_job(job_id: str, dispatch: Dispatch) -> Done:
     return Done(success=True, message=f"Job {job_id} is removed.")
 
 
-def types_of(text: str | None) -> frozenset[str] | None:
-    """The event types of a comma-separated list; None means all."""
-    return frozenset(part.strip() for part in text.split(",") if part.strip()) or None if text else None
-
-
-async def _job(job_id: str, recorder: Recorder) -> JobRecord:
-    record = await recorder.job(job_id)
-    if record is None:
-        raise UnknownJob
-    return record
+def _answer(record: JobRecord, recorder: Recorder) -> JobAnswer:
+    return answers.job(record, answers.queue_positions(recorder.live.values()))
 
 
 def _log_tail(root: DataRoot, job_id: str, tail_bytes: int) -> bytes:

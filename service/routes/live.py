@@ -1,8 +1,8 @@
 """Live events of jobs: one WebSocket a job, and server-sent events. Both encode the same feed.
 
 A socket stays open after the job's last event, with bookmarks, until the client closes it: a client that comes back
-on its own would only come back. An event stream of one job ends after it, and a client that comes back with nothing
-left to hear is told so with 204, which stops it.
+on its own would only come back. An event stream of one job ends after it, whatever types it tells, and says the last
+event's id; a client that comes back with nothing left to hear is told so with 204, which stops it.
 """
 
 import asyncio
@@ -20,11 +20,12 @@ from litestar.response import Stream
 from jobs import frames
 from jobs.errors import InvalidInput, UnknownJob
 from jobs.frames import ServerFrame
-from service.feed import Batch, Feed, Gap, with_silences
-from service.hub import Hub
+from jobs.lifecycle import TERMINAL, TRANSITIONS
+from service.cursors import After, EventTypes, LastEventId, types_of
+from service.feed import Feed, Gap, Piece, with_silences
+from service.hub import Hub, Types
 from service.problems import documented
 from service.recorder import Recorder
-from service.routes.jobs import After, EventTypes, types_of
 from service.store import Store
 
 AnySocket = WebSocket[Any, Any, Any]
@@ -32,8 +33,9 @@ AnySocket = WebSocket[Any, Any, Any]
 SEND_WITHIN_S = 30.0
 FAREWELL_WITHIN_S = 1.0
 COME_BACK_AFTER_S = 2.0
-_LAST_SEQ = 2**63 - 1
-_ENDS = frozenset({"job.completed", "job.failed", "job.cancelled"})
+_ENDS = frozenset(
+    str(event.__struct_config__.tag) for event, steps in TRANSITIONS.items() if TERMINAL.issuperset(steps.values())
+)
 
 
 class OpenSockets:
@@ -90,37 +92,46 @@ async def event_stream(
     job: Annotated[str | None, Parameter(max_length=64, description="Only this job's events.")] = None,
     types: EventTypes = None,
     after: After = 0,
-    last_event_id: Annotated[int | None, Parameter(header="last-event-id", ge=0, le=_LAST_SEQ)] = None,
+    last_event_id: LastEventId = None,
 ) -> Response[Any]:
     """Events behind a cursor, then live, as server-sent events: `id` is the event's `seq`, `data` its JSON."""
     cursor = after if last_event_id is None else last_event_id
     if cursor > await store.head_seq():
         raise InvalidInput("is beyond the newest event", path="after")
-    record = None if job is None else await recorder.job(job)
-    if job is not None and record is None:
-        raise UnknownJob
-    if record is not None and record.has_ended and last_event_id is not None and cursor >= record.last_seq:
+    record = None if job is None else await recorder.known(job)
+    if record is not None and record.has_ended and cursor >= record.last_seq:
         return Response(None, status_code=204)
-    feed = Feed(store, hub, job_id=job, types=types_of(types), after=cursor)
+    wanted = types_of(types)
+    heard = wanted if wanted is None or job is None else wanted | _ENDS
+    feed = Feed(store, hub, job_id=job, types=heard, after=cursor)
     headers = {"cache-control": "no-store", "x-accel-buffering": "no"}
-    return Stream(_stream(feed, job), media_type="text/event-stream", headers=headers)
+    return Stream(_stream(feed, wanted, recorder), media_type="text/event-stream", headers=headers)
 
 
-async def _stream(feed: Feed, job_id: str | None) -> AsyncIterator[bytes]:
+async def _stream(feed: Feed, wanted: Types, recorder: Recorder) -> AsyncIterator[bytes]:
+    """Ends with the feed's job; `wanted` are the types it tells."""
     yield b"retry: 2000\n\n"
     async for said in with_silences(feed.follow()):
         if said is None:
             yield b": still here\n\n"
         elif isinstance(said, Gap):
-            yield b"event: reset\ndata: " + frames.encode(_reset(said, job_id)) + b"\n\n"
+            yield b"event: reset\ndata: " + frames.encode(_reset(said, feed.job_id)) + b"\n\n"
         else:
-            yield b"".join(_encode(seq, body) for seq, _, body in said.items)
-            if job_id is not None and any(kind in _ENDS for _, kind, _ in said.items):
-                return
+            yield b"".join(_encode(seq, kind, body, wanted) for seq, kind, body in said.items)
+        if feed.job_id is not None and await _is_told(feed.job_id, feed, recorder):
+            return
 
 
-def _encode(seq: int | None, body: bytes) -> bytes:
-    return (b"" if seq is None else b"id: %d\n" % seq) + b"data: " + body + b"\n\n"
+async def _is_told(job_id: str, feed: Feed, recorder: Recorder) -> bool:
+    """Whether a job has no event left to tell; one that was deleted has none."""
+    record = await recorder.job(job_id)
+    return record is None or (record.has_ended and feed.position >= record.last_seq)
+
+
+def _encode(seq: int | None, kind: str, body: bytes, wanted: Types) -> bytes:
+    """An event; of one that is not wanted only the id, which the client remembers for the next time."""
+    number = b"" if seq is None else b"id: %d\n" % seq
+    return number + (b"data: " + body + b"\n\n" if wanted is None or kind in wanted else b"\n")
 
 
 async def _converse(socket: AnySocket, welcome: ServerFrame, feed: Feed) -> None:
@@ -190,7 +201,7 @@ async def _send(socket: AnySocket, frame: ServerFrame) -> None:
     await socket.send_text(frames.encode(frame).decode())
 
 
-def _frame(said: Batch | Gap | None, feed: Feed) -> ServerFrame:
+def _frame(said: Piece | Gap | None, feed: Feed) -> ServerFrame:
     if said is None:
         return frames.Bookmark(seq=feed.position)
     if isinstance(said, Gap):

@@ -5,7 +5,6 @@ from typing import Annotated
 from litestar import get, post
 from litestar.params import Parameter
 
-from jobs.errors import UnknownJob
 from jobs.lifecycle import Status
 from jobs.specs import FinetuneSpec, Kind
 from service import answers
@@ -31,10 +30,7 @@ async def start(data: FinetuneSpec, dispatch: Dispatch) -> Started:
 @get("/train/{job_id:str}/status", tags=_TAGS, responses=documented(404))
 async def status(job_id: str, recorder: Recorder) -> Progress:
     """How a job goes."""
-    record = await recorder.job(job_id)
-    if record is None:
-        raise UnknownJob
-    return answers.progress(record)
+    return answers.progress(await recorder.known(job_id))
 
 
 @post("/train/{job_id:str}/cancel", status_code=200, tags=_TAGS, responses=documented(404))

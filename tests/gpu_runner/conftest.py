@@ -14,7 +14,7 @@ import msgspec
 import pytest
 
 from gpu_runner.worker import Runner
-from jobs import bus, commands, events, redis_server
+from jobs import bus, commands, events, redis_server, tasks
 from jobs.bus import BEGINNING, UNREACHABLE, Bus
 from jobs.events import Event, Held, RunnerReported
 from jobs.paths import AttemptFolder, DataRoot
@@ -36,15 +36,16 @@ class Front:
         self.reports: list[RunnerReported] = []
         self._line = line
         self._news = asyncio.Condition()
+        self._after = BEGINNING
 
-    async def listen(self, after: str = BEGINNING) -> None:
+    async def listen(self) -> None:
         while True:
             try:
-                entries = await self._line.read_events(after, block_s=0.2)
+                entries = await self._line.read_events(self._after, block_s=0.1)
             except UNREACHABLE:
                 await asyncio.sleep(0.02)
                 continue
-            for after, message in entries:
+            for self._after, message in entries:
                 self._take(message)
             async with self._news:
                 self._news.notify_all()
@@ -68,7 +69,12 @@ class Front:
         return job_id
 
     async def send(self, *wishes: commands.AnyCommand) -> None:
-        await self._line.send(self.settings.runner_name, wishes)
+        """As the service does: again until Redis takes it."""
+        while True:
+            try:
+                return await self._line.send(self.settings.runner_name, wishes)
+            except UNREACHABLE:
+                await asyncio.sleep(0.02)
 
     async def cancel(self, job_id: str, attempt: int = 1) -> None:
         await self.send(commands.Cancel(job_id=job_id, attempt=attempt))
@@ -144,6 +150,23 @@ def own_redis(settings: Settings) -> Iterator[Settings]:
     redis_server.stop(own)
 
 
+@pytest.fixture
+async def listener(settings: Settings) -> AsyncIterator[Front]:
+    """The service's side, without a runner."""
+    async with listening(settings) as front:
+        yield front
+
+
+@pytest.fixture(name="listening_to")
+def listening_to_fixture() -> object:
+    return listening
+
+
+@pytest.fixture(name="running")
+def running_fixture() -> object:
+    return running
+
+
 @asynccontextmanager
 async def listening(settings: Settings) -> AsyncIterator[Front]:
     line = bus.connect(redis_server.ensure(settings))
@@ -152,8 +175,7 @@ async def listening(settings: Settings) -> AsyncIterator[Front]:
     try:
         yield front
     finally:
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
+        await tasks.end(task)
         await line.close()
 
 
@@ -202,25 +224,22 @@ def program(settings: Settings) -> Iterator[Callable[..., subprocess.Popen[bytes
         process.communicate()
 
 
-def alive(root: Path) -> dict[int, str]:
-    """Living processes whose environment names a data root: runners, zygotes, children, escapees."""
-    marker = f"TRAINING_DATA_ROOT={root}".encode()
-    found = {}
-    for folder in Path("/proc").iterdir():
-        if folder.name.isdigit() and int(folder.name) != os.getpid():
+@pytest.fixture
+def living(settings: Settings) -> Callable[[], dict[int, str]]:
+    """pid → command line of what lives for this data root: runners, zygotes, children, and what fled."""
+    marker = f"TRAINING_DATA_ROOT={settings.data_root}".encode()
+
+    def look() -> dict[int, str]:
+        found = {}
+        for folder in Path("/proc").iterdir():
             try:
-                if marker in (folder / "environ").read_bytes().split(b"\0"):
+                if folder.name.isdigit() and marker in (folder / "environ").read_bytes().split(b"\0"):
                     found[int(folder.name)] = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode()
             except OSError:
                 continue
-    return found
+        return found
 
-
-async def gone(pids: Callable[[], object], within_s: float = 10) -> None:
-    """Until nobody is left; there is no event to wait for when a stranger's process ends."""
-    async with asyncio.timeout(within_s):
-        while pids():
-            await asyncio.sleep(0.01)
+    return look
 
 
 @pytest.fixture

@@ -2,20 +2,22 @@
 
 import os
 import signal
+import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
+import msgspec
 import pytest
 
+from gpu_runner import child, processes, staging
 from jobs import commands, events
 from jobs.errors import FailureReason
 
 
 def is_alive(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
+    state = processes.state_of(pid)
+    return state is not None and not state.is_dead
 
 
 def children_of(front, job_id: str) -> list[int]:
@@ -24,7 +26,7 @@ def children_of(front, job_id: str) -> list[int]:
     found = []
     for folder in Path("/proc").iterdir():
         try:
-            if folder.name.isdigit() and any(os.readlink(link) == lock for link in (folder / "fd").iterdir()):
+            if folder.name.isdigit() and any(str(link.readlink()) == lock for link in (folder / "fd").iterdir()):
                 found.append(int(folder.name))
         except OSError:
             continue
@@ -119,8 +121,30 @@ async def test_a_job_that_ignores_sigterm_is_killed_after_the_grace(front) -> No
     assert not children_of(front, job_id)
 
 
-async def test_a_grandchild_that_fled_its_session_is_gone_before_the_cancel_is_answered(front) -> None:
-    job_id = await front.start("escape")
+async def test_a_cancel_does_not_wait_as_long_as_saving_may_take(settings, listening_to, running, monkeypatch) -> None:
+    monkeypatch.setattr("gpu_runner.supervisor._CANCEL_GRACE_S", 0.1)
+    patient = msgspec.structs.replace(settings, stop_grace_s=60)
+    async with listening_to(patient) as front, running(patient):
+        await front.until(lambda: front.reports)
+        job_id = await front.start("deaf")
+        await front.event(job_id, events.PhaseEntered)
+        await front.cancel(job_id)
+        assert isinstance(await front.end(job_id), events.JobCancelled)
+
+
+async def test_what_a_killed_job_was_making_is_gone_when_its_end_is_told(front) -> None:
+    job_id = await front.start("stage")
+    await front.event(job_id, events.PhaseEntered)
+    being_made = [make(front.root, job_id, 1) for make in (staging.dataset, staging.export)]
+    assert all(folder.exists() for folder in being_made)
+    await front.cancel(job_id)
+    await front.end(job_id)
+    assert not any(folder.exists() for folder in being_made)
+
+
+@pytest.mark.parametrize("how", ["open", "closed"])
+async def test_a_grandchild_that_fled_its_session_is_gone_before_the_cancel_is_answered(front, how) -> None:
+    job_id = await front.start(f"escape={how}")
     fled = int((await front.event(job_id, events.JobNoted)).message)
     assert is_alive(fled)
     await front.cancel(job_id)
@@ -170,6 +194,20 @@ async def test_children_see_no_secret(front_with_secrets) -> None:
     assert not {"HF_TOKEN", "TRAINING_TOKEN", "TRAINING_TOKEN_FILE", "REDIS_URL", "AWS_SECRET_ACCESS_KEY"} & names
 
 
+async def test_a_job_on_the_cpu_sees_no_gpu(front) -> None:
+    job_id = await front.start("gpus")
+    assert (await front.event(job_id, events.JobNoted)).message == ""
+
+
+def test_a_job_on_a_gpu_works_on_that_one(monkeypatch) -> None:
+    chosen = []
+    monkeypatch.setitem(sys.modules, "torch", SimpleNamespace(cuda=SimpleNamespace(set_device=chosen.append)))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,3")
+    child.use_only("cuda:1")
+    assert chosen == ["cuda:1"]
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == "2,3"
+
+
 async def test_slots_of_a_device_are_respected(front) -> None:
     first, second = await front.start("sleep=0.3", slot="gpu"), await front.start("sleep=0.3", slot="gpu")
     data = await front.start("complete")
@@ -191,8 +229,7 @@ async def test_the_death_of_the_zygote_interrupts_its_jobs_and_the_next_job_runs
     job_id = await front.start("sleep")
     await front.event(job_id, events.PhaseEntered)
     (child,) = children_of(front, job_id)
-    zygote = int(Path(f"/proc/{child}/stat").read_text().rpartition(")")[2].split()[1])
-    os.kill(zygote, signal.SIGKILL)
+    os.kill(processes.state_of(child).parent, signal.SIGKILL)
     interrupted = await front.end(job_id)
     assert isinstance(interrupted, events.JobInterrupted)
     assert interrupted.cause == "the process that starts jobs died"

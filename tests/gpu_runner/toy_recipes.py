@@ -8,6 +8,7 @@ import threading
 import time
 from typing import Any
 
+from gpu_runner import staging
 from gpu_runner.work import Stopped, Work
 from jobs import errors, events
 from jobs.results import GenerateResult, Result
@@ -42,6 +43,16 @@ def sleep(work: Work[Any], seconds: str) -> Result:
             raise Stopped
         time.sleep(0.01)
     return RESULT
+
+
+def keep(work: Work[Any], _: str) -> Result:
+    """Saves its state when its runner stops."""
+    work.journal.phase("keeping")
+    while work.stop.wanted != "leave":
+        work.stop.check_cancel()
+        time.sleep(0.01)
+    work.journal.checkpoint(7, work.folder.checkpoints, 0, {})
+    raise Stopped
 
 
 def lines(work: Work[Any], count: str) -> Result:
@@ -94,8 +105,18 @@ def deaf(work: Work[Any], _: str) -> Result:
     return RESULT
 
 
-def escape(work: Work[Any], _: str) -> Result:
-    """Leaves a grandchild in a session of its own, then behaves; the note says who it is."""
+def stage(work: Work[Any], _: str) -> Result:
+    """Does not come to remove what it makes."""
+    for folder in (staging.dataset, staging.export):
+        place = folder(work.root, work.job_id, work.attempt)
+        place.mkdir(parents=True)
+        (place / "half").write_text("a row")
+    return deaf(work, "")
+
+
+def escape(work: Work[Any], how: str) -> Result:
+    """Leaves a grandchild in a session of its own, then behaves; the note says who it is. `closed`: it also lets go
+    of every descriptor, as daemons do."""
     read_end, write_end = os.pipe()
     if os.fork() == 0:
         os.setsid()
@@ -103,10 +124,17 @@ def escape(work: Work[Any], _: str) -> Result:
             os.setsid()
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
             os.write(write_end, str(os.getpid()).encode())
+            if how == "closed":
+                os.closerange(0, 100)
             time.sleep(600)
         os._exit(0)
     work.journal.note(os.read(read_end, 20).decode(), "escaped")
     return sleep(work, "600")
+
+
+def gpus(work: Work[Any], _: str) -> Result:
+    work.journal.note(os.environ.get("CUDA_VISIBLE_DEVICES", "all"), "gpus")
+    return RESULT
 
 
 def environment(work: Work[Any], _: str) -> Result:

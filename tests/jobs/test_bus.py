@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 
 import pytest
@@ -116,20 +117,51 @@ async def test_a_server_that_is_away_is_told_within_seconds() -> None:
     await away.close()
 
 
-async def test_a_server_that_accepts_and_says_nothing_counts_as_away() -> None:
+@pytest.fixture
+async def hung() -> AsyncIterator[Bus]:
+    """A bus on a server that accepts and says nothing."""
+
     async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.read()
         writer.close()
 
     server = await asyncio.start_server(silent, "127.0.0.1", 0)
     port = server.sockets[0].getsockname()[1]
-    hung = bus.connect(f"redis://127.0.0.1:{port}/0")
+    connected = bus.connect(f"redis://127.0.0.1:{port}/0")
+    yield connected
+    await connected.close()
+    server.close()
+    await server.wait_closed()
+
+
+async def test_a_server_that_accepts_and_says_nothing_counts_as_away(hung: Bus) -> None:
     began = time.monotonic()
     assert not await hung.is_reachable()
     assert time.monotonic() - began < 3
-    await hung.close()
-    server.close()
-    await server.wait_closed()
+
+
+async def test_nobody_waits_long_for_a_server_that_says_nothing(hung: Bus) -> None:
+    began = time.monotonic()
+    answers = await asyncio.gather(
+        hung.publish([b"x"]),
+        hung.read_events(BEGINNING, block_s=0.5),
+        hung.epoch(),
+        hung.clock_s(),
+        hung.forget_events("1-1"),
+        hung.send("r", [Cancel(job_id="j", attempt=1)]),
+        hung.commands_end("r"),
+        hung.read_commands("r", BEGINNING, block_s=0.5),
+        return_exceptions=True,
+    )
+    assert all(isinstance(answer, UNREACHABLE) for answer in answers)
+    assert time.monotonic() - began < 4
+
+
+async def test_an_entry_tells_when_it_was_added_on_the_clock_of_the_server(real_bus: Bus) -> None:
+    before = await real_bus.clock_s()
+    await real_bus.publish([waiting("now")])
+    ((position, _),) = await real_bus.read_events(BEGINNING)
+    assert before - 0.001 <= bus.said_at_s(position) <= await real_bus.clock_s()
 
 
 async def test_a_connected_bus_is_reachable(real_bus: Bus) -> None:

@@ -87,6 +87,12 @@ def test_an_interruption_counts_and_a_resume_does_not() -> None:
     assert (resumed.attempt, resumed.interruptions, resumed.pause_requested) == (2, 0, False)
 
 
+def test_a_planned_interruption_does_not_count() -> None:
+    running = advanced(State(), events.JobPlaced, events.JobStarted)
+    planned = events.JobInterrupted(job_id="j", attempt=1, at=AT, cause="c", planned=True)
+    assert lifecycle.advance(running, planned) == State(status=Status.PENDING, attempt=2)
+
+
 def test_an_event_of_another_attempt_changes_nothing() -> None:
     state = State(status=Status.RUNNING, attempt=2)
     for attempt in (1, 3):
@@ -96,6 +102,15 @@ def test_an_event_of_another_attempt_changes_nothing() -> None:
 def test_a_cancel_is_kept_through_an_interruption() -> None:
     state = advanced(State(), events.JobPlaced, events.JobStarted, events.CancelRequested, events.JobInterrupted)
     assert state.cancel_requested
+
+
+def test_a_pause_is_kept_through_an_interruption_until_it_is_fulfilled() -> None:
+    state = advanced(State(), events.JobPlaced, events.JobStarted, events.PauseRequested, events.JobInterrupted)
+    assert state.pause_requested
+    state = advanced(state, events.JobPlaced, events.JobStarted)
+    assert state.pause_requested
+    assert not advanced(state, events.JobPaused).pause_requested
+    assert not advanced(state, events.JobCompleted).pause_requested
 
 
 def test_asking_twice_is_one_cancel() -> None:
@@ -151,7 +166,7 @@ def test_a_terminal_status_never_changes_and_an_attempt_never_falls(said: list[E
         assert following.interruptions >= state.interruptions
         assert following.interruptions < following.attempt
         assert following.cancel_requested or not state.cancel_requested, "a cancel is never forgotten"
-        assert not following.pause_requested or following.status is Status.RUNNING
+        assert not following.pause_requested or following.status in LIVE - {Status.PAUSED}
         state = following
 
 

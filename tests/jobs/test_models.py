@@ -46,6 +46,13 @@ def test_the_original_llava_means_its_converted_twin_and_says_so(roots: list[Pat
     assert "llava-hf/llava-1.5-7b-hf" in source.note
 
 
+@pytest.mark.parametrize("folder", ["liuhaotian/llava-v1.5-7b", "llava-hf/llava-1.5-7b-hf"])
+def test_a_local_folder_of_a_known_model_wins_over_the_hub(roots: list[Path], folder: str) -> None:
+    there = write_model(roots[1] / folder)
+    source = models.resolve("liuhaotian/llava-v1.5-7b", roots)
+    assert (source.origin, source.location) == (Origin.FOLDER, str(there))
+
+
 def test_a_model_that_needs_its_own_code_is_refused_with_its_successor(roots: list[Path]) -> None:
     with pytest.raises(InvalidInput, match=r"Qwen2\.5-VL") as refusal:
         models.resolve("Qwen/Qwen-VL-Chat", roots)

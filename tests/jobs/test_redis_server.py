@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -96,6 +97,46 @@ def test_what_was_written_survives_a_kill(settings_below: Callable[[str], Settin
     with redis.Redis.from_url(redis_server.ensure(settings)) as client:
         assert [fields for _, fields in client.xrange("training:events")] == [{b"m": b"kept"}]
     assert servers_of(settings.data_root) != [pid]
+
+
+def test_a_server_that_stalls_for_a_while_gets_no_second_beside_it(settings_below: Callable[[str], Settings]) -> None:
+    settings = settings_below("data")
+    url = redis_server.ensure(settings)
+    (pid,) = servers_of(settings.data_root)
+    os.kill(pid, signal.SIGSTOP)
+    waking = threading.Timer(2.5, os.kill, (pid, signal.SIGCONT))  # longer than a ping waits
+    waking.start()
+    assert redis_server.ensure(settings) == url
+    waking.join()
+    assert servers_of(settings.data_root) == [pid]
+
+
+def test_a_server_that_does_not_wake_is_replaced(
+    settings_below: Callable[[str], Settings], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(redis_server, "_SILENT_S", 0.1)
+    settings = settings_below("data")
+    with redis.Redis.from_url(redis_server.ensure(settings)) as client:
+        client.set("training:epoch", "word")
+        client.execute_command("WAITAOF", 1, 0, 2000)
+    (pid,) = servers_of(settings.data_root)
+    os.kill(pid, signal.SIGSTOP)
+    with redis.Redis.from_url(redis_server.ensure(settings)) as client:
+        assert client.get("training:epoch") == b"word"
+    (other,) = servers_of(settings.data_root)
+    assert other != pid
+
+
+def test_a_server_that_stalls_is_stopped_all_the_same(
+    settings_below: Callable[[str], Settings], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(redis_server, "_ENDS_WITHIN_S", 0.3)
+    settings = settings_below("data")
+    redis_server.ensure(settings)
+    (pid,) = servers_of(settings.data_root)
+    os.kill(pid, signal.SIGSTOP)
+    redis_server.stop(settings)
+    assert servers_of(settings.data_root) == []
 
 
 def test_stopping_leaves_no_process_and_keeps_the_data(settings_below: Callable[[str], Settings]) -> None:

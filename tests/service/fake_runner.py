@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from jobs import bus as streams
-from jobs import commands, events
+from jobs import commands, events, tasks
 from jobs.commands import Cancel, Pause, Resend, Start
 from jobs.events import Device, Held, RunnerReported
 from jobs.results import (
@@ -24,7 +24,6 @@ from jobs.results import (
     ValidateResult,
 )
 from jobs.specs import Kind, Slot, Spec, kind_of
-from service import tasks
 
 REPORT_EVERY_S = 0.1
 CPU = Device(device_id="cpu", name="Fake CPU", slots={Slot.CPU: 4, Slot.GPU: 4})

@@ -1,6 +1,7 @@
 """The verbs, and what is refused before it becomes a job."""
 
 import asyncio
+import sqlite3
 
 import pytest
 
@@ -13,6 +14,7 @@ from jobs.errors import (
     NoRunner,
     NotSupported,
     PathNotAllowed,
+    Unavailable,
     UnknownExport,
     UnknownJob,
     WrongState,
@@ -29,6 +31,7 @@ from jobs.specs import (
     SplitSpec,
     ValidateSpec,
 )
+from service.placement import SIZE_UNKNOWN, TOO_LARGE_FOR_CPU
 
 MADE = "datasets/made/train.jsonl"
 
@@ -358,6 +361,50 @@ async def test_a_training_that_a_live_job_uses_is_not_deleted(core, runner, fake
     await core.dispatch.delete(trained.job_id)
 
 
+async def test_neither_a_training_nor_an_export_goes_while_a_live_job_uses_the_export(core, runner, fakes, trained):
+    export = await core.dispatch.submit(_export(trained.job_id))
+    await core.ended(export.job_id)
+    folder = _fill(core.root.export(export.job_id))
+    runner.scripts[Kind.GENERATE] = fakes.run_until_stopped
+    user = await core.dispatch.submit(GenerateSpec(data_path="made", export_id=export.job_id))
+    for verb, job_id in (
+        (core.dispatch.delete, trained.job_id),
+        (core.dispatch.delete, export.job_id),
+        (core.dispatch.delete_export, export.job_id),
+    ):
+        with pytest.raises(WrongState, match=user.job_id):
+            await verb(job_id)
+    assert (folder / "file").exists()
+    assert await core.store.export(export.job_id)
+
+
+async def test_a_job_admitted_before_what_it_uses_was_deleted_is_refused(core, trained, monkeypatch):
+    admit = core.dispatch._admission.admit
+
+    async def overtaken(spec):
+        admitted = await admit(spec)
+        await core.dispatch.delete(trained.job_id)
+        return admitted
+
+    monkeypatch.setattr(core.dispatch._admission, "admit", overtaken)
+    with pytest.raises(UnknownJob):
+        await core.dispatch.submit(_export(trained.job_id))
+    assert await core.store.jobs() == []
+
+
+async def test_a_database_that_cannot_be_written_keeps_the_job_and_its_files(core, trained, monkeypatch):
+    folder = _fill(core.root.job(trained.job_id))
+
+    async def fails(job_ids):
+        raise sqlite3.OperationalError("database is locked")
+
+    monkeypatch.setattr(core.store, "remove", fails)
+    with pytest.raises(Unavailable, match="nothing was deleted"):
+        await core.dispatch.delete(trained.job_id)
+    assert (folder / "file").exists()
+    assert await core.recorder.job(trained.job_id)
+
+
 async def test_an_export_is_deleted_and_its_training_stays(core, trained):
     export = await core.dispatch.submit(_export(trained.job_id))
     await core.ended(export.job_id)
@@ -379,11 +426,26 @@ async def test_ids_are_fit_for_an_address_and_sort_by_time(quiet, training):
     assert [job[:16] for job in jobs] == sorted(job[:16] for job in jobs)
 
 
-async def test_a_large_model_of_another_job_is_recognised(core, configured):
-    names = core.reconciler.names
-    assert not await names.is_small(configured(model_name="llava-hf/llava-1.5-7b-hf"))
-    assert await names.is_small(configured(model_name="demo-llava"))
-    assert await names.is_small(configured(model_name="somebody/unknown-size"))
+async def test_which_models_a_cpu_takes_only_when_it_is_asked_for(core, configured, tmp_path):
+    why_not = core.reconciler.names.why_not_on_cpu
+    assert await why_not(configured(model_name="llava-hf/llava-1.5-7b-hf")) == TOO_LARGE_FOR_CPU
+    assert await why_not(configured(model_name="demo-llava")) is None
+    assert await why_not(configured(model_name="Qwen/Qwen2.5-VL-7B-Instruct")) == SIZE_UNKNOWN
+    empty = tmp_path / "models" / "empty"
+    empty.mkdir(parents=True)
+    (empty / "config.json").write_text("{}")
+    assert await why_not(configured(model_name="models/empty")) is None, "it fails at once, with a reason"
     large = await core.dispatch.submit(configured(model_name="llava-hf/llava-1.5-7b-hf"))
-    assert not await names.is_small(EvaluateSpec(data_path="made", job_id=large.job_id))
-    assert await names.is_small(ValidateSpec(data_path="made"))
+    assert await why_not(EvaluateSpec(data_path="made", job_id=large.job_id)) == TOO_LARGE_FOR_CPU
+    assert await why_not(ValidateSpec(data_path="made")) is None
+
+
+@pytest.mark.parametrize("device", ["auto", "cuda"])
+async def test_a_hub_model_of_unknown_size_waits_and_says_what_to_do(core, runner, configured, device):
+    spec = configured(model_name="Qwen/Qwen2.5-VL-7B-Instruct", device=device)
+    job = await core.dispatch.submit(spec)
+    waiting = await core.until(job.job_id, lambda record: record.waiting_reason)
+    assert waiting.waiting_reason == SIZE_UNKNOWN
+    assert "device: cpu" in SIZE_UNKNOWN
+    on_cpu = await core.dispatch.submit(configured(model_name="Qwen/Qwen2.5-VL-7B-Instruct", device="cpu"))
+    assert (await core.ended(on_cpu.job_id)).device == "cpu"

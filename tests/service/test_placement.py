@@ -72,11 +72,12 @@ def test_without_a_cuda_device_a_small_model_runs_on_a_cpu():
 
 def test_without_a_cuda_device_a_large_model_waits_and_says_why():
     for wish in ("auto", "cuda"):
-        assert place([_model(wish=wish, cpu_allowed=False)], _rooms(CPU)) == [Wait("j", placement.TOO_LARGE_FOR_CPU)]
+        for reason in (placement.TOO_LARGE_FOR_CPU, placement.SIZE_UNKNOWN):
+            assert place([_model(wish=wish, not_on_cpu=reason)], _rooms(CPU)) == [Wait("j", reason)]
 
 
 def test_a_large_model_runs_on_a_cpu_when_it_is_asked_for():
-    assert place([_model(wish="cpu", cpu_allowed=False)], _rooms(CPU)) == [Place("j", "a", "cpu")]
+    assert place([_model(wish="cpu", not_on_cpu=placement.TOO_LARGE_FOR_CPU)], _rooms(CPU)) == [Place("j", "a", "cpu")]
 
 
 def test_a_cpu_is_refused_where_no_runner_takes_models_on_it():
@@ -85,9 +86,9 @@ def test_a_cpu_is_refused_where_no_runner_takes_models_on_it():
 
 def test_a_job_asks_for_what_its_spec_says():
     config = TrainingConfig(model_name="m", train_data_path="d", device="cuda", priority=3)
-    asked = waiting_for("j", FinetuneSpec(config=config), cpu_allowed=False)
-    assert asked == Waiting(job_id="j", slot=Slot.GPU, wish="cuda", cpu_allowed=False, priority=3)
-    assert waiting_for("j", ValidateSpec(data_path="d"), cpu_allowed=True) == Waiting(job_id="j", slot=Slot.CPU)
+    asked = waiting_for("j", FinetuneSpec(config=config), not_on_cpu="large")
+    assert asked == Waiting(job_id="j", slot=Slot.GPU, wish="cuda", not_on_cpu="large", priority=3)
+    assert waiting_for("j", ValidateSpec(data_path="d"), not_on_cpu=None) == Waiting(job_id="j", slot=Slot.CPU)
 
 
 _devices = st.builds(
@@ -115,7 +116,7 @@ _jobs = st.lists(
         job_id=st.uuids().map(str),
         slot=st.sampled_from(Slot),
         wish=st.sampled_from(["auto", "cpu", "cuda"]),
-        cpu_allowed=st.booleans(),
+        not_on_cpu=st.sampled_from([None, placement.TOO_LARGE_FOR_CPU, placement.SIZE_UNKNOWN]),
         priority=st.integers(-2, 2),
     ),
     max_size=12,

@@ -88,7 +88,7 @@ def test_a_stopping_or_silent_runner_gets_nothing_new():
 
 
 def test_a_large_model_waits_for_a_cuda_device():
-    (waiting,) = _stated(_decide([_job()], [_view()], cpu_allowed={"j": False}))
+    (waiting,) = _stated(_decide([_job()], [_view()], not_on_cpu={"j": TOO_LARGE_FOR_CPU}))
     assert waiting.reason == TOO_LARGE_FOR_CPU
 
 
@@ -191,6 +191,18 @@ def test_a_paused_attempt_is_put_away_when_its_lines_are_recorded():
 
 
 # -- ends the service states
+
+
+def test_an_attempt_that_is_over_without_an_end_anybody_could_record_fails():
+    job = _on_runner(recorded_n=5)
+    (failed,) = _decide([job], [_view(_held(state="finished", last_n=5))])
+    assert failed.event.reason is FailureReason.INTERNAL
+    assert "events.jsonl" in failed.event.detail
+    assert _decide([job], [_view(_held(state="running", last_n=5))]) == []
+    asked = _on_runner(recorded_n=5, cancel_requested_at=AT)
+    assert _decide([asked], [_view(_held(state="finished", last_n=5))]) == [
+        State(events.JobCancelled(job_id="j", attempt=1, at=AT))
+    ]
 
 
 @pytest.mark.parametrize("status", [Status.PENDING, Status.PAUSED])
@@ -330,6 +342,53 @@ async def test_what_a_lost_runner_wrote_before_it_died_is_not_lost(core_at, fake
         folder.journal.write_bytes(attempt.journal[0] + b"\n" + events.encode(said) + b"\n")
         await core.until(job.job_id, lambda record: record.attempt == 2)
         assert await core.store.metrics(job.job_id) == {"train_loss": [(5, None, 0.5)]}
+
+
+async def test_what_is_wrong_with_one_job_keeps_no_other_waiting(core_at, soon):
+    async with core_at(sleepy=True, lease_s=0.1, report_every_s=30) as core:
+        jobs = [(await core.running()).job_id for _ in range(3)]
+        unreadable, absurd = [core.root.attempt(job_id, 1) for job_id in jobs[:2]]
+        unreadable.journal.mkdir(parents=True)  # reading it raises OSError
+        absurd.folder.mkdir(parents=True)
+        said = events.MetricsLogged(job_id=jobs[1], attempt=1, at=AT, n=2, step=2**70, values={"train_loss": 1})
+        absurd.journal.write_bytes(b"{}\n" + events.encode(said) + b"\n")
+        await soon(lambda: core.recorder.up_since and time.monotonic() > core.recorder.up_since + 0.1)
+        await core.reconciler.run()
+        assert [core.recorder.live[job_id].attempt for job_id in jobs] == [2, 2, 2]
+
+
+async def test_a_job_whose_last_line_nobody_can_read_ends(core, fakes, training):
+    async def ends_strangely(attempt):
+        await attempt.begin()
+        line = events.encode(events.JobCompleted(n=2, result=FinetuneResult(steps=1), **attempt._envelope()))
+        attempt.journal.append(line.replace(b"job.completed", b"job.perfected"))
+        attempt.state = "finished"
+        await core.bus.publish(attempt.journal[-1:])
+
+    async with _serve(core, fakes) as runner:
+        runner.scripts[Kind.FINETUNE] = ends_strangely
+        job = await core.dispatch.submit(training)
+        record = await core.ended(job.job_id)
+    assert (record.status, record.failure_reason) == (Status.FAILED, FailureReason.INTERNAL)
+    assert len(await core.store.dead_letters()) == 1
+
+
+async def test_an_accepted_pause_holds_through_an_interruption(core, fakes, training):
+    async def dies_once(attempt):
+        await attempt.begin()
+        await attempt.paused.wait()
+        if attempt.start.attempt == 1:
+            await attempt.say(events.JobInterrupted, cause="The process was killed.")
+        else:
+            await attempt.say(events.JobPaused, step=3)
+
+    async with _serve(core, fakes) as runner:
+        runner.scripts[Kind.FINETUNE] = dies_once
+        job = await core.dispatch.submit(training)
+        await core.until(job.job_id, lambda record: record.status is Status.RUNNING)
+        await core.dispatch.pause(job.job_id)
+        record = await core.until(job.job_id, lambda record: record.status is Status.PAUSED)
+    assert (record.attempt, record.pause_requested_at) == (2, None)
 
 
 async def test_a_job_that_dies_again_and_again_fails_and_the_next_one_runs(core_at, fakes, training):

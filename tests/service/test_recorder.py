@@ -8,7 +8,7 @@ import pytest
 
 from jobs import bus as streams
 from jobs import events, redis_server
-from jobs.errors import Unavailable, UnknownExport, WrongState
+from jobs.errors import Unavailable, UnknownExport, UnknownJob, WrongState
 from jobs.events import JobCompleted, MetricsLogged, TrainingResumed
 from jobs.lifecycle import Status
 from jobs.results import FinetuneResult
@@ -72,7 +72,7 @@ async def test_a_failed_transaction_leaves_no_trace_and_the_next_one_works(ledge
 async def test_a_write_the_database_refuses_does_not_fail_those_beside_it(ledger, history):
     job = history()
     await ledger.record([job.submitted(), *job.started()])
-    absurd = Write(events=[(_logged(job, 2, 2**70), None)])
+    absurd = Write([(_logged(job, 2, 2**70), None)])
     refused, accepted = await asyncio.gather(
         ledger.commit(absurd), ledger.record([history("job_b").submitted()]), return_exceptions=True
     )
@@ -229,11 +229,41 @@ async def test_an_entry_nobody_can_read_is_put_aside_and_the_reader_goes_on(quie
 async def test_an_entry_the_database_cannot_hold_is_put_aside_and_those_beside_it_count(quiet, history):
     job = history()
     await quiet.recorder.record([job.submitted(), *job.started()])
-    await _publish(quiet, _logged(job, 2, 10), _logged(job, 3, 2**70), job.event(events.PhaseEntered, 1, 3, phase="x"))
-    record = await quiet.until("job_a", lambda record: record.recorded_n == 3)
+    await _publish(quiet, _logged(job, 2, 10), _logged(job, 3, 2**70), job.event(events.PhaseEntered, 1, 4, phase="x"))
+    record = await quiet.until("job_a", lambda record: record.recorded_n == 4)
     assert record.phase == "x"
     ((_, error, _),) = await quiet.store.dead_letters()
     assert "OverflowError" in error
+
+
+@pytest.mark.parametrize(
+    "said", ['"type":"job.unheard"', '"type":"metrics.logged","step":"x"', '"type":"job.failed","reason":"a new one"']
+)
+async def test_a_line_nobody_can_read_does_not_block_its_job(quiet, history, said):
+    job = history()
+    await quiet.recorder.record([job.submitted(), *job.started()])
+    line = f'{{{said},"job_id":"job_a","attempt":1,"at":"2026-01-01T00:00:00Z","n":2}}'
+    await quiet.bus.publish([line.encode(), events.encode(_logged(job, 3, 10))])
+    record = await quiet.until("job_a", lambda record: record.recorded_n == 3)
+    assert record.step == 10
+
+
+async def test_the_same_entry_is_put_aside_once(quiet, history):
+    job = history()
+    await quiet.recorder.record([job.submitted(), *job.started()])
+    await quiet.bus.publish([b"garbage", b"garbage"])
+    await quiet.bus.publish([b"garbage", events.encode(_logged(job, 2, 10))])
+    await quiet.until("job_a", lambda record: record.recorded_n == 2)
+    assert len(await quiet.store.dead_letters()) == 1
+
+
+async def test_dead_letters_do_not_grow_for_ever(quiet, history, monkeypatch):
+    monkeypatch.setattr("service.store._DEAD_LETTERS_KEPT", 3)
+    job = history()
+    await quiet.recorder.record([job.submitted(), *job.started()])
+    await quiet.bus.publish([*[b"garbage %d" % k for k in range(8)], events.encode(_logged(job, 2, 10))])
+    await quiet.until("job_a", lambda record: record.recorded_n == 2)
+    assert len(await quiet.store.dead_letters()) == 3
 
 
 async def test_a_restart_loses_nothing(core_at, history):
@@ -322,6 +352,16 @@ async def test_reports_are_remembered_and_their_runners_forgotten_at_a_new_boot(
     assert quiet.recorder.runners["r"].previous is None
 
 
+async def test_a_report_that_lay_in_the_stream_for_long_is_no_sign_of_life(quiet, soon):
+    said = events.RunnerReported(runner_id="r", boot="b", at=datetime.now(UTC), devices=(), held=())
+    long_ago = int((await quiet.bus.clock_s() - 60) * 1000)
+    await quiet.bus._redis.xadd("training:events", {"m": events.encode(said)}, id=f"{long_ago}-0")
+    await soon(lambda: "r" in quiet.recorder.runners)
+    assert not quiet.recorder.runners["r"].alive
+    await _publish(quiet, said)
+    await soon(lambda: quiet.recorder.runners["r"].alive)
+
+
 # -- the journal on the disk
 
 
@@ -343,9 +383,13 @@ async def test_a_missing_or_broken_journal_is_no_error(quiet, history):
     await quiet.recorder.catch_up(record)
     folder = quiet.root.attempt("job_a", 1)
     folder.folder.mkdir(parents=True)
-    folder.journal.write_bytes(b"{}\n" + events.encode(_logged(job, 2, 10)) + b"\nnonsense\n")
+    lines = [b"{}", events.encode(_logged(job, 2, 10)), b"nonsense", events.encode(_logged(job, 4, 2**70))]
+    lines.append(events.encode(_logged(job, 5, 20)))
+    folder.journal.write_bytes(b"".join(line + b"\n" for line in lines))
     await quiet.recorder.catch_up(record)
-    assert (await quiet.recorder.job("job_a")).recorded_n == 2
+    caught_up = await quiet.recorder.job("job_a")
+    assert (caught_up.recorded_n, caught_up.step) == (5, 20)
+    assert [body for _, _, body in await quiet.store.dead_letters()] == lines[2:4]
 
 
 # -- deleting
@@ -361,3 +405,10 @@ async def test_only_what_has_ended_is_deleted(quiet, history, training):
     assert await quiet.recorder.job("job_a") is None
     with pytest.raises(UnknownExport):
         await quiet.recorder.delete_export("job_a")
+
+
+async def test_a_job_that_should_be_there_is_known_or_refused(quiet, history):
+    (record,) = await quiet.recorder.record([history().submitted()])
+    assert await quiet.recorder.known("job_a") == record
+    with pytest.raises(UnknownJob):
+        await quiet.recorder.known("job_b")

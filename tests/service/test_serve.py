@@ -112,6 +112,15 @@ def test_what_was_accepted_survives_a_kill(start, tmp_path) -> None:
     assert (job["status"], job["spec"]["data_path"]) == ("pending", "datasets/made")
 
 
+def test_ctrl_c_ends_it_with_status_0_and_without_a_word(start) -> None:
+    service = start()
+    service.wait_until_it_answers()
+    service.process.send_signal(signal.SIGINT)
+    _, said = service.process.communicate(timeout=_WITHIN_S)
+    assert service.process.returncode == 0, said
+    assert "Traceback" not in said
+
+
 def test_sigterm_ends_it_quickly_with_an_open_stream(start) -> None:
     service = start()
     service.wait_until_it_answers()

@@ -10,8 +10,8 @@ from jobs import events
 from jobs.lifecycle import Status
 from jobs.results import ConvertResult, ExportResult, FinetuneResult, SplitResult, ValidateResult
 from jobs.specs import ConvertSpec, ExportFormat, ExportSpec, Kind, SplitSpec, ValidateSpec
-from service.batch import Batch, Position
 from service.store import Store
+from service.transaction import Position, Transaction
 
 EXPORTED = ExportResult(
     export_id="job_x", job_id="job_a", export_path="exports/job_x/model", archive_path="exports/job_x/m.zip",
@@ -203,14 +203,14 @@ async def test_a_split_that_was_validated_itself_speaks_for_itself(ledger, store
     assert await store.last_validation("datasets/d/s/val.jsonl") is False
 
 
-async def test_a_batch_is_written_whole_or_not_at_all(store, history):
+async def test_a_transaction_is_written_whole_or_not_at_all(store, history):
     job = history()
-    batch = Batch({}, 0)
-    batch.add(job.submitted())
-    batch.position = Position("e", "5-0")
-    batch.events.append(batch.events[0])  # its seq twice
+    transaction = Transaction({}, 0)
+    transaction.add(job.submitted())
+    transaction.position = Position("e", "5-0")
+    transaction.events.append(transaction.events[0])  # its seq twice
     with pytest.raises(sqlite3.IntegrityError):
-        await store.write(batch)
+        await store.write(transaction)
     assert await store.jobs() == []
     assert await store.position() is None
 

@@ -1,9 +1,8 @@
 """text: conversations a model can be trained on."""
 
-from gpu_runner.rows import Row
+from gpu_runner.rows import IMAGE_MARK, Row
 from gpu_runner.sam2.observed import Observed
 from gpu_runner.sam2.rules.tally import Tally
-from gpu_runner.sam2.targets import PICTURE
 from jobs.results import Finding
 
 _RULE = "text"
@@ -17,7 +16,7 @@ class Text:
         row = seen.row
         if any(turn.from_ == "gpt" and not turn.value.strip() for turn in row.conversations):
             self._empty.add(row.id)
-        if sum(turn.value.count(PICTURE) for turn in row.conversations) != (row.image is not None):
+        if sum(turn.value.count(IMAGE_MARK) for turn in row.conversations) != (row.image is not None):
             self._placeholders.add(row.id)
         if not _alternates(row):
             self._turns.add(row.id)
@@ -33,8 +32,8 @@ class Text:
             *self._placeholders.finding(
                 _RULE,
                 "error",
-                f"{{count}} rows don't have exactly one {PICTURE} for their picture.",
-                f"Begin the first question with {PICTURE}, and use it nowhere else.",
+                f"{{count}} rows don't have exactly one {IMAGE_MARK} for their picture.",
+                f"Begin the first question with {IMAGE_MARK}, and use it nowhere else.",
             ),
             *self._turns.finding(
                 _RULE,

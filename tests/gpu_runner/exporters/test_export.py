@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,14 +18,16 @@ from transformers import AutoModelForImageTextToText, AutoProcessor, AutoTokeniz
 
 from gpu_runner.exporters import huggingface, lora_adapter
 from gpu_runner.recipes.export import run
-from gpu_runner.training import checkpoints
+from gpu_runner.training import adapters, checkpoints, models
 from gpu_runner.training.models import Loaded
 from gpu_runner.work import Stopped, Work
-from jobs import events
-from jobs.errors import JobFailed, ModelUnavailable
+from jobs import commands, events
+from jobs.commands import Start
+from jobs.errors import DiskFull, JobFailed, ModelUnavailable, OutOfMemory
 from jobs.models import DEMO_MODEL
 from jobs.paths import DataRoot
-from jobs.specs import ExportFormat, ExportSpec
+from jobs.settings import Settings
+from jobs.specs import EvaluateSpec, ExportFormat, ExportSpec
 
 Train = Callable[[str], str]
 Export = Callable[..., Work[ExportSpec]]
@@ -122,21 +125,19 @@ def test_nothing_of_an_export_names_a_path_of_this_host(root: DataRoot, train: T
 
 
 def test_the_best_checkpoint_is_exported_not_the_newest(root: DataRoot, train: Train, export: Export) -> None:
-    attempt = root.attempt(train("full"), 1)
-    completed = events.decode_event(attempt.journal.read_bytes().splitlines()[-1])
-    assert isinstance(completed, events.JobCompleted)
-    other = root.name_of(attempt.checkpoints / "step-2")
-    job_id = _with_best(root, train("full"), other)
+    job_id = _with_best(root, train("full"), "step-2")
+    best = root.attempt(job_id, 1).checkpoints / "step-2"
 
     result = run(export(job_id))
     assert "step 2, the one with the best evaluation" in result.message
     exported = load_file(root.path_of(result.export_path) / "model.safetensors")
-    expected = load_file(root.path_of(other) / "model" / "model.safetensors")
+    expected = load_file(best / "model" / "model.safetensors")
     assert all(torch.equal(exported[name], expected[name]) for name in expected)
 
 
 def test_a_broken_best_checkpoint_is_passed_over(root: DataRoot, train: Train, export: Export) -> None:
-    job_id = _with_best(root, train("full"), "jobs/nowhere/attempt-1/checkpoints/step-9")
+    job_id = _with_best(root, _copy(root, train("full"), "job-torn"), "step-2")
+    (root.attempt(job_id, 1).checkpoints / "step-2" / "state.pt").unlink()
     assert "step 4, the newest complete one" in run(export(job_id)).message
 
 
@@ -218,6 +219,64 @@ def test_what_an_interrupted_attempt_left_is_replaced(root: DataRoot, train: Tra
     assert not any(folder.exists() for folder in hidden)
     assert not (root.export(work.job_id) / "half.bin").exists()
     assert root.path_of(result.archive_path).is_file()
+
+
+@pytest.mark.parametrize("export_format", [ExportFormat.HUGGINGFACE, ExportFormat.LORA_ADAPTER])
+def test_an_export_keeps_the_number_format_of_its_base(
+    root: DataRoot, train: Train, export: Export, monkeypatch: pytest.MonkeyPatch, export_format: ExportFormat
+) -> None:
+    monkeypatch.setattr(models, "stored_dtype", lambda *_, **__: torch.float16)
+    result = run(export(train("lora"), export_format))
+    weights = load_file(root.path_of(result.export_path) / _WEIGHTS[export_format])
+    expected = torch.float16 if export_format is ExportFormat.HUGGINGFACE else torch.float32
+    assert {tensor.dtype for tensor in weights.values()} == {expected}
+
+
+def test_the_stored_format_is_the_one_in_the_config(root: DataRoot) -> None:
+    source = models.source_of(DEMO_MODEL, root, Settings(data_root=str(root.folder)))
+    assert models.stored_dtype(source) is torch.float32
+
+
+@pytest.mark.parametrize(
+    ("method", "fits", "four_bit"), [("qlora", False, True), ("qlora", True, False), ("lora", False, False)]
+)
+def test_exported_adapters_go_onto_a_four_bit_base_only_where_they_must_and_were_trained_so(
+    root: DataRoot,
+    train: Train,
+    export: Export,
+    monkeypatch: pytest.MonkeyPatch,
+    method: str,
+    fits: bool,
+    four_bit: bool,
+) -> None:
+    work = export(train(method), ExportFormat.LORA_ADAPTER)
+    run(work)
+    start = Start(job_id=work.job_id, attempt=1, spec=work.spec, device="cpu")
+    work.folder.start.write_bytes(commands.encode(start))
+    monkeypatch.setattr(models, "_fits", lambda *_: fits)
+    spec = EvaluateSpec(data_path="datasets/flat", export_id=work.job_id)
+    loaded = models.load_named(spec, root, work.settings, "cpu")
+    assert bool(adapters.four_bit_layers(loaded.model)) == four_bit
+
+
+@pytest.mark.parametrize(
+    ("function", "left", "error"),
+    [
+        ("gpu_runner.exporters.room.shutil.disk_usage", SimpleNamespace(free=1000), DiskFull),
+        ("gpu_runner.exporters.room.device.available_host_bytes", 1000, OutOfMemory),
+    ],
+)
+def test_an_export_without_room_is_refused_before_it_loads_anything(
+    train: Train, export: Export, monkeypatch: pytest.MonkeyPatch, function: str, left: Any, error: type[JobFailed]
+) -> None:
+    work = export(train("lora"))
+    monkeypatch.setattr(function, lambda *_: left)
+    monkeypatch.setattr(models, "load_checkpoint", None)
+    with pytest.raises(error, match=r"needs \d"):
+        run(work)
+
+
+_WEIGHTS = {ExportFormat.HUGGINGFACE: "model.safetensors", ExportFormat.LORA_ADAPTER: "adapter_model.safetensors"}
 
 
 # -- planted faults: each must be caught before anything is published
@@ -314,13 +373,12 @@ def _copy(root: DataRoot, job_id: str, name: str) -> str:
 
 
 def _with_best(root: DataRoot, job_id: str, best: str) -> str:
-    """A copy of a job whose result names another best checkpoint."""
-    name = _copy(root, job_id, f"{job_id}-best-{Path(best).name}")
-    journal = root.attempt(name, 1).journal
-    lines = journal.read_bytes().splitlines()
-    completed = json.loads(lines[-1])
-    completed["result"]["best_checkpoint_path"] = best
-    journal.write_bytes(b"\n".join([*lines[:-1], json.dumps(completed).encode()]) + b"\n")
+    """A copy of a job in which this checkpoint was evaluated best."""
+    name = _copy(root, job_id, f"{job_id}-{best}")
+    file = root.attempt(name, 1).checkpoints / best / checkpoints.MANIFEST
+    manifest = json.loads(file.read_bytes())
+    manifest["metrics"]["eval_loss"] = 0.0
+    file.write_text(json.dumps(manifest))
     return name
 
 

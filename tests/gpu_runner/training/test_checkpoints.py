@@ -6,15 +6,21 @@ import pytest
 
 from gpu_runner.training import checkpoints
 from gpu_runner.training.checkpoints import MANIFEST, Checkpoint, Manifest
+from jobs.errors import ModelUnavailable
 from jobs.paths import DataRoot
 
 
-def save(parent: Path, step: int, attempt: int = 1, content: bytes = b"weights") -> Checkpoint:
+def save(
+    parent: Path, step: int, attempt: int = 1, content: bytes = b"weights", loss: float | None = None
+) -> Checkpoint:
     def fill(checkpoint: Checkpoint) -> None:
         (checkpoint.model / "model.safetensors").write_bytes(content)
         checkpoint.state.write_bytes(b"state")
 
-    manifest = Manifest(job_id="job", attempt=attempt, step=step, method="full", model_name="demo-llava", metrics={})
+    metrics = {} if loss is None else {"eval_loss": loss}
+    manifest = Manifest(
+        job_id="job", attempt=attempt, step=step, method="full", model_name="demo-llava", metrics=metrics
+    )
     return checkpoints.write(parent, manifest, fill, lambda: None)
 
 
@@ -89,6 +95,24 @@ def test_a_job_without_checkpoints_has_no_newest_one(root: DataRoot) -> None:
     assert checkpoints.newest_verified(root, "job") is None
 
 
+def test_the_best_checkpoint_stands_for_a_job(root: DataRoot) -> None:
+    best = save(folder_of(root, 1), 3, loss=0.5)
+    save(folder_of(root, 1), 6, loss=0.9)
+    save(folder_of(root, 2), 9, attempt=2)
+    assert checkpoints.of_job(root, "job") == best
+
+
+def test_the_newest_stands_for_a_job_whose_best_is_broken(root: DataRoot) -> None:
+    save(folder_of(root, 1), 3, loss=0.5).state.write_bytes(b"torn!")
+    newest = save(folder_of(root, 2), 9, attempt=2)
+    assert checkpoints.of_job(root, "job") == newest
+
+
+def test_a_job_without_a_whole_checkpoint_is_refused(root: DataRoot) -> None:
+    with pytest.raises(ModelUnavailable, match="no complete checkpoint"):
+        checkpoints.of_job(root, "job")
+
+
 def test_rotation_keeps_the_newest_and_the_best(tmp_path: Path) -> None:
     for step in (1, 2, 3, 4, 5):
         save(tmp_path, step)
@@ -102,6 +126,19 @@ def test_rotation_never_leaves_fewer_than_two(tmp_path: Path) -> None:
         save(tmp_path, step)
     checkpoints.rotate(tmp_path, 1, best=None)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step-10", "step-2"]
+
+
+def test_checkpoints_of_earlier_attempts_go_once_two_newer_ones_are_there(root: DataRoot) -> None:
+    best = save(folder_of(root, 1), 1, loss=0.5).folder
+    for step in (2, 3):
+        save(folder_of(root, 1), step)
+    save(folder_of(root, 1), 4).state.write_bytes(b"torn!")
+    save(folder_of(root, 2), 4, attempt=2)
+    gone = checkpoints.rotate_earlier(root, "job", 2, best)
+    assert [step for step, _ in gone] == [4, 2], "a whole one stays while this attempt has only one"
+    save(folder_of(root, 2), 5, attempt=2)
+    assert [step for step, _ in checkpoints.rotate_earlier(root, "job", 2, best)] == [3]
+    assert best.exists()
 
 
 def test_an_incomplete_checkpoint_does_not_count_in_rotation(tmp_path: Path) -> None:

@@ -8,8 +8,17 @@ import torch
 from safetensors import SafetensorError
 
 from gpu_runner.training import device
+from gpu_runner.training.device import Compute
 from jobs.errors import DiskFull, OutOfMemory
 from jobs.specs import TrainingConfig
+
+
+def have(monkeypatch: pytest.MonkeyPatch, capability: int) -> None:
+    """A second GPU of that compute capability; the first has none of it, and bf16 is emulated everywhere."""
+    capabilities = {torch.device("cuda:0"): (1, 0), torch.device("cuda:1"): (capability, 5)}
+    monkeypatch.setattr(torch.cuda, "get_device_capability", capabilities.__getitem__)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _device: "A GPU")
 
 
 def config(**changes: Any) -> TrainingConfig:
@@ -35,9 +44,20 @@ def test_the_number_format_on_a_cpu(changes: dict[str, Any], dtype: torch.dtype,
 
 @pytest.mark.parametrize(("has_bf16", "dtype"), [(True, torch.bfloat16), (False, torch.float16)])
 def test_a_gpu_uses_the_best_format_it_has(has_bf16: bool, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: has_bf16)
+    have(monkeypatch, 8 if has_bf16 else 7)
     assert device.best("cuda:1").dtype is dtype
-    assert device.for_training("cuda:1", config(fp16=True))[0].dtype is torch.float16
+    assert device.for_four_bit("cuda:1").dtype is dtype
+    assert device.for_training("cuda:1", config(fp16=True)) == (Compute(torch.device("cuda:1"), torch.float16), [])
+
+
+@pytest.mark.parametrize("changes", [{}, {"bf16": True}, {"use_qlora": True}])
+def test_a_gpu_that_only_emulates_bf16_uses_fp16_and_says_so(
+    changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    have(monkeypatch, 7)
+    compute, said = device.for_training("cuda:1", config(**changes))
+    assert compute.dtype is torch.float16
+    assert said == ["A GPU has no bf16 arithmetic: this run uses fp16 instead."]
 
 
 def test_peak_memory_is_in_bytes() -> None:

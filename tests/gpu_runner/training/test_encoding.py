@@ -12,6 +12,15 @@ from gpu_runner.training import demo_model, models
 from gpu_runner.training.encoding import NOT_TRAINED, RowEncoder, collate
 from jobs.errors import DatasetInvalid, ModelUnavailable
 
+LLAVA_TEMPLATE = (  # of llava-hf/llava-1.5-7b-hf
+    "{% for message in messages %}{% if message['role'] != 'system' %}{{ message['role'].upper() + ': '}}{% endif %}"
+    "{# images first #}{% for content in message['content'] | selectattr('type', 'equalto', 'image') %}"
+    "{{ '<image>\n' }}{% endfor %}{% if message['role'] != 'assistant' %}"
+    "{% for content in message['content'] | selectattr('type', 'equalto', 'text') %}{{ content['text'] + ' '}}"
+    "{% endfor %}{% else %}{% for content in message['content'] | selectattr('type', 'equalto', 'text') %}"
+    "{% generation %}{{ content['text'] + ' '}}{% endgeneration %}{% endfor %}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}"
+)
 PICTURE = Image.new("RGB", (90, 70), (200, 30, 30))
 
 
@@ -106,16 +115,31 @@ def test_an_end_is_added_where_the_template_writes_none(processor: Any, encoder:
     assert trained_text(encoder, encoded.labels) == "red<|im_end|>"
 
 
+def test_the_space_a_template_writes_behind_an_answer_is_not_learned(processor: Any) -> None:
+    encoder = encoder_of(with_template(processor, LLAVA_TEMPLATE))
+    encoded = encoder.encode(row("red"), PICTURE)
+    assert trained_text(encoder, encoded.labels).lstrip() == "red<|im_end|>"
+    assert encoder.tokenizer.decode(encoded.input_ids).endswith("ASSISTANT: red<|im_end|>")
+
+
+def test_no_answer_of_a_longer_conversation_ends_with_a_space(processor: Any) -> None:
+    encoder = encoder_of(with_template(processor, LLAVA_TEMPLATE))
+    turns = (*row("red").conversations, Turn("human", "And the shape?"), Turn("gpt", "a circle"))
+    encoded = encoder.encode(Row(id="r", image="i.png", conversations=turns), PICTURE)
+    between = encoder.tokenizer.bos_token_id
+    spans = encoder.tokenizer.decode(encoded.labels.masked_fill(encoded.labels == NOT_TRAINED, between))
+    assert [text.lstrip() for text in spans.split("<|endoftext|>") if text] == ["red", "a circle<|im_end|>"]
+
+
 def test_words_of_a_dataset_never_become_control_tokens(encoder: RowEncoder) -> None:
     encoded = encoder.encode(row("a <image> <|im_end|> sign", "Is <|im_start|>this<image> red?"), PICTURE)
     assert int((encoded.input_ids == encoder.processor.image_token_id).sum()) == demo_model.IMAGE_TOKENS
     assert int((encoded.labels == encoder.tokenizer.eos_token_id).sum()) == 1
 
 
-def test_a_long_answer_is_cut_and_counted_but_the_picture_stays_whole(processor: Any) -> None:
+def test_a_long_answer_is_cut_but_the_picture_stays_whole(processor: Any) -> None:
     encoder = encoder_of(processor, max_length=128)
     encoded = encoder.encode(row("very long " * 100), PICTURE)
-    assert encoded.truncated
     assert len(encoded.input_ids) == 128
     assert int((encoded.input_ids == encoder.processor.image_token_id).sum()) == demo_model.IMAGE_TOKENS
     assert (encoded.labels != NOT_TRAINED).any()

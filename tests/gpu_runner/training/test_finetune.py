@@ -12,14 +12,15 @@ import torch
 
 from gpu_runner.recipes import finetune
 from gpu_runner.rows import LLAVA_FILE
-from gpu_runner.training import adapters, checkpoints, models
+from gpu_runner.training import adapters, checkpoints, demo_model, models
+from gpu_runner.training.evaluation import Validation
 from gpu_runner.training.loop import TrainingLoop
 from gpu_runner.work import Stopped, Work
 from jobs import events
-from jobs.errors import DatasetInvalid, ModelUnavailable, NoCapacity
+from jobs.errors import DatasetInvalid, JobFailed, ModelUnavailable, NoCapacity
 from jobs.models import ModelSource, Origin
 from jobs.paths import DataRoot
-from jobs.specs import FinetuneSpec
+from jobs.specs import EvaluateSpec, FinetuneSpec
 
 METHODS = {"full": {"use_lora": False}, "lora": {}, "qlora": {"use_qlora": True}}
 SERIES = ("train_loss", "learning_rate", "grad_norm", "eval_loss", "eval_accuracy")
@@ -117,12 +118,33 @@ def test_a_broken_newest_checkpoint_is_not_continued_from(
     assert said(second, events.TrainingResumed)[0].step == 3
 
 
+def test_what_earlier_attempts_saved_is_removed_and_said(
+    finetune_spec: Build, work_for: WorkFor, said: Said, die_before: Callable[[int], type[BaseException]]
+) -> None:
+    spec = finetune_spec(save_steps=1, val_data_path=None)
+    with pytest.raises(die_before(4)):
+        finetune.run(work_for(spec, attempt=1))
+    second = work_for(spec, attempt=2)
+    finetune.run(second)
+    assert list(second.root.attempt("job", 1).checkpoints.iterdir()) == []
+    removed = {event.path for event in said(second, events.CheckpointRemoved)}
+    assert {f"jobs/job/attempt-1/checkpoints/step-{step}" for step in (2, 3, 4)} <= removed
+
+
+def test_a_model_is_continued_under_any_of_its_names(finetune_spec: Build, work_for: WorkFor, root: DataRoot) -> None:
+    shutil.copytree(demo_model.ensure(root.models / "demo-llava"), root.models / "mine")
+    spec = finetune_spec(max_steps=1, model_name="mine")
+    finetune.run(work_for(spec, job_id="first"))
+    config = msgspec.structs.replace(spec.config, continue_from="first", model_name="models/mine")
+    assert finetune.run(work_for(FinetuneSpec(config=config), job_id="second")).steps == 1
+
+
 def test_qlora_trains_adapters_on_a_four_bit_base(finetune_spec: Build, work_for: WorkFor, root: DataRoot) -> None:
     work = work_for(finetune_spec(**METHODS["qlora"], learning_rate=1e-2))
     result = finetune.run(work)
     assert result.trainable_parameters["vision"] == result.trainable_parameters["projector"] == 0
     assert result.trainable_parameters["language"] == 52_224
-    loaded = models.load_finetuned(root, work.settings, "job", "cpu")
+    loaded = models.load_named(EvaluateSpec(data_path="x", job_id="job"), root, work.settings, "cpu")
     assert adapters.four_bit_layers(loaded.model)
     trained = [p for name, p in loaded.model.named_parameters() if "lora_B" in name]
     assert all(bool(parameter.any()) for parameter in trained)  # they begin as zeros
@@ -142,7 +164,7 @@ def test_what_was_trained_is_what_is_loaded(
     monkeypatch.setattr(finetune, "_result", result)
     work = work_for(finetune_spec(**METHODS[method]))
     finetune.run(work)
-    again = models.load_finetuned(root, work.settings, "job", "cpu").model.state_dict()
+    again = models.load_named(EvaluateSpec(data_path="x", job_id="job"), root, work.settings, "cpu").model.state_dict()
     assert again.keys() == kept[0].keys()
     assert all(torch.equal(again[name], kept[0][name]) for name in again)
 
@@ -232,6 +254,91 @@ def test_a_missing_image_stops_the_job_with_its_row(finetune_spec: Build, work_f
     (root.path_of(spec.config.train_data_path) / "images" / "0003.png").unlink()
     with pytest.raises(DatasetInvalid, match="row-3"):
         finetune.run(work_for(spec))
+
+
+def test_a_bad_validation_row_is_found_before_the_first_step(
+    finetune_spec: Build, work_for: WorkFor, root: DataRoot, said: Said
+) -> None:
+    spec = finetune_spec()
+    (root.path_of(str(spec.config.val_data_path)) / "images" / "0003.png").unlink()
+    work = work_for(spec)
+    with pytest.raises(DatasetInvalid, match=r"row-3 of datasets/val"):
+        finetune.run(work)
+    assert "training" not in [event.phase for event in said(work, events.PhaseEntered)]
+
+
+def test_an_evaluation_that_fails_does_not_lose_the_weights(
+    finetune_spec: Build, work_for: WorkFor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any) -> None:
+        raise DatasetInvalid("The picture is broken.")
+
+    monkeypatch.setattr(Validation, "score", fail)
+    work = work_for(finetune_spec(save_steps=100))
+    with pytest.raises(DatasetInvalid, match="broken"):
+        finetune.run(work)
+    assert checkpoints.of_job(work.root, "job").step == 4
+
+
+@pytest.fixture
+def spoil_gradients(monkeypatch: pytest.MonkeyPatch) -> Callable[[set[int]], None]:
+    """Makes the gradients of these steps NaN, counted from 1."""
+
+    def arrange(steps: set[int]) -> None:
+        real = TrainingLoop._step
+
+        def step(self: TrainingLoop) -> tuple[float, float]:
+            backward = self._optimisation.backward
+            if self.state.step + 1 in steps:
+                monkeypatch.setattr(self._optimisation, "backward", lambda loss: backward(loss * torch.nan))
+            try:
+                return real(self)
+            finally:
+                monkeypatch.setattr(self._optimisation, "backward", backward)
+
+        monkeypatch.setattr(TrainingLoop, "_step", step)
+
+    return arrange
+
+
+def test_a_gradient_that_is_no_number_changes_nothing_and_is_not_saved_upon(
+    finetune_spec: Build, work_for: WorkFor, said: Said, spoil_gradients: Callable[[set[int]], None]
+) -> None:
+    spoil_gradients({1, 3})
+    work = work_for(finetune_spec())
+    result = finetune.run(work)
+    assert [event.step for event in said(work, events.CheckpointSaved)] == [4, 6, 8]  # 3 was due
+    logged = [event.values for event in said(work, events.MetricsLogged) if "train_loss" in event.values]
+    assert [values["skipped_steps"] for values in logged] == [1, 2, 2, 2]
+    assert result.final_train_loss is not None
+
+
+def test_a_training_that_diverged_ends_with_its_good_checkpoints(
+    finetune_spec: Build, work_for: WorkFor, spoil_gradients: Callable[[set[int]], None]
+) -> None:
+    spoil_gradients(set(range(4, 100)))
+    work = work_for(finetune_spec(save_steps=1, num_epochs=10))
+    with pytest.raises(JobFailed, match=r"diverged.*lower learning_rate"):
+        finetune.run(work)
+    assert sorted(path.name for path in work.folder.checkpoints.iterdir()) == ["step-1", "step-2", "step-3"]
+
+
+def test_weights_that_are_no_numbers_are_never_saved(
+    finetune_spec: Build, work_for: WorkFor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = TrainingLoop._step
+
+    def step(self: TrainingLoop) -> tuple[float, float]:
+        done = real(self)
+        if self.state.step == 8:
+            self._optimisation._parameters[0].data.fill_(torch.inf)
+        return done
+
+    monkeypatch.setattr(TrainingLoop, "_step", step)
+    work = work_for(finetune_spec(eval_steps=100, val_data_path=None))
+    with pytest.raises(JobFailed, match="diverged"):
+        finetune.run(work)
+    assert checkpoints.of_job(work.root, "job").step == 6
 
 
 def test_an_empty_data_set_is_refused(finetune_spec: Build, work_for: WorkFor, write_frames: Any) -> None:

@@ -2,12 +2,13 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForImageTextToText
+from transformers import AutoModelForImageTextToText, GPT2Config, GPT2LMHeadModel
 
 from gpu_runner.training import adapters, demo_model, models, trainable
 from gpu_runner.training.device import Compute
@@ -114,6 +115,12 @@ def test_adapters_touch_the_language_model_only(demo_folder: Path) -> None:
     assert not loaded.model.base_model.model.model.vision_tower.training
 
 
+def test_a_model_without_the_layers_lora_knows_is_refused_with_a_sentence() -> None:
+    model = GPT2LMHeadModel(GPT2Config(n_layer=1, n_head=2, n_embd=32, vocab_size=64))
+    with pytest.raises(ModelUnavailable, match="use_lora=false"):
+        adapters.attach(model, config())
+
+
 def test_full_training_trains_every_part(demo_folder: Path) -> None:
     full = config(use_lora=False)
     loaded = trainable.load(source(demo_folder), full, Compute(CPU, torch.float32), None, offline=True)
@@ -167,10 +174,59 @@ def test_recomputing_activations_gives_the_same_gradients(demo_folder: Path) -> 
         return [p.grad.clone() for p in loaded.model.parameters() if p.grad is not None]
 
     kept = gradients()
-    loaded.model.activation_checkpointing_enable()
+    trainable.recompute_activations(loaded)
     recomputed = gradients()
     assert len(kept) == len(recomputed) == 2 * 7 * 3
     assert all(torch.allclose(one, other, atol=1e-6) for one, other in zip(kept, recomputed, strict=True))
+
+
+def test_recomputing_activations_leaves_what_is_frozen_out_of_the_graph(demo_folder: Path) -> None:
+    loaded = trainable.load(source(demo_folder), config(), Compute(CPU, torch.float32), None, offline=True)
+    trainable.recompute_activations(loaded)
+    vlm = loaded.model.base_model.model.model
+    seen: dict[str, bool] = {}
+    for name in ("vision_tower", "multi_modal_projector"):
+
+        def note(_module: Any, _inputs: Any, out: Any, name: str = name) -> None:
+            seen[name] = getattr(out, "last_hidden_state", out).requires_grad
+
+        vlm.get_submodule(name).register_forward_hook(note)
+    ids = torch.full((1, 80), 20)
+    ids[0, :64] = loaded.processor.image_token_id
+    loaded.model(input_ids=ids, pixel_values=torch.zeros(1, 3, 64, 64))
+    assert seen == {"vision_tower": False, "multi_modal_projector": False}
+
+
+def test_adapters_are_loaded_onto_the_jobs_own_device(
+    demo_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded = trainable.load(source(demo_folder), config(), Compute(CPU, torch.float32), None, offline=True)
+    loaded.model.save_pretrained(tmp_path, save_embedding_layers=False)
+    base = models.load_base(source(demo_folder), device="cpu", dtype=torch.float32)
+    monkeypatch.setattr("peft.peft_model.infer_device", lambda: "meta")  # as peft finds the first GPU
+    adapted = adapters.load(base.model, tmp_path, base.compute.device)
+    assert {parameter.device.type for parameter in adapted.parameters()} == {"cpu"}
+
+
+def test_a_model_for_a_gpu_is_loaded_straight_onto_it(demo_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Asked(Exception):
+        pass
+
+    def load(_source: Any, _config: Any, **options: Any) -> None:
+        raise Asked(options["device_map"])
+
+    monkeypatch.setattr(models, "_load_weights", load)
+    with pytest.raises(Asked, match="cuda:1"):
+        models.load_base(source(demo_folder), device="cuda:1", dtype=torch.float16)
+
+
+@pytest.mark.parametrize(("limit", "device_name", "rows"), [(1, "cuda:0", 1), (1, "cpu", 8), (10**9, "cuda:0", 8)])
+def test_a_large_model_on_a_gpu_answers_one_row_at_a_time(
+    demo_folder: Path, monkeypatch: pytest.MonkeyPatch, limit: int, device_name: str, rows: int
+) -> None:
+    monkeypatch.setattr("jobs.models.CPU_LIMIT_PARAMETERS", limit)
+    loaded = models.load_base(source(demo_folder), device="cpu", dtype=torch.float32)
+    assert replace(loaded, compute=Compute(torch.device(device_name), torch.float16)).batch_rows(8) == rows
 
 
 def test_a_text_model_loads_with_its_tokeniser(text_model: Path) -> None:

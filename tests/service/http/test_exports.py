@@ -3,11 +3,16 @@
 import hashlib
 import time
 from datetime import datetime
+from urllib.parse import parse_qs, urlsplit
 
 import msgspec
 import pytest
 
+from jobs.errors import UnknownExport
+from jobs.paths import DataRoot
+from jobs.settings import Settings
 from jobs.specs import Kind
+from service import links
 
 PREFIXES = ("/api", "/api/training")
 
@@ -131,8 +136,43 @@ def test_a_link_that_expired_is_gone_and_a_new_one_can_be_had(build, monkeypatch
     info = house.http.get(f"/api/export/{job_id}/download").json()
     assert datetime.fromisoformat(info["expires_at"]).timestamp() == pytest.approx(time.time() + 3600, abs=30)
     assert house.http.get(info["download_url"]).status_code == 200
-    past = f"/api/export/download_file/{export_id}?expires={int(time.time()) - 1}"
-    assert (house.http.get(past).status_code, house.http.get(past).json()["code"]) == (410, "link_expired")
+    (listed,) = house.http.get("/api/export/list").json()["exports"]
+    plain, _, query = listed["download_url"].partition("?")
+    expires, signature = parse_qs(query)["expires"][0], parse_qs(query)["signature"][0]
+    assert house.http.get(listed["download_url"]).status_code == 200
+    for changed in (
+        "", f"?expires={expires}", f"?signature={signature}", f"?expires={int(expires) + 1}&signature={signature}",
+        f"?expires={expires}&signature={'0' * 64}", f"?expires={expires}&signature=%C3%A9",
+        f"?expires={expires}&signature={signature[:-1]}",
+    ):  # fmt: skip
+        answer = house.http.get(plain + changed)
+        assert (answer.status_code, answer.json()["code"]) == (404, "export_not_found"), changed
+    other = plain.replace(export_id, _export(house.http, job_id)["export_id"])
+    assert house.http.get(f"{other}?{query}").status_code == 404
+    monkeypatch.setattr("service.links.time.time", lambda: int(expires) + 1.0)
+    answer = house.http.get(info["download_url"])
+    assert (answer.status_code, answer.json()["code"]) == (410, "link_expired")
+    fresh = house.http.get(f"/api/export/{job_id}/download").json()["download_url"]
+    assert "signature=" in fresh
+
+
+def test_links_outlive_a_restart_and_their_key_is_its_owners_alone(tmp_path) -> None:
+    settings, root = Settings(export_link_h=1.0), DataRoot(tmp_path)
+    link = links.Links.open(settings, root).make("/api", "job_e")
+    expires, signature = parse_qs(urlsplit(link.url).query).values()
+    links.Links.open(settings, root).check("job_e", int(expires[0]), signature[0])
+    assert root.link_key.stat().st_mode & 0o777 == 0o600
+    root.link_key.unlink()
+    with pytest.raises(UnknownExport):
+        links.Links.open(settings, root).check("job_e", int(expires[0]), signature[0])
+
+
+def test_links_without_an_end_need_no_key(tmp_path) -> None:
+    settings, root = Settings(), DataRoot(tmp_path)
+    opened = links.Links.open(settings, root)
+    assert opened.make("/api", "job_e") == links.Link(url="/api/export/download_file/job_e", expires_at=None)
+    opened.check("job_e", None, None)
+    assert not root.link_key.exists()
 
 
 def _link(http, job_id: str) -> str:

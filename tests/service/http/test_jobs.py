@@ -1,8 +1,13 @@
 """The general door: any kind of job, its events, its log, and what can be done to it."""
 
+import time
+from datetime import UTC, datetime
+
 from jobs import events
 from jobs.lifecycle import Status
-from jobs.specs import Kind
+from jobs.specs import Kind, ValidateSpec
+from service import answers
+from service.records import JobRecord
 
 
 def _submit(http, **spec):
@@ -40,6 +45,37 @@ def test_a_failed_job_says_why(house, http, dataset) -> None:
     job = http.get(f"/api/jobs/{job_id}").json()
     assert (job["failure_reason"], job["failure_detail"]) == ("disk_full", "free some space")
     assert job["notes"] == ["fp16 became fp32"]
+
+
+def test_pending_jobs_say_their_turn(build) -> None:
+    house = build(with_runner=False)
+    (house.root.datasets / "made").mkdir(parents=True)
+    config = {"model_name": "demo-llava", "train_data_path": "datasets/made"}
+    late = _submit(house.http, kind="validate", data_path="datasets/made")
+    last = _submit(house.http, kind="validate", data_path="datasets/made")
+    first = _submit(house.http, kind="finetune", config=config | {"priority": 5})
+    listed = {job["job_id"]: job["queue_position"] for job in house.http.get("/api/jobs").json()["jobs"]}
+    assert listed == {first: 1, late: 2, last: 3}
+    assert house.http.get(f"/api/jobs/{last}").json()["queue_position"] == 3
+
+
+def test_a_long_queue_is_sorted_once_a_listing() -> None:
+    at = datetime(2026, 1, 1, tzinfo=UTC)
+    spec = ValidateSpec(data_path="datasets/made")
+    records = [
+        JobRecord(job_id=f"job_{n}", spec=spec, submitted_at=at, updated_at=at, submitted_seq=n, last_seq=n)
+        for n in range(2000)
+    ]
+    began = time.perf_counter()
+    positions = answers.queue_positions(records)
+    listed = [answers.job(record, positions) for record in records]
+    assert time.perf_counter() - began < 0.2
+    assert [job.queue_position for job in listed] == list(range(1, 2001))
+
+
+def test_a_job_is_shown_with_everything_but_the_bookkeeping() -> None:
+    kept = set(JobRecord.__struct_fields__) - {"recorded_n", "submitted_seq"}
+    assert set(answers.JobAnswer.__struct_fields__) == kept | {"kind", "queue_position", "progress_percentage"}
 
 
 def test_jobs_are_listed_page_by_page_newest_first(house, http, dataset) -> None:

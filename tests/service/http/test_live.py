@@ -224,7 +224,8 @@ def test_a_client_that_takes_nothing_is_dropped_without_delaying_others(house, h
 def test_a_departed_stream_frees_its_place(house, http) -> None:
     listeners, mine = house.app.state.hub._subscriptions, (None, frozenset({"nobody.says"}))
     with http.stream("GET", "/api/events?types=nobody.says") as answer:
-        next(answer.iter_lines())
+        lines = answer.iter_lines()  # kept: an iterator that is dropped closes the connection
+        assert next(lines) == "retry: 2000"
         _until(lambda: mine in listeners)
     _until(lambda: mine not in listeners)
 
@@ -266,6 +267,35 @@ def test_a_stream_resumes_behind_the_last_event_and_stops_when_nothing_is_left(h
 def test_a_stream_can_be_narrowed_to_types(http, trained) -> None:
     heard = _stream(http, f"/api/events?job={trained}&types=job.started,job.completed")
     assert [event["type"] for _, event in heard] == ["job.started", "job.completed"]
+
+
+@pytest.mark.parametrize("types", ["metrics.logged", "nobody.says"])
+def test_a_stream_of_other_types_ends_with_its_job_too(house, http, dataset, types) -> None:
+    gate = threading.Event()
+    house.runner.scripts[Kind.FINETUNE] = _logs_metrics(30, gate)
+    job_id = _start(http, dataset)
+    house.wait_for(job_id, lambda job: (job.step or 0) >= 10)
+    with http.stream("GET", f"/api/events?job={job_id}&types={types}") as live:
+        gate.set()
+        at_the_end = list(live.iter_lines())
+    afterwards = _stream(http, f"/api/events?job={job_id}&types={types}")
+    said = [(each["seq"], each["event"]) for each in _stored(http, job_id) if each["event"]["type"] == types]
+    assert afterwards == said
+    assert len([line for line in at_the_end if line.startswith("data: ")]) == len(said)
+    ids = [line for line in at_the_end if line.startswith("id: ")]
+    assert ids[-1] == f"id: {_stored(http, job_id)[-1]['seq']}"  # a browser that comes back says so, and gets 204
+
+
+def test_a_stream_behind_the_end_has_nothing_to_say(house, http, trained) -> None:
+    last = _stored(http, trained)[-1]["seq"]
+    for query in (f"after={last}", f"after={last}&types=metrics.logged"):
+        assert http.get(f"/api/events?job={trained}&{query}").status_code == 204
+
+
+def test_a_stream_that_was_told_to_load_a_snapshot_ends_as_well(http, trained, monkeypatch) -> None:
+    monkeypatch.setattr(feed, "TOO_FAR_BEHIND", 2)
+    with http.stream("GET", f"/api/events?job={trained}") as answer:
+        assert "event: reset" in list(answer.iter_lines())
 
 
 def test_a_quiet_stream_gets_comments(http, trained, monkeypatch) -> None:

@@ -2,6 +2,9 @@
 
 import re
 import socket
+from urllib.parse import urljoin
+
+import pytest
 
 ROUTES = {
     "POST /api/data/upload", "POST /api/data/convert", "POST /api/data/validate", "POST /api/data/split",
@@ -58,15 +61,42 @@ def test_redoc_asks_no_foreign_host_for_its_logo(http) -> None:
     assert http.get("/docs/assets/logo-mini.svg").status_code == 200
 
 
+@pytest.mark.parametrize("page", ["/ui", "/ui/"])
+def test_the_page_has_all_it_loads(http, page) -> None:
+    text = http.get(page).text
+    wanted = [urljoin(page, address) for address in re.findall(r'(?:src|href)="([^"]+)"', text) if address != "data:,"]
+    assert len(wanted) >= 4
+    seen: set[str] = set()
+    while wanted:
+        address = wanted.pop()
+        answer = http.get(address)
+        assert answer.status_code == 200, address
+        seen.add(address)
+        if address.endswith(".js"):
+            imported = {urljoin(address, name) for name in re.findall(r'from "([^"]+)"', answer.text)}
+            wanted += imported - seen
+    assert {"/ui/style.css", "/ui/app.js", "/ui/api.js", "/ui/live.js"} <= seen
+
+
+@pytest.mark.parametrize("mount", ["/ui/", "/docs/assets/", "/api/jobs/", "/"])
+@pytest.mark.parametrize("name", ["%00", "a%00.js", "%0a", "%1b", "%7f", "a" * 300, "a/" * 2000, "%ff", "%ed%a0%80"])
+def test_no_name_is_too_strange_to_be_absent(house, mount, name) -> None:
+    assert b" 404 " in _first_line(house, mount + name), name
+
+
 def test_static_files_cannot_be_left(house) -> None:
-    host, port = house.address.split(":")
     for path in (
         "/ui/../pyproject.toml",
         "/ui/..%2fpyproject.toml",
         "/ui/%2e%2e/pyproject.toml",
         "/docs/assets/../../x",
     ):
-        with socket.create_connection((host, int(port)), timeout=5) as connection:
-            connection.sendall(f"GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n".encode())
-            answer = b"".join(iter(lambda: connection.recv(65536), b""))
-        assert b" 404 " in answer.splitlines()[0], path
+        assert b" 404 " in _first_line(house, path), path
+
+
+def _first_line(house, path: str) -> bytes:
+    """The status line of the answer to a path that is sent as it is."""
+    host, port = house.address.split(":")
+    with socket.create_connection((host, int(port)), timeout=5) as connection:
+        connection.sendall(f"GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n".encode())
+        return b"".join(iter(lambda: connection.recv(65536), b"")).splitlines()[0]

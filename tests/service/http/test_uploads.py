@@ -35,6 +35,22 @@ def test_an_upload_is_stored_under_its_cleaned_name_and_can_be_named_later(house
     assert answer["file_size_mb"] == round(len(GOOD) / 2**20, 2)
 
 
+@pytest.mark.parametrize(
+    ("given", "stored"),
+    [
+        ("数" * 120 + ".zip", "数" * 66 + ".zip"), ("x" * 500 + ".ZIP", "x" * 200 + ".ZIP"),
+        ("con.zip", "upload.zip"), ("nul.tar.zip", "upload.zip"), ("COM1.zip", "upload.zip"),
+        ("....zip", "upload.zip"), ("~$a.zip", "_a.zip"), ("a%2fb.zip", "a_2fb.zip"), ("../../a.zip", "a.zip"),
+    ],
+    ids=lambda name: name[:12],
+)  # fmt: skip
+def test_a_stored_name_can_always_be_named_later(house, http, given, stored) -> None:
+    answer = _send(http, GOOD, given)
+    assert answer.status_code == 200, answer.text
+    assert answer.json()["filename"] == stored
+    assert house.root.path_of(house.root.confine_existing(answer.json()["file_path"])).read_bytes() == GOOD
+
+
 def test_the_same_upload_twice_is_two_files(http) -> None:
     assert _send(http, GOOD).json()["file_path"] != _send(http, GOOD).json()["file_path"]
 

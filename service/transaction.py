@@ -1,6 +1,6 @@
 """What one transaction makes true: the recorder fills it, the store writes it, the hub hands it out.
 
-Filling touches neither the disk nor the projections in memory, so a batch that could not be written is dropped.
+Filling touches neither the disk nor the projections in memory, so a transaction that could not be written is dropped.
 """
 
 from collections.abc import Mapping
@@ -54,17 +54,30 @@ class Position(msgspec.Struct, frozen=True):
     after: str
 
 
+class Line(msgspec.Struct, frozen=True):
+    """A line of an attempt's journal: what an event's envelope says of it."""
+
+    job_id: str
+    attempt: int
+    n: int
+
+
 class DeadLetter(msgspec.Struct, frozen=True):
-    """A stream entry nobody could read."""
+    """What nobody could read or hold: an entry of the stream, or a line of a journal, as far as `line` is known."""
 
     position: Position
     at: datetime
     error: str
     body: bytes
+    line: Line | None = None
 
 
-class Batch:
-    """Begins with the live projections and the last seq; `add` what happened, in order."""
+Entry = tuple[Event, bytes | None] | DeadLetter
+"""An event with the bytes it came as, or what stands in its place."""
+
+
+class Transaction:
+    """Begins with the live projections and the last seq; `take` what happened, in order."""
 
     def __init__(self, live: Mapping[str, JobRecord], head: int) -> None:
         self.head = head
@@ -89,18 +102,36 @@ class Batch:
     def is_empty(self) -> bool:
         return not (self.records or self.dead_letters or self.position)
 
+    def take(self, entry: Entry) -> None:
+        """The next of what happened."""
+        if isinstance(entry, DeadLetter):
+            self.bury(entry)
+        else:
+            self.add(*entry)
+
+    def bury(self, letter: DeadLetter) -> None:
+        """Put it aside. The journal it is the next line of goes on behind it, or it would be asked for for ever."""
+        self.dead_letters.append(letter)
+        line = letter.line
+        record = self._record(line.job_id) if line else None
+        if line and record and _is_next(record, line):
+            self.records[line.job_id] = msgspec.structs.replace(record, recorded_n=line.n)
+
     def add(self, event: Event, body: bytes | None = None) -> None:
         """Take an event, or ignore it: a duplicate, a gap before it, an old attempt, an ended job, no such step.
 
         `body` are the bytes it came as; they are kept as they are unless the event had to be settled.
         """
-        record = self.records.get(event.job_id) or self._live.get(event.job_id)
+        record = self._record(event.job_id)
         if isinstance(event, events.JobSubmitted):
             self._submit(event)
         elif record is None or not _is_next(record, event):
             self.ignored += 1
         else:
             self._follow(record, event, body)
+
+    def _record(self, job_id: str) -> JobRecord | None:
+        return self.records.get(job_id) or self._live.get(job_id)
 
     def _submit(self, event: events.JobSubmitted) -> None:
         seq = self._append(event, None)
@@ -153,10 +184,10 @@ class Batch:
                 del self.points[key]
 
 
-def _is_next(record: JobRecord, event: Event) -> bool:
-    if event.attempt != record.attempt or record.status not in LIVE:
+def _is_next(record: JobRecord, said: Event | Line) -> bool:
+    if said.attempt != record.attempt or record.status not in LIVE:
         return False
-    return event.n is None or event.n == record.recorded_n + 1
+    return said.n is None or said.n == record.recorded_n + 1
 
 
 def _checkpoint(event: events.CheckpointSaved) -> CheckpointRecord:

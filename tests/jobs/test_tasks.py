@@ -2,7 +2,7 @@
 
 import asyncio
 
-from service import tasks
+from jobs import tasks
 
 
 async def test_a_task_that_swallows_a_cancellation_is_ended_all_the_same():

@@ -11,7 +11,7 @@ from gpu_runner.training.plan import Plan
 from jobs.results import Answer
 
 
-class Reporter:
+class RunLog:
     """Speaks to the journal on behalf of a run, and keeps the time."""
 
     def __init__(self, journal: Journal, plan: Plan, compute: Compute, first_step: int) -> None:
@@ -28,8 +28,8 @@ class Reporter:
         self._seconds += seconds
         self._tokens += tokens
 
-    def log_training(self, step: int, train_loss: float, learning_rate: float, grad_norm: float) -> None:
-        """The values of the steps since the last call."""
+    def log_training(self, step: int, train_loss: float, learning_rate: float, grad_norm: float, skipped: int) -> None:
+        """The values of the steps since the last call; `skipped` updates in the whole run, told where there are any."""
         values = {
             "train_loss": train_loss,
             "learning_rate": learning_rate,
@@ -37,6 +37,8 @@ class Reporter:
             "tokens_per_s": self._tokens / max(self._seconds, 1e-9),
             "memory_mb": device.peak_memory_bytes(self._device) / 2**20,
         }
+        if skipped:
+            values["skipped_steps"] = float(skipped)
         self._seconds, self._tokens = 0.0, 0
         self.log(step, values)
 

@@ -1,4 +1,4 @@
-"""Ending background tasks for certain. Used by the recorder and the reconciler."""
+"""Ending background tasks for certain. Used by whatever awaits Redis: recorder, reconciler, runner."""
 
 import asyncio
 from typing import Any

@@ -1,0 +1,135 @@
+"""The warm parent by itself, and what it must not do."""
+
+import asyncio
+import os
+import signal
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+from gpu_runner import processes
+from gpu_runner.child import Assignment
+from gpu_runner.forker import Child, Forker, NotStarted, environment
+from gpu_runner.journal import count_lines, has_ended, last_event
+from jobs import commands, events, tasks
+from jobs.paths import AttemptFolder, DataRoot
+from jobs.settings import Settings
+from jobs.specs import ValidateSpec
+
+
+@asynccontextmanager
+async def forking(settings: Settings, *preload: str) -> AsyncIterator[Forker]:
+    forker = Forker(environment(settings, os.environ), preload)
+    task = asyncio.create_task(forker.run())
+    try:
+        await forker.until_ready()
+        yield forker
+    finally:
+        await tasks.end(task)
+
+
+async def fork(forker: Forker, settings: Settings, behaviour: str) -> tuple[Child, AttemptFolder]:
+    folder = DataRoot(settings.data_folder).attempt(behaviour, 1)
+    folder.folder.mkdir(parents=True)
+    start = commands.Start(job_id=behaviour, attempt=1, spec=ValidateSpec(data_path=behaviour), device="cpu")
+    folder.start.write_bytes(commands.encode(start))
+    assignment = Assignment(
+        attempt_folder=str(folder.folder), runner_id="r", device_name="toy", cores=1, recipes="toy_recipes"
+    )
+    read_end, write_end = os.pipe2(os.O_NONBLOCK)
+    output = os.open(folder.log, os.O_WRONLY | os.O_CREAT)
+    lock = os.open(folder.folder / "lock", os.O_WRONLY | os.O_CREAT)
+    try:
+        return await forker.fork(assignment, write_end, output, lock), folder
+    finally:
+        for descriptor in (read_end, write_end, output, lock):
+            os.close(descriptor)
+
+
+def listening(folder: AttemptFolder) -> None:
+    """Until the child works, and so listens to signals."""
+    deadline = time.monotonic() + 5
+    while count_lines(folder.journal) < 2:
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
+async def test_a_child_is_forked_from_warm_code_and_its_end_is_told(settings) -> None:
+    async with forking(settings) as forker:
+        child, folder = await fork(forker, settings, "complete")
+        ending = await child.ended
+    assert (ending.exit_code, ending.swept) == (0, True)
+    assert isinstance(last_event(folder.journal), events.JobCompleted)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 0), (signal.SIGKILL, -9)])
+async def test_signals_reach_the_child(settings, number, code) -> None:
+    async with forking(settings) as forker:
+        child, folder = await fork(forker, settings, "sleep")
+        await asyncio.to_thread(listening, folder)
+        forker.signal(child, number)
+        assert (await child.ended).exit_code == code
+        forker.signal(child, number)
+    assert not has_ended(folder.journal)
+
+
+async def test_a_pause_that_comes_before_the_child_listens_does_not_kill_it(settings) -> None:
+    async with forking(settings) as forker:
+        child, folder = await fork(forker, settings, "complete")
+        forker.signal(child, signal.SIGUSR1)
+        assert (await child.ended).exit_code == 0
+    assert isinstance(last_event(folder.journal), events.JobCompleted)
+
+
+async def test_children_get_a_fresh_interpreter_when_a_preloaded_module_left_a_thread(settings, capfd) -> None:
+    async with forking(settings, "toy_thread") as forker:
+        child, folder = await fork(forker, settings, "environment")
+        assert (await child.ended).exit_code == 0
+    notes = [events.decode_event(line) for line in folder.journal.read_bytes().splitlines()]
+    assert [note.message for note in notes if isinstance(note, events.JobNoted) and note.code == "threads"] == ["1"]
+    assert "preloading left 2 threads" in capfd.readouterr().err
+
+
+async def test_a_module_that_cannot_be_preloaded_is_named_and_the_others_work(settings, capfd) -> None:
+    async with forking(settings, "no_such_module") as forker:
+        child, _ = await fork(forker, settings, "complete")
+        assert (await child.ended).exit_code == 0
+    assert "no_such_module" in capfd.readouterr().err
+
+
+async def test_children_end_with_their_zygote(settings) -> None:
+    async with forking(settings) as forker:
+        child, _ = await fork(forker, settings, "deaf")
+        assert processes.state_of(child.pid)
+    assert (await child.ended).exit_code is None
+    assert not processes.state_of(child.pid)
+
+
+async def test_children_end_when_their_zygote_is_killed(settings) -> None:
+    async with forking(settings) as forker:
+        child, _ = await fork(forker, settings, "deaf")
+        os.kill(processes.state_of(child.pid).parent, signal.SIGKILL)
+        assert (await child.ended).exit_code is None
+        state = processes.state_of(child.pid)
+        assert state is None or state.is_dead
+
+
+async def test_a_fork_is_refused_while_there_is_no_zygote(settings) -> None:
+    forker = Forker(environment(settings, os.environ), ())
+    with pytest.raises(NotStarted):
+        await fork(forker, settings, "complete")
+
+
+def test_the_environment_of_children_is_an_allow_list(settings) -> None:
+    own = {"PATH": "/bin", "LC_ALL": "C", "CUDA_VISIBLE_DEVICES": "1", "HF_TOKEN": "s", "AWS_SECRET_ACCESS_KEY": "s"}
+    seen = environment(Settings(data_root="somewhere", token="s", redis_url="redis://:s@host", hf_offline=True), own)
+    assert {name: seen[name] for name in ("PATH", "LC_ALL", "CUDA_VISIBLE_DEVICES")} == {
+        name: own[name] for name in ("PATH", "LC_ALL", "CUDA_VISIBLE_DEVICES")
+    }
+    assert seen["HF_HUB_OFFLINE"] == "1"
+    assert Path(seen["TRAINING_DATA_ROOT"]).is_absolute()
+    assert "s" not in seen.values()
+    assert not any("redis" in value for value in seen.values())
