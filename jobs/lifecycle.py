@@ -44,7 +44,7 @@ TRANSITIONS: dict[type[Event], dict[Status, Status]] = {
     events.JobFailed: dict.fromkeys((_P, _Q, _R, _Z), Status.FAILED),
     events.JobCancelled: dict.fromkeys((_P, _Q, _R, _Z), Status.CANCELLED),
 }
-_MAY_PAUSE = frozenset({_P, _Q, _R})  # an accepted pause is a promise, also to the attempt after an interruption
+_PAUSE_HOLDS = frozenset({_P, _Q, _R})  # an accepted pause is a promise, also to the attempt after an interruption
 _NEXT_ATTEMPT = (events.JobInterrupted, events.ResumeRequested)
 
 
@@ -79,7 +79,7 @@ def advance(state: State, event: Event) -> State | None:
         attempt=state.attempt + isinstance(event, _NEXT_ATTEMPT),
         interruptions=state.interruptions + (isinstance(event, events.JobInterrupted) and not event.planned),
         cancel_requested=state.cancel_requested,
-        pause_requested=state.pause_requested and following in _MAY_PAUSE,
+        pause_requested=state.pause_requested and following in _PAUSE_HOLDS,
     )
 
 

@@ -7,7 +7,7 @@ waits for an answer: a command that got lost is sent again because the next repo
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Awaitable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any
@@ -276,11 +276,22 @@ class Reconciler:
         actions = decide(situation, self._settings)
         for action in actions:
             if isinstance(action, CatchUp):
-                await _alone(self._recorder.catch_up(action.job), action.job.job_id)
-        stated = [action.event for action in actions if isinstance(action, State)]
-        together = [_alone(self._recorder.commit(Write([(event, None)])), event.job_id) for event in stated]
-        await asyncio.gather(*together)  # one transaction, unless one of them is refused
+                await self._record(action, action.job.job_id)
+        stated = [self._record(action, action.event.job_id) for action in actions if isinstance(action, State)]
+        await asyncio.gather(*stated)  # one transaction, unless one of them is refused
         await self._send([action for action in actions if isinstance(action, Send)])
+
+    async def _record(self, action: State | CatchUp, job_id: str) -> None:
+        """What concerns one job; a fault of its own is logged, and keeps no other job waiting."""
+        try:
+            if isinstance(action, CatchUp):
+                await self._recorder.catch_up(action.job)
+            else:
+                await self._recorder.commit(Write([(action.event, None)]))
+        except Unavailable:
+            raise
+        except Exception:
+            log.exception("reconcile.job_failed", job_id=job_id)
 
     async def _run_forever(self) -> None:
         while True:
@@ -339,16 +350,6 @@ class Reconciler:
             return False
         self._sent_at[runner_id, wish] = now
         return True
-
-
-async def _alone(work: Awaitable[None], job_id: str) -> None:
-    """Do something about one job; a fault of its own is logged and keeps no other job waiting."""
-    try:
-        await work
-    except Unavailable:
-        raise
-    except Exception:
-        log.exception("reconcile.job_failed", job_id=job_id)
 
 
 def _name(wish: AnyCommand) -> str:

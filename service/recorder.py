@@ -133,7 +133,10 @@ class Recorder(Ledger):
             position = Position(epoch, BEGINNING)
         entries = await self._bus.read_events(position.after, block_s=_BLOCK_S)
         if entries:
-            await self._take(epoch, entries, await self._bus.clock_s())
+            clock_s = await self._bus.clock_s()
+            await self._take(epoch, entries, clock_s)
+            if clock_s - said_at_s(entries[-1][0]) > self._settings.report_every_s:
+                self.up_since = time.monotonic()  # what the runners say now stands further on: nobody is silent yet
 
     async def _wait_for_redis(self, error: Exception) -> None:
         if not self.is_redis_lost:

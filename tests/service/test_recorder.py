@@ -354,10 +354,12 @@ async def test_reports_are_remembered_and_their_runners_forgotten_at_a_new_boot(
 
 async def test_a_report_that_lay_in_the_stream_for_long_is_no_sign_of_life(quiet, soon):
     said = events.RunnerReported(runner_id="r", boot="b", at=datetime.now(UTC), devices=(), held=())
+    reached = await soon(lambda: quiet.recorder.up_since)
     long_ago = int((await quiet.bus.clock_s() - 60) * 1000)
     await quiet.bus._redis.xadd("training:events", {"m": events.encode(said)}, id=f"{long_ago}-0")
     await soon(lambda: "r" in quiet.recorder.runners)
     assert not quiet.recorder.runners["r"].alive
+    assert quiet.recorder.up_since > reached, "a runner is silent only once the stream is read to its end"
     await _publish(quiet, said)
     await soon(lambda: quiet.recorder.runners["r"].alive)
 
