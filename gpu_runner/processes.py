@@ -46,6 +46,12 @@ def die_with_parent(parent: int) -> None:
         os._exit(1)
 
 
+def outlive_parent() -> None:
+    """Undo `die_with_parent`: from now on this process notices its parent's death itself."""
+    if _libc is not None:
+        _libc.prctl(_PR_SET_PDEATHSIG, 0, 0, 0, 0)
+
+
 def state_of(pid: int) -> ProcessState | None:
     """None when there is no such process."""
     try:

@@ -251,7 +251,9 @@ def main(arguments: list[str]) -> NoReturn:
     # At every start bitsandbytes asks for an optional package that it does not need.
     logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
     processes.adopt_orphans()
+    processes.die_with_parent(os.getppid())  # nobody reads the connection during seconds of importing
     warm = preload(arguments[1:])
+    processes.outlive_parent()  # with children its end must be orderly: they are ended first
     zygote = Zygote(connection, warm=warm)
     zygote.serve(Ready(round(time.monotonic() - began, 2), warm))
 

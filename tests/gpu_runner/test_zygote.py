@@ -3,6 +3,8 @@
 import asyncio
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -133,3 +135,31 @@ def test_the_environment_of_children_is_an_allow_list(settings) -> None:
     assert Path(seen["TRAINING_DATA_ROOT"]).is_absolute()
     assert "s" not in seen.values()
     assert not any("redis" in value for value in seen.values())
+
+
+_RUNNER_WHOSE_ZYGOTE_WARMS_UP = """
+import socket, subprocess, sys, time
+ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+command = [sys.executable, "-m", "gpu_runner.zygote", str(theirs.fileno()), "slow_to_import"]
+print(subprocess.Popen(command, pass_fds=[theirs.fileno()], start_new_session=True).pid, flush=True)
+time.sleep(60)
+"""
+
+
+def test_a_zygote_that_still_imports_does_not_outlive_its_runner(tmp_path: Path) -> None:
+    begun = tmp_path / "begun"
+    (tmp_path / "slow_to_import.py").write_text(f"import time\nopen({str(begun)!r}, 'w')\ntime.sleep(60)\n")
+    environment = os.environ | {"PYTHONPATH": f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}"}
+    command = [sys.executable, "-c", _RUNNER_WHOSE_ZYGOTE_WARMS_UP]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, env=environment) as runner:
+        assert runner.stdout is not None
+        zygote = int(runner.stdout.readline())
+        while not begun.exists():
+            time.sleep(0.01)
+        runner.kill()
+    deadline = time.monotonic() + 2
+    while (state := processes.state_of(zygote)) and not state.is_dead:
+        if time.monotonic() > deadline:
+            os.kill(zygote, signal.SIGKILL)
+            raise AssertionError("it went on importing")
+        time.sleep(0.01)
