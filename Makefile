@@ -9,12 +9,12 @@ TORCH     ?= torch==2.13.0
 PIP_FLAGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo up test check docs clean
+.PHONY: help install vendor demo up test check bench docs clean
 
 help:  ## print this
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
 
-install: $(VENV)/.installed  ## create .venv with everything: service, runner, test tools
+install: $(VENV)/.installed vendor-if-npm  ## create .venv with everything: service, runner, test tools
 
 $(VENV)/.installed: pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed; say which: make PYTHON=python3.12 demo"; exit 1; }
@@ -24,6 +24,19 @@ $(VENV)/.installed: pyproject.toml
 	$(BIN)/python -m pip install --disable-pip-version-check $(PIP_FLAGS) "$(TORCH)"
 	$(BIN)/python -m pip install --disable-pip-version-check $(PIP_FLAGS) "$(TORCH)" -e ".[runner,dev]"
 	@touch $@
+
+vendor: static/vendor/uplot/uPlot.iife.min.js  ## fetch the plotting library of the page (needs npm)
+
+static/vendor/uplot/uPlot.iife.min.js: package-lock.json
+	npm ci --ignore-scripts --no-audit --no-fund
+	@mkdir -p $(@D)
+	@cp node_modules/uplot/dist/uPlot.iife.min.js node_modules/uplot/dist/uPlot.min.css node_modules/uplot/LICENSE $(@D)/
+	@touch $@
+
+.PHONY: vendor-if-npm
+vendor-if-npm:
+	@if command -v npm > /dev/null; then $(MAKE) --no-print-directory vendor; else \
+	  echo "npm is not here, so the page draws its own plain curves; with npm, \`make vendor\` adds zoom and hover."; fi
 
 demo: install  ## the whole path on a sample export, with progress bars: about five minutes
 	@$(BIN)/training-api demo
@@ -45,6 +58,10 @@ static:
 	$(BIN)/ruff check --quiet .
 	$(BIN)/mypy --no-error-summary
 	$(BIN)/lint-imports > $(VENV)/imports.log || { cat $(VENV)/imports.log; exit 1; }
+
+bench: install  ## time the product against named baselines; prints ratios, writes docs/benchmarks.md
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet $(PIP_FLAGS) -e ".[bench]"
+	$(BIN)/python -m benchmarks
 
 docs: install  ## write docs/events.md and the README's table of settings from the code
 	$(BIN)/python -m jobs.documents
