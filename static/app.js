@@ -1,51 +1,161 @@
-// The live list of jobs. Loads the newest, then looks again at each job that the event stream names.
-import { loadJob, loadJobs } from "./api.js";
-import { listen } from "./live.js";
+// The shell: shows the view that the address names, the state of the connection, the theme, keys and the token dialog.
+//
+// A view is a module of views/ with `title` and `render(root, params) → stop()`. `params` has the parts of the address
+// behind the view's name (`parts`), its query (`query`, a URLSearchParams) and `set(changes)`, which changes the query
+// in place, so that every state of a view has an address.
 
-const SHOWN = 50;
-const body = document.getElementById("jobs");
-const rows = new Map(); // job id → table row
-const asked = new Map(); // job id → the look that is under way, so that a burst of events costs one
+import { session } from "./api.js";
+import { ago } from "./format.js";
+import { keys, showHelp } from "./keyboard.js";
+import { connection, reconnectNow } from "./live.js";
+import { askForToken, say } from "./notices.js";
+import { h, replace, setText } from "./dom.js";
 
-function cell(row, content) {
-  const element = row.insertCell();
-  if (content instanceof Node) element.append(content);
-  else element.textContent = content;
-}
+const VIEWS = {
+  jobs: () => import("./views/jobs.js"),
+  job: () => import("./views/job.js"),
+  train: () => import("./views/train.js"),
+  data: () => import("./views/data.js"),
+  experiments: () => import("./views/experiments.js"),
+  compare: () => import("./views/compare.js"),
+  exports: () => import("./views/exports.js"),
+};
+const UNDER = { job: "jobs", compare: "experiments" }; // the page in the navigation that a view belongs to
+const QUIET_S = 25; // without a word for so long, the page says how old it is
 
-function bar(job) {
-  const element = document.createElement("progress");
-  element.max = 100;
-  element.value = job.progress_percentage;
-  element.setAttribute("aria-label", `${Math.round(job.progress_percentage)} percent`);
-  return element;
-}
+const root = document.getElementById("view");
+let stop = () => {};
+let shown = 0; // counts navigations, so that a slow module does not draw over a later one
 
-function saying(job) {
-  return job.failure_detail ?? job.waiting_reason ?? job.result?.message ?? job.phase ?? "";
-}
-
-function show(job, first = true) {
-  const row = rows.get(job.job_id) ?? body.insertRow(first ? 0 : -1);
-  rows.set(job.job_id, row);
-  row.replaceChildren();
-  for (const content of [job.job_id, job.kind, job.status, bar(job), job.train_loss?.toFixed(4) ?? "", saying(job)]) {
-    cell(row, content);
+async function show() {
+  const turn = ++shown;
+  const { name, params } = parse(location.hash);
+  stop();
+  stop = () => {};
+  replace(root, h("p", { class: "loading" }, "Loading …"));
+  mark(UNDER[name] ?? name);
+  try {
+    const view = await (VIEWS[name] ?? VIEWS.jobs)();
+    if (turn !== shown) return;
+    document.title = `${view.title} · Training API`;
+    replace(root);
+    root.dataset.view = name;
+    stop = view.render(root, params) ?? stop;
+  } catch (error) {
+    if (turn === shown) replace(root, failure(error));
   }
-  document.getElementById("empty").hidden = true;
+  scrollTo(0, 0);
 }
 
-async function look(jobId) {
-  if (asked.has(jobId)) return asked.set(jobId, true);
-  asked.set(jobId, false);
-  const job = await loadJob(jobId);
-  if (job) show(job);
-  const again = asked.get(jobId);
-  asked.delete(jobId);
-  return again && look(jobId);
+function parse(hash) {
+  const [path, search = ""] = hash.replace(/^#\/?/, "").split("?");
+  const [name, ...parts] = path.split("/").map(decodeURIComponent);
+  const query = new URLSearchParams(search);
+  const set = (changes) => {
+    for (const [key, value] of Object.entries(changes)) value ? query.set(key, value) : query.delete(key);
+    const text = query.toString();
+    history.replaceState(null, "", `#/${path}${text ? `?${text}` : ""}`);
+  };
+  return { name: name || "jobs", params: { parts, query, set } };
 }
 
-const { jobs, seq } = await loadJobs(SHOWN);
-for (const job of jobs) show(job, false);
-document.getElementById("empty").hidden = jobs.length > 0;
-listen(seq, (event) => look(event.job_id), (state) => (document.getElementById("link").textContent = state));
+function mark(name) {
+  for (const link of document.querySelectorAll("#nav a")) {
+    if (link.hash === `#/${name}`) link.setAttribute("aria-current", "page");
+    else link.removeAttribute("aria-current");
+  }
+}
+
+function failure(error) {
+  return h(
+    "section", { class: "empty" },
+    h("h1", {}, "This page could not be shown"),
+    h("p", {}, error.message),
+    h("button", { type: "button", onclick: show }, "Try again"),
+  );
+}
+
+// -- connection
+
+const SAYINGS = { idle: "", gone: "removed", locked: "token needed", connecting: "connecting", "catching up": "catching up", live: "live" };
+
+function showConnection() {
+  const { state, heardAt } = connection;
+  const chip = document.getElementById("connection");
+  const isQuiet = state.name === "live" && heardAt && Date.now() - heardAt > QUIET_S * 1000;
+  chip.dataset.state = isQuiet ? "quiet" : state.name;
+  const left = state.name === "reconnecting" ? Math.max(0, Math.ceil((state.at - Date.now()) / 1000)) : 0;
+  const text = state.name === "reconnecting" ? `reconnecting in ${left} s` : isQuiet ? `last heard ${ago(heardAt)}` : SAYINGS[state.name];
+  setText(document.getElementById("connection-text"), text);
+  chip.title = heardAt ? `Last heard ${ago(heardAt)}` : "";
+  showBanner(state, left, heardAt);
+}
+
+let lostAt = null;
+
+function showBanner(state, left, heardAt) {
+  const banner = document.getElementById("banner");
+  if (state.name === "live" && lostAt) {
+    say("Connected again. Nothing was missed.");
+    lostAt = null;
+  }
+  if (state.name === "reconnecting") lostAt ??= Date.now();
+  banner.hidden = !lostAt || state.name === "idle";
+  if (banner.hidden) return;
+  const what = state.name === "reconnecting" ? `Trying again in ${left} s.` : "Catching up …";
+  const age = heardAt ? ` What you see is from ${ago(heardAt)}.` : "";
+  if (!banner.firstChild) {
+    replace(banner, h("span"), h("button", { type: "button", onclick: reconnectNow }, "Reconnect now"));
+  }
+  setText(banner.firstChild, `The connection to the service is lost. ${what}${age}`);
+}
+
+// -- theme
+
+const THEMES = { system: "◐", light: "☀", dark: "☾" };
+
+function applyTheme(theme) {
+  document.documentElement.dataset.theme = theme;
+  localStorage.setItem("theme", theme);
+  const button = document.getElementById("theme");
+  setText(button, THEMES[theme]);
+  button.title = `Theme: ${theme}`;
+  button.setAttribute("aria-label", button.title);
+  dispatchEvent(new Event("themechange"));
+}
+
+function nextTheme() {
+  const names = Object.keys(THEMES);
+  const current = document.documentElement.dataset.theme;
+  applyTheme(names[(names.indexOf(current) + 1) % names.length]);
+}
+
+// -- start
+
+function go(name) {
+  location.hash = `#/${name}`;
+}
+
+applyTheme(localStorage.getItem("theme") in THEMES ? localStorage.getItem("theme") : "system");
+document.getElementById("theme").addEventListener("click", nextTheme);
+document.getElementById("help").addEventListener("click", showHelp);
+document.getElementById("skip").addEventListener("click", () => root.focus());
+keys({
+  "?": ["Keys of this page", showHelp],
+  t: ["Theme: system, light, dark", nextTheme],
+  1: ["Jobs", () => go("jobs")],
+  2: ["New training", () => go("train")],
+  3: ["Data", () => go("data")],
+  4: ["Experiments", () => go("experiments")],
+  5: ["Exports", () => go("exports")],
+});
+connection.addEventListener("change", showConnection);
+setInterval(showConnection, 1000);
+session.addEventListener("unauthenticated", async () => {
+  if (await askForToken()) {
+    reconnectNow();
+    show();
+  }
+});
+addEventListener("hashchange", show);
+show();

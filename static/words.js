@@ -1,0 +1,56 @@
+// How jobs are called on the page: titles, kinds and statuses, and what is said of one in a line.
+
+import { h } from "./dom.js";
+import { duration, number } from "./format.js";
+
+export const LIVE = ["pending", "queued", "running", "paused"];
+export const STATUSES = [...LIVE, "completed", "failed", "cancelled"];
+export const KINDS = {
+  finetune: "Training", convert: "Conversion", validate: "Validation", split: "Split", evaluate: "Evaluation",
+  generate: "Answers", export: "Export",
+};
+
+const SIGNS = { pending: "◌", queued: "◔", running: "●", paused: "❚❚", completed: "✓", failed: "✕", cancelled: "–" };
+
+export const isLive = (job) => LIVE.includes(job.status);
+
+export function titleOf({ job_id, spec }) {
+  switch (spec.kind) {
+    case "finetune": return spec.experiment_name ?? spec.config.output_dir ?? `${spec.config.model_name} ${job_id.slice(-6)}`;
+    case "convert": case "split": return spec.output_dir;
+    case "validate": return spec.data_path;
+    case "export": return `${spec.export_format} of ${spec.job_id.slice(-6)}`;
+    default: return spec.data_path;
+  }
+}
+
+// Colour, sign and word: none of them alone carries the meaning.
+export function badge(status) {
+  return h("span", { class: "badge", data: { status } }, h("span", { class: "sign", "aria-hidden": "true" }, SIGNS[status]), status);
+}
+
+// What happens, or happened, to a job, in one line.
+export function saying(job) {
+  if (job.cancel_requested_at && isLive(job)) return "is being cancelled";
+  if (job.pause_requested_at && isLive(job)) return "saves its state and pauses";
+  if (job.status === "failed") return job.failure_detail;
+  if (job.status === "pending") {
+    const place = job.queue_position ? `place ${job.queue_position} in the queue` : "";
+    return [job.waiting_reason, place].filter(Boolean).join(" · ");
+  }
+  if (job.status === "running") {
+    const steps = job.total_steps ? `step ${number(job.step ?? 0)} of ${number(job.total_steps)}` : "";
+    const left = job.eta_s ? `${duration(job.eta_s)} left` : "";
+    return [job.phase, steps, left].filter(Boolean).join(" · ");
+  }
+  return job.result?.message || job.notes?.at(-1) || "";
+}
+
+// A bar with its share in words; without a known share it moves.
+export function progressBar(job) {
+  const share = job.progress_percentage;
+  const isUnknown = job.status === "running" && !job.fraction;
+  return h("progress", {
+    max: 100, value: isUnknown ? null : share, data: { status: job.status }, "aria-label": isUnknown ? "in progress" : `${Math.round(share)} percent done`,
+  });
+}
