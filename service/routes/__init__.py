@@ -38,6 +38,7 @@ HANDLERS: list[ControllerRouterHandler] = [
     jobs.delete_job,
     runners.list_runners,
     live.socket_of_job,
+    live.socket_of_all_jobs,
     live.event_stream,
 ]
 

@@ -1,4 +1,4 @@
-"""Live events of jobs: one WebSocket a job, and server-sent events. Both encode the same feed.
+"""Live events: a WebSocket of one job, another of all jobs, and server-sent events. All encode the same feed.
 
 A socket stays open after the job's last event, with bookmarks, until the client closes it: a client that comes back
 on its own would only come back. An event stream of one job ends after it, whatever types it tells, and says the last
@@ -33,6 +33,7 @@ AnySocket = WebSocket[Any, Any, Any]
 SEND_WITHIN_S = 30.0
 FAREWELL_WITHIN_S = 1.0
 COME_BACK_AFTER_S = 2.0
+_NOW = "now"  # a cursor: behind everything that is stored
 _ENDS = frozenset(
     str(event.__struct_config__.tag) for event, steps in TRANSITIONS.items() if TERMINAL.issuperset(steps.values())
 )
@@ -71,17 +72,27 @@ async def socket_of_job(
 ) -> None:
     """Events of one job behind the cursor `after`, then live."""
     await socket.accept()
-    after = _cursor(socket.query_params.get("after", "0"))
     record = await recorder.job(job_id)
     if record is None:
         await _end(socket, frames.CLOSE_NO_SUCH_JOB, frames.Problem(code="job_not_found", message=UnknownJob().message))
-    elif after is None or after > await store.head_seq():
-        message = "`after` must be the `seq` of an event, or 0."
-        await _end(socket, frames.CLOSE_BAD_FRAME, frames.Problem(code="bad_cursor", message=message))
-    else:
+        return
+    after = await _after(socket, store, "0")
+    if after is not None:
         welcome = frames.Welcome(server_time=datetime.now(UTC), after=after, status=record.status.value)
         with sockets.counted():
             await _converse(socket, welcome, Feed(store, hub, job_id=job_id, types=None, after=after))
+
+
+@websocket("/ws")
+async def socket_of_all_jobs(socket: AnySocket, store: Store, hub: Hub, sockets: OpenSockets) -> None:
+    """Events of all jobs, of all types or of those in `types`, behind the cursor `after` or from now on, then live."""
+    await socket.accept()
+    after = await _after(socket, store, _NOW)
+    if after is not None:
+        wanted = types_of(socket.query_params.get("types"))
+        with sockets.counted():
+            welcome = frames.Welcome(server_time=datetime.now(UTC), after=after)
+            await _converse(socket, welcome, Feed(store, hub, job_id=None, types=wanted, after=after))
 
 
 @get("/events", tags=["events"], responses=documented(404, 422), media_type="text/event-stream")
@@ -212,6 +223,17 @@ def _frame(said: Piece | Gap | None, feed: Feed) -> ServerFrame:
 
 def _reset(gap: Gap, job_id: str | None) -> frames.Reset:
     return frames.Reset(reason=gap.reason, snapshot_url="/api/jobs" if job_id is None else f"/api/jobs/{job_id}")
+
+
+async def _after(socket: AnySocket, store: Store, default: str) -> int | None:
+    """The cursor a client comes with; without a valid one the conversation is over."""
+    text, head = socket.query_params.get("after", default), await store.head_seq()
+    after = head if text == _NOW else _cursor(text)
+    if after is not None and after <= head:
+        return after
+    message = "`after` must be the `seq` of an event, 0, or `now`."
+    await _end(socket, frames.CLOSE_BAD_FRAME, frames.Problem(code="bad_cursor", message=message))
+    return None
 
 
 def _cursor(text: str) -> int | None:

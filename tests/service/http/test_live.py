@@ -28,11 +28,11 @@ def _frame(socket) -> dict:
     return frame
 
 
-def _collect(socket, until: str) -> list[dict]:
-    """The numbered events up to one of a type; checks that frames follow one another without a hole."""
+def _collect(socket, until: str, times: int = 1) -> list[dict]:
+    """The numbered events up to so many of a type; checks that frames follow one another without a hole."""
     seen: list[dict] = []
     position = None
-    while not seen or seen[-1]["event"]["type"] != until:
+    while [entry["event"]["type"] for entry in seen].count(until) < times:
         frame = _frame(socket)
         if frame["frame"] == "events":
             assert position is None or frame["from_seq"] == position
@@ -187,6 +187,46 @@ def test_a_token_frame_is_taken_where_none_is_asked_for(house, trained) -> None:
     with _socket(house, trained) as socket:
         socket.send(json.dumps({"frame": "auth", "token": "any"}))
         assert _collect(socket, "job.completed")
+
+
+def _everything(house, query: str = "", prefix: str = "/api"):
+    return connect(f"ws://{house.address}{prefix}/ws{query}", proxy=None)
+
+
+@pytest.mark.parametrize("prefix", ["/api", "/api/training"])
+def test_a_socket_of_all_jobs_begins_now_unless_told_otherwise(house, http, trained, dataset, prefix) -> None:
+    head = _stored(http, trained)[-1]["seq"]
+    with _everything(house, prefix=prefix) as socket:
+        welcome = _frame(socket)
+        assert (welcome["frame"], welcome["after"], welcome.get("status")) == ("welcome", head, None)
+        first, second = _start(http, dataset), _start(http, dataset)
+        seen = _collect(socket, "job.completed", 2)
+    mine = sorted([*_stored(http, first), *_stored(http, second)], key=lambda each: each["seq"])
+    assert seen == mine
+
+
+def test_a_socket_of_all_jobs_replays_behind_its_cursor(house, http, dataset) -> None:
+    jobs = [_start(http, dataset) for _ in range(3)]
+    for job_id in jobs:
+        house.wait_for(job_id, lambda job: job.has_ended)
+    mine = sorted((each for job_id in jobs for each in _stored(http, job_id)), key=lambda each: each["seq"])
+    with _everything(house, f"?after={mine[0]['seq']}") as socket:
+        assert _frame(socket)["after"] == mine[0]["seq"]
+        assert _collect(socket, "job.completed", 3) == mine[1:]
+
+
+def test_a_socket_of_all_jobs_can_be_narrowed_to_types(house, http, trained, dataset) -> None:
+    with _everything(house, "?after=now&types=job.started,job.completed") as socket:
+        assert _frame(socket)["frame"] == "welcome"
+        _start(http, dataset)
+        seen = _collect(socket, "job.completed")
+    assert [each["event"]["type"] for each in seen] == ["job.started", "job.completed"]
+
+
+def test_a_socket_of_all_jobs_refuses_a_cursor_that_can_be_none(house) -> None:
+    with _everything(house, f"?after={2**62}") as socket:
+        assert _frame(socket)["code"] == "bad_cursor"
+        assert _closed(socket) == frames.CLOSE_BAD_FRAME
 
 
 def test_a_departed_listener_is_noticed(house, trained) -> None:
