@@ -2,7 +2,8 @@
 
 Loopback is no access control by itself: a page anywhere can reach 127.0.0.1 through the user's browser. So the Host
 is matched exactly (against DNS rebinding), and Origin and Sec-Fetch-Site are checked on every change and socket.
-Where a token is set, everything wants it: a request as `Authorization: Bearer`, a socket so or as its first frame.
+Where a token is set, everything wants it: a request as `Authorization: Bearer` or by a session's cookie, a socket so
+or as its first frame. Free are only the page's own files and the address where a browser brings the token.
 """
 
 import asyncio
@@ -18,7 +19,7 @@ from litestar.types import ASGIApp, HTTPScope, Message, Receive, Scope, Send, We
 from jobs import frames
 from jobs.errors import Misconfigured
 from jobs.settings import Settings
-from service import bodies, problems
+from service import bodies, problems, sessions
 from service.refusal import Refusal
 
 LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
@@ -30,6 +31,7 @@ _PATH_MAX_BYTES = 1024
 _PART_MAX_BYTES = 255  # of a path's component
 _HOST = re.compile(r"(?:\[(?P<ipv6>[0-9a-f:.]+)\]|(?P<name>[a-z0-9._-]+))(?::\d{1,5})?")
 _SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
+_SESSION = ("/api/session", "/api/training/session")
 _ONLY_ONCE = (b"host", b"authorization", b"origin", b"content-type", b"content-length")
 _SECURITY = {
     b"content-security-policy": b"default-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data: blob:; "
@@ -57,6 +59,16 @@ def check_settings(settings: Settings) -> None:
             f"TRAINING_HOST={settings.host} would open the service to others without a token: "
             "set TRAINING_TOKEN (or TRAINING_TOKEN_FILE), or bind 127.0.0.1."
         )
+
+
+def is_token(given: str | None, token: str) -> bool:
+    return hmac.compare_digest((given or "").encode(), token.encode())
+
+
+def unauthenticated() -> Refusal:
+    """What whoever does not know the token is told."""
+    message = "Send the service's token as `Authorization: Bearer <token>`, or begin a session with it."
+    return Refusal(HTTPStatus.UNAUTHORIZED, "unauthenticated", message, {"www-authenticate": "Bearer"})
 
 
 class Access:
@@ -87,7 +99,8 @@ class Access:
             if origin and scope["method"] == "OPTIONS":
                 await _answer_preflight(_with_headers(send, origin))
                 return
-            self._check_token(headers)
+            if not (_is_free(scope) or self._is_trusted(headers)):
+                raise unauthenticated()
             _check_path(scope["path"])
             if scope["method"] not in _SAFE_METHODS:
                 self._check_origin(headers)
@@ -108,17 +121,11 @@ class Access:
                 "Add this host name to TRAINING_ALLOWED_HOSTS to use it.",
             )
 
-    def _check_token(self, headers: dict[bytes, str]) -> None:
-        if self._token is not None and not self._is_token(_bearer(headers)):
-            raise Refusal(
-                HTTPStatus.UNAUTHORIZED,
-                "unauthenticated",
-                "Send the service's token as `Authorization: Bearer <token>`.",
-                {"www-authenticate": "Bearer"},
-            )
-
-    def _is_token(self, given: str | None) -> bool:
-        return self._token is not None and hmac.compare_digest((given or "").encode(), self._token.encode())
+    def _is_trusted(self, headers: dict[bytes, str]) -> bool:
+        """By the token, or by a session's cookie. Browsers add that whichever page asks: `_check_origin` asks which."""
+        if self._token is None or is_token(_bearer(headers), self._token):
+            return True
+        return sessions.is_open(headers.get(b"cookie", ""), self._token)
 
     def _check_origin(self, headers: dict[bytes, str]) -> None:
         """A change must come from our own page, an allowed one, or a program that is no browser."""
@@ -146,16 +153,17 @@ class Access:
         except Refusal:
             await send({"type": "websocket.close", "code": frames.CLOSE_UNAUTHENTICATED, "reason": ""})  # becomes a 403
             return
-        if self._token is None or self._is_token(_bearer(headers)):
+        if self._is_trusted(headers):
             await self._app(scope, receive, send)
         else:
-            await self._socket_with_frame(scope, receive, send, may_wait=b"authorization" not in headers)
+            may_wait = b"authorization" not in headers
+            await self._socket_with_frame(scope, receive, send, self._token if may_wait else None)
 
-    async def _socket_with_frame(self, scope: Scope, receive: Receive, send: Send, *, may_wait: bool) -> None:
+    async def _socket_with_frame(self, scope: Scope, receive: Receive, send: Send, token: str | None) -> None:
         """A socket is accepted before it is judged: a browser reads close codes, but not a refused handshake."""
         connect = [await receive()]
         await send({"type": "websocket.accept", "subprotocol": None, "headers": []})
-        if not (may_wait and self._is_token(await _token_of_first_frame(receive))):
+        if token is None or not is_token(await _token_of_first_frame(receive), token):
             await send({"type": "websocket.close", "code": frames.CLOSE_UNAUTHENTICATED, "reason": "unauthenticated"})
             return
 
@@ -195,6 +203,13 @@ def _check_path(path: str) -> None:
     may_be = path.isprintable() and len(path.encode()) <= _PATH_MAX_BYTES
     if not may_be or any(len(part.encode()) > _PART_MAX_BYTES for part in path.split("/")):
         raise Refusal(HTTPStatus.NOT_FOUND, "not_found", problems.NOTHING_HERE)
+
+
+def _is_free(scope: HTTPScope) -> bool:
+    """The page's own files, which are public, and the address where a browser brings the token."""
+    if scope["method"] in ("GET", "HEAD"):
+        return scope["path"] == "/ui" or scope["path"].startswith("/ui/")
+    return scope["method"] == "POST" and scope["path"] in _SESSION
 
 
 def _bearer(headers: dict[bytes, str]) -> str | None:

@@ -83,9 +83,8 @@ def _up(_: argparse.Namespace) -> int:
 
 
 def _banner(address: str, token: str | None) -> str:
-    if token is not None:  # a browser's address bar cannot send it
-        return f"The service is up at {address}; requests carry the token. Ctrl-C stops it."
-    return f"The service is up: {address}/ui/ (page), {address}/docs (API). Ctrl-C stops it."
+    page = "page" if token is None else "page, asks for the token"
+    return f"The service is up: {address}/ui/ ({page}), {address}/docs (API). Ctrl-C stops it."
 
 
 def _demo(_: argparse.Namespace) -> int:

@@ -18,6 +18,7 @@ from litestar.utils.scope.state import ScopeState
 from jobs import errors
 from jobs.errors import FailureReason, TrainingError
 from service import violations
+from service.refusal import Refusal
 from service.violations import Violation
 
 log = structlog.get_logger()
@@ -128,6 +129,12 @@ def _on_http(request: Request[Any, Any, Any], error: HTTPException) -> Response[
     return answer(problem, error.headers)
 
 
+def _on_refusal(request: Request[Any, Any, Any], refusal: Refusal) -> Response[bytes]:
+    """What `access` would have answered, said by a route."""
+    problem = problem_of(refusal.status.value, refusal.code, refusal.message, request.url.path)
+    return answer(problem, refusal.headers)
+
+
 def _on_anything(request: Request[Any, Any, Any], error: Exception) -> Response[bytes]:
     """A fault of ours."""
     log.error("request.failed", method=request.method, path=request.url.path, exc_info=error)
@@ -139,6 +146,7 @@ HANDLERS: ExceptionHandlersMap = {
     TrainingError: _on_error,
     ValidationException: _on_validation,
     HTTPException: _on_http,
+    Refusal: _on_refusal,
     Exception: _on_anything,
 }
 

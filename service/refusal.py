@@ -1,4 +1,4 @@
-"""What `access` and `bodies` raise before a request reaches its route."""
+"""What `access` and `bodies` raise before a request reaches its route, and the route of sessions for a wrong token."""
 
 from http import HTTPStatus
 

@@ -5,9 +5,11 @@
 
 from litestar.types import ControllerRouterHandler
 
-from service.routes import data, experiments, exports, health, jobs, live, runners, train
+from service.routes import data, experiments, exports, health, jobs, live, runners, session, train
 
 HANDLERS: list[ControllerRouterHandler] = [
+    session.begin,
+    session.end,
     data.upload,
     data.convert,
     data.validate,
