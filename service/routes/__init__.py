@@ -5,7 +5,7 @@
 
 from litestar.types import ControllerRouterHandler
 
-from service.routes import data, experiments, exports, health, jobs, live, runners, session, train
+from service.routes import data, experiments, exports, health, jobs, live, models, runners, schemas, session, train
 
 HANDLERS: list[ControllerRouterHandler] = [
     session.begin,
@@ -20,6 +20,8 @@ HANDLERS: list[ControllerRouterHandler] = [
     train.status,
     train.cancel,
     train.list_jobs,
+    train.list_presets,
+    models.list_models,
     experiments.list_experiments,
     experiments.get_experiment,
     experiments.get_metrics,
@@ -39,6 +41,7 @@ HANDLERS: list[ControllerRouterHandler] = [
     jobs.pause,
     jobs.resume,
     jobs.delete_job,
+    schemas.get_schema,
     runners.list_runners,
     live.socket_of_job,
     live.event_stream,
