@@ -15,6 +15,7 @@ HANDLERS: list[ControllerRouterHandler] = [
     data.validate,
     data.split,
     data.list_datasets,
+    data.get_image,
     data.download_validation_report,
     train.start,
     train.status,
