@@ -3,5 +3,5 @@
 Read in this order. The work: `journal` · `work` · `staging` · `images` · `rows` · `arrow_rows` · `sam2` · `training` ·
 `exporters` · `recipes` (one file a kind). The runner around it: `devices` · `oom` · `doorbell` · `processes` ·
 `survivors` · `child` · `zygote` · `forker` · `attempts` · `publisher` · `reporter` · `supervisor` · `intake` ·
-`worker`. torch is imported below `zygote` only.
+`worker` · `health`. torch is imported below `zygote` only.
 """

@@ -28,6 +28,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     data_root: Annotated[str, _says("Folder that holds everything: database, uploads, datasets, jobs, exports.")] = (
         "data"
     )
+    database: Annotated[
+        str | None,
+        _says("File of the database, on a disk of the service's own; `<data root>/training.db` when not given."),
+    ] = None
     host: Annotated[str, _says("Address to bind; anything but loopback needs a token.")] = "127.0.0.1"
     port: Annotated[int, msgspec.Meta(ge=0, le=65535), _says("Port of the HTTP service.")] = 8000
     token: Annotated[

@@ -6,6 +6,7 @@ Nothing connects at import. `serve` runs it; tests run it on a socket of their o
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 from litestar import Litestar, Router
@@ -55,13 +56,18 @@ def create_app(settings: Settings) -> Litestar:
     return app
 
 
+def database_file(settings: Settings, root: DataRoot) -> Path:
+    """Where the truth lies: below the data root, or where the setting says when that is a network's."""
+    return Path(settings.database).resolve() if settings.database else root.database
+
+
 def _lifespan(settings: Settings) -> Lifespan:
     @asynccontextmanager
     async def lifespan(app: Litestar) -> AsyncIterator[None]:
         root = DataRoot(settings.data_folder)
         root.folder.mkdir(parents=True, exist_ok=True)
         await asyncio.to_thread(uploads.remove_unfinished, root)
-        store = await Store.open(root.database)
+        store = await Store.open(database_file(settings, root))
         bus = streams.connect(redis_server.address(settings))
         hub = Hub()
         recorder = Recorder(settings, root, store, hub, bus)

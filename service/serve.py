@@ -21,7 +21,7 @@ from jobs.errors import Misconfigured
 from jobs.paths import DataRoot
 from jobs.settings import REFUSED, Settings
 from service import access
-from service.app import create_app
+from service.app import create_app, database_file
 
 log = structlog.get_logger()
 
@@ -38,7 +38,9 @@ def main(arguments: list[str]) -> int:
         settings = Settings.from_environment()
         access.check_settings(settings)
         logs.set_up(settings.log_level)
-        with _owned(DataRoot(settings.data_folder)):
+        root = DataRoot(settings.data_folder)
+        with _owned(root):
+            _check_database(settings, root)
             return _serve(settings)
     except Misconfigured as error:
         sys.stderr.write(f"training-api: {error.message}\n")
@@ -107,6 +109,20 @@ def _owned(root: DataRoot) -> Iterator[None]:
         lock.write(str(os.getpid()))
         lock.flush()
         yield
+
+
+def _check_database(settings: Settings, root: DataRoot) -> None:
+    """Whether this is the database of what lies below the root.
+
+    Raises:
+        Misconfigured: the setting is new and the file did not move with it: an empty one would know none of the jobs.
+    """
+    file = database_file(settings, root)
+    if root.database.exists() and not file.exists():
+        raise Misconfigured(
+            f"TRAINING_DATABASE={file} does not exist, but {root.database} does: move it there, "
+            f"and {root.database.name}-wal with it if there is one."
+        )
 
 
 if __name__ == "__main__":

@@ -137,3 +137,26 @@ def _free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
+
+
+def test_the_database_may_lie_on_another_disk_than_the_data(start, tmp_path) -> None:
+    file = tmp_path / "local" / "training.db"
+    service = start(TRAINING_DATABASE=str(file))
+    service.wait_until_it_answers()
+    assert httpx.get(f"{service.address}/health", trust_env=False).json()["database"] is True
+    service.end()
+    assert file.stat().st_size > 0
+    assert not (tmp_path / "training.db").exists()
+
+
+def test_a_database_that_did_not_move_with_its_setting_is_refused(start, tmp_path) -> None:
+    before = start()
+    before.wait_until_it_answers()
+    before.end()
+    said = start(TRAINING_DATABASE=str(tmp_path / "local" / "training.db")).refused()
+    assert "TRAINING_DATABASE" in said
+    assert str(tmp_path / "training.db") in said
+    assert not (tmp_path / "local").exists()
+    (tmp_path / "local").mkdir()
+    (tmp_path / "training.db").rename(tmp_path / "local" / "training.db")
+    start(TRAINING_DATABASE=str(tmp_path / "local" / "training.db")).wait_until_it_answers()
