@@ -1,5 +1,6 @@
-"""The compose files and Dockerfiles agree with the project, as far as that shows without a container engine."""
+"""Compose files, Dockerfiles and docs/deploy.md agree with the project, as far as shows without an engine."""
 
+import contextlib
 import fnmatch
 import itertools
 import json
@@ -8,6 +9,7 @@ import re
 import shlex
 import shutil
 import socket
+import sqlite3
 import subprocess
 import sys
 import time
@@ -25,6 +27,7 @@ from jobs.settings import Settings, described
 from service import access, cli
 
 CHECKOUT = Path(__file__).parents[1]
+PAGE = (CHECKOUT / "docs" / "deploy.md").read_text()
 COMPOSE = CHECKOUT / "docker-compose.yml"
 WITHOUT_GPU = CHECKOUT / "docker-compose.cpu.yml"
 DOCKERFILES = ("service/Dockerfile", "gpu_runner/Dockerfile")
@@ -37,16 +40,20 @@ AFTER_GRACE_S = 15  # what a runner takes at most beyond its jobs' grace: to end
 
 
 class _Reader(yaml.SafeLoader):
-    """Reads what is `!reset` as null, which is all that our files reset to."""
+    """Knows Compose's own tags: what is `!reset` becomes null, what is `!override` stays."""
 
 
 _Reader.add_constructor("!reset", lambda *_: None)
+_Reader.add_constructor("!override", lambda loader, node: loader.construct_sequence(node))
 
 
 def read(path: Path) -> dict[str, Any]:
     """A compose file, with the default of each `${NAME:-default}` in its place."""
-    text = re.sub(r"\$\{[A-Z_]+:-([^}]*)\}", r"\1", path.read_text())
-    return yaml.load(text, _Reader)
+    return parse(path.read_text())
+
+
+def parse(text: str) -> dict[str, Any]:
+    return yaml.load(re.sub(r"\$\{[A-Z_]+:-([^}]*)\}", r"\1", text), _Reader)
 
 
 def instructions(name: str) -> list[tuple[str, str]]:
@@ -90,6 +97,11 @@ def is_ignored(path: str) -> bool:
     return ignored
 
 
+def overrides() -> list[str]:
+    """The compose files that the page has people write."""
+    return re.findall(r"```yaml\n(.*?)```", PAGE, re.DOTALL)
+
+
 def commands() -> list[tuple[str, ...]]:
     """Every command of ours that the compose file and the Dockerfiles name."""
     checks = [tuple(service["healthcheck"]["test"][1:]) for service in read(COMPOSE)["services"].values()]
@@ -107,11 +119,12 @@ def compose() -> dict[str, Any]:
 # -- the compose files
 
 
-@pytest.mark.parametrize("path", [COMPOSE, WITHOUT_GPU], ids=lambda path: path.name)
-def test_a_compose_file_follows_the_specification(path: Path, tmp_path: Path) -> None:
-    instance = tmp_path / "compose.json"
-    instance.write_text(json.dumps(read(path)))
-    command = [sys.executable, "-m", "check_jsonschema", "--builtin-schema", "vendor.compose-spec", str(instance)]
+def test_every_compose_file_and_override_follows_the_specification(tmp_path: Path) -> None:
+    texts = [COMPOSE.read_text(), WITHOUT_GPU.read_text(), *overrides()]
+    files = [tmp_path / f"{number}.json" for number in range(len(texts))]
+    for file, text in zip(files, texts, strict=True):
+        file.write_text(json.dumps(parse(text)))
+    command = [sys.executable, "-m", "check_jsonschema", "--builtin-schema", "vendor.compose-spec", *map(str, files)]
     answer = subprocess.run(command, capture_output=True, text=True)
     assert answer.returncode == 0, answer.stdout + answer.stderr
 
@@ -258,7 +271,7 @@ def test_an_image_runs_as_one_unprivileged_user_who_owns_the_data(name: str, com
     (owned,) = re.findall(r"install -d -o training -g training ([a-z/ ]+)", made)
     service = compose["services"][name.split("/")[0]]
     assert service["build"]["dockerfile"] == name
-    assert {volume.split(":")[1] for volume in service["volumes"]} == set(owned.split())
+    assert {volume.split(":")[1] for volume in service["volumes"]} <= set(owned.split())
     assert [arguments for word, arguments in last if word == "USER"] == ["training"]
 
 
@@ -281,6 +294,61 @@ def test_each_setting_and_argument_that_an_image_or_the_compose_file_names_exist
     assert set(re.findall(r"TRAINING_[A-Z_]+", COMPOSE.read_text())) <= SETTINGS
 
 
+# -- the page
+
+
+def test_the_page_names_settings_commands_and_modules_that_exist() -> None:
+    assert set(re.findall(r"TRAINING_[A-Z_]+", PAGE)) <= SETTINGS
+    for command in re.findall(r"training-api ([a-z]+)", PAGE):
+        cli._parser().parse_args([command])
+    assert all(map(find_spec, re.findall(r"python -m (gpu_runner[.\w]+)", PAGE)))
+    (torch,) = set(re.findall(r"torch==[\d.]+", PAGE))
+    assert torch in (CHECKOUT / "Makefile").read_text()
+
+
+def test_the_messages_that_the_page_explains_are_those_that_programs_say() -> None:
+    said = "".join(path.read_text() for package in PROJECT["tool"]["importlinter"]["root_packages"]
+                   for path in (CHECKOUT / package).rglob("*.py"))  # fmt: skip
+    explained = re.findall(r"^\| status 2, `([^`]+)`", PAGE, re.MULTILINE)
+    assert len(explained) == 5
+    pieces = [piece.strip() for message in explained for piece in message.split("…")]
+    missing = [piece for piece in pieces if piece.removesuffix("=").removesuffix(": Permission denied") not in said]
+    assert not missing
+
+
+def test_an_override_of_the_page_mounts_only_what_its_image_has_and_its_user_owns(compose) -> None:
+    assert len(overrides()) == 2
+    for services in (parse(text)["services"] for text in overrides()):
+        assert set(services) <= set(compose["services"])
+        for name in set(services) & set(OURS):
+            made = " ".join(arguments for _, arguments in instructions(f"{name}/Dockerfile"))
+            for volume in services[name]["volumes"]:
+                target = volume["target"] if isinstance(volume, dict) else volume.split(":")[1]
+                assert re.search(rf"install -d -o training -g training .*{target}", made), target
+
+
+def test_the_units_of_the_page_give_a_runner_the_time_to_save() -> None:
+    _, unit = re.findall(r"^ +\[Service\]\n(.*?)^ +\[Install\]", PAGE, re.DOTALL | re.MULTILINE)
+    assert "training-api runner" in unit
+    (stop_s,) = re.findall(r"TimeoutStopSec=(\d+)", unit)
+    assert float(stop_s) >= Settings().stop_grace_s + AFTER_GRACE_S
+    assert "KillMode=mixed" in unit, "systemd would signal the jobs themselves, too"
+
+
+def test_the_backup_of_the_page_copies_a_database_in_use(tmp_path: Path) -> None:
+    (program,) = re.findall(r"-c '(import sqlite3, sys\n.*?)'", PAGE, re.DOTALL)
+    used, copy = tmp_path / "training.db", tmp_path / "copy.db"
+    with contextlib.closing(sqlite3.connect(used, isolation_level=None)) as database:
+        database.execute("PRAGMA journal_mode = WAL")
+        database.execute("CREATE TABLE jobs (job_id TEXT)")
+        database.executemany("INSERT INTO jobs VALUES (?)", [("a",), ("b",)])
+        answer = subprocess.run([sys.executable, "-c", program, used, copy], capture_output=True, text=True)
+        assert answer.stdout == "ok 2 jobs\n", answer.stderr
+    assert Path(f"{copy}-wal").exists() is False
+    with contextlib.closing(sqlite3.connect(copy)) as copied_one:
+        assert copied_one.execute("SELECT job_id FROM jobs").fetchall() == [("a",), ("b",)]
+
+
 # -- the service's image, without an engine
 
 
@@ -294,7 +362,9 @@ def test_what_the_service_image_installs_serves_the_api_and_the_page_without_tor
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet"]
     subprocess.run([*pip, "wheel", "--no-deps", "--wheel-dir", str(wheels), str(source)], check=True)
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(home)], check=True)
-    subprocess.run([*pip, "--python", str(home), "install", "--no-compile", *map(str, wheels.glob("*.whl"))], check=True)
+    subprocess.run(
+        [*pip, "--python", str(home), "install", "--no-compile", *map(str, wheels.glob("*.whl"))], check=True
+    )
     found = "import importlib.util as u; print([n for n in ('torch', 'arq', 'numpy', 'PIL') if u.find_spec(n)])"
     run = {"cwd": tmp_path, "text": True, "capture_output": True}
     assert subprocess.run([home / "bin/python", "-I", "-c", found], **run).stdout.strip() == "[]"
