@@ -6,7 +6,7 @@
 
 const FEW = 12_000; // points of all lines together that are drawn as they are
 const LEAST_SLOTS = 400;
-const MOST_CELLS = 48_000; // what all lines together may take when reduced: 50 lines redraw within two frames
+const MOST_CELLS = 24_000; // of all lines together when reduced: 50 lines redraw within two frames
 
 // → { xs, ys: [list of a line, …], shown, total }: reduced where shown < total.
 export function tableOf(lines, { from, to, width }) {

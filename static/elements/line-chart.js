@@ -322,16 +322,21 @@ function lastOf(row) {
 
 // "train loss falls from 5.2 to 0.38 over 80 steps"
 function summaryOf(lines, x) {
-  const told = lines.slice(0, 4).map(({ label, x: places, y }) => {
-    const known = y.map((value, n) => [places[n], value]).filter(([, value]) => value !== null && value !== undefined);
-    if (known.length === 0) return `${label} has no values yet`;
-    const [[from, first], [to, last]] = [known[0], known.at(-1)];
-    if (known.length === 1) return `${label} is ${number(first)} at ${x} ${number(from)}`;
+  const told = lines.slice(0, 4).map((line) => {
+    const [from, to] = [line.y.findIndex(isValue), line.y.findLastIndex(isValue)];
+    if (from < 0) return `${line.label} has no values yet`;
+    const [first, last] = [line.y[from], line.y[to]];
+    if (from === to) return `${line.label} is ${number(first)} at ${x} ${number(line.x[from])}`;
     const verb = last < first ? "falls" : last > first ? "rises" : "stays";
-    return `${label} ${verb} ${verb === "stays" ? `at ${number(first)}` : `from ${number(first)} to ${number(last)}`} over ${plural(+(to - from).toPrecision(3), x)}`;
+    const values = verb === "stays" ? `at ${number(first)}` : `from ${number(first)} to ${number(last)}`;
+    return `${line.label} ${verb} ${values} over ${plural(Number((line.x[to] - line.x[from]).toPrecision(3)), x)}`;
   });
   const more = lines.length > 4 ? [`and ${plural(lines.length - 4, "line")} more`] : [];
   return [...told, ...more].join("; ") || "no values yet";
+}
+
+function isValue(value) {
+  return value !== null && value !== undefined;
 }
 
 function tick(value) {
