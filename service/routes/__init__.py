@@ -14,6 +14,7 @@ HANDLERS: list[ControllerRouterHandler] = [
     data.convert,
     data.validate,
     data.split,
+    data.list_datasets,
     data.download_validation_report,
     train.start,
     train.status,

@@ -13,11 +13,13 @@ from jobs.paths import DataRoot
 from jobs.results import ConvertResult, SplitResult, ValidateResult
 from jobs.settings import Settings
 from jobs.specs import ConvertSpec, Kind, SplitSpec, ValidateSpec
-from service import uploads, waiting
+from service import datasets, uploads, waiting
 from service.answers import Accepted, Uploaded
+from service.datasets import DatasetList
 from service.dispatch import Dispatch
 from service.problems import documented
 from service.recorder import Recorder
+from service.store import Store
 
 _TAGS = ["data"]
 _RESPONSES = documented(404, 409, 422, 503) | {
@@ -78,6 +80,12 @@ async def split(
 ) -> Response[SplitResult]:
     """Divide a dataset into train.jsonl, val.jsonl and test.jsonl."""
     return await waiting.run(request, dispatch, data, settings)
+
+
+@get("/data/datasets", tags=_TAGS)
+async def list_datasets(store: Store, root: DataRoot) -> DatasetList:
+    """The datasets there are, newest first, each with its last validation."""
+    return await datasets.all_of(store, root)
 
 
 @get(
