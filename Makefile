@@ -9,7 +9,7 @@ TORCH     ?= torch==2.13.0
 PIP_FLAGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install vendor demo up test check bench docs clean
+.PHONY: help install vendor demo up test check bench screenshots docs clean
 
 help:  ## print this
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
@@ -62,6 +62,9 @@ static:
 bench: install  ## time the product against named baselines; prints ratios, writes docs/benchmarks.md
 	$(BIN)/python -m pip install --disable-pip-version-check --quiet $(PIP_FLAGS) -e ".[bench]"
 	$(BIN)/python -m benchmarks
+
+screenshots: install  ## pictures of the main pages, light, dark and on a phone, into docs/screenshots (needs Chromium)
+	$(BIN)/python tests/end_to_end/browser/screenshots.py docs/screenshots
 
 docs: install  ## write docs/events.md and the README's table of settings from the code
 	$(BIN)/python -m jobs.documents

@@ -1,0 +1,66 @@
+"""What people see when the service goes away and comes back, and where it wants its token."""
+
+import os
+import signal
+
+import pytest
+from playwright.sync_api import expect
+
+from jobs.settings import Settings
+from service.programs import Programs, free_port
+
+TOKEN = "a token of more than thirty-two characters"
+_AWAY = ("WebSocket connection to", "ERR_CONNECTION_REFUSED")
+
+
+def service_of(house) -> int:
+    """The process of the service."""
+    return next(pid for pid, command in house.processes().items() if "service.serve" in command)
+
+
+def test_a_restart_of_the_service_shows_and_is_recovered_from_without_a_hole(house, config, page, watch) -> None:
+    for words in _AWAY:
+        watch.expect(words)
+    job_id = house.client.submit({"kind": "finetune", "config": config | {"max_steps": 60, "logging_steps": 1}})
+    page.goto("/ui/#/jobs")
+    row = page.locator(f'[data-id="{job_id}"]')
+    expect(row).to_contain_text("running")
+    expect(page.locator("#connection")).to_have_attribute("data-state", "live")
+    os.kill(service_of(house), signal.SIGKILL)
+    expect(page.locator("#banner")).to_be_visible()
+    expect(page.locator("#connection")).to_have_attribute("data-state", "reconnecting")
+    house.programs.wait_until_ready()
+    expect(page.locator("#banner")).to_be_hidden()
+    expect(page.get_by_role("status").filter(has_text="Nothing was missed")).to_be_visible()
+    assert house.end_of(job_id)["status"] == "completed"
+    expect(row).to_contain_text("completed")
+
+
+@pytest.fixture
+def locked(tmp_path):
+    """Programs that want a token."""
+    settings = Settings(data_root=str(tmp_path / "data"), port=free_port("127.0.0.1"), token=TOKEN)
+    with Programs(settings, log_folder=tmp_path / "logs") as programs:
+        programs.wait_until_ready()
+        yield programs
+
+
+def test_with_a_token_the_page_asks_once_and_then_keeps_a_session(locked, chromium, watch) -> None:
+    watch.origin = locked.address
+    watch.expect("401")
+    watch.expect("WebSocket connection to")
+    context = chromium.new_context(base_url=locked.address)
+    page = watch.page(context.new_page())
+    page.goto("/ui/#/jobs")
+    page.get_by_role("textbox", name="Token").fill("wrong")
+    page.get_by_role("button", name="Sign in").click()
+    expect(page.get_by_text("That is not the token.")).to_be_visible()
+    page.get_by_role("textbox", name="Token").fill(TOKEN)
+    page.get_by_role("button", name="Sign in").click()
+    expect(page.get_by_role("heading", name="No job yet")).to_be_visible()
+    expect(page.locator("#connection")).to_have_attribute("data-state", "live")
+    page.reload()
+    expect(page.get_by_role("heading", name="No job yet")).to_be_visible()
+    expect(page.get_by_role("textbox", name="Token")).to_have_count(0)
+    assert TOKEN not in page.evaluate("document.cookie + JSON.stringify(localStorage)")
+    context.close()
