@@ -16,14 +16,13 @@ export const WORDS = {
   task: {
     title: "Task", description: "What the model is to answer when it sees a frame.",
     options: { classify: "classify: the labels alone", describe: "describe: counts and places in a sentence", detect: "detect: a list of labels and boxes" },
-    default: "classify",
   },
   target_format: { title: "Format", description: "How the rows lie on disk.", options: { llava: "LLaVA: conversations", huggingface: "Hugging Face: an Arrow folder", coco: "COCO: instances" }, "x-advanced": true },
   mask_order: { title: "Mask order", description: "The direction in which the masks count pixels.", options: { auto: "find out", row: "along rows", column: "down columns" }, "x-advanced": true },
   keep_empty_frames: { title: "Keep empty frames", description: "Frames without an object become rows too.", "x-advanced": true },
   level: { title: "Strictness", description: "Strict also complains of what only may be wrong.", options: { basic: "basic", strict: "strict" } },
   strategy: {
-    title: "Strategy", description: "How rows are told apart.", default: "temporal",
+    title: "Strategy", description: "How rows are told apart.",
     options: { temporal: "temporal: no video in two parts", stratified: "stratified: each class keeps its share", random: "random" },
   },
   train_ratio: { title: "Train share", description: "To learn from." },
@@ -31,6 +30,7 @@ export const WORDS = {
   test_ratio: { title: "Test share", description: "Kept for the end." },
 };
 const RATIOS = ["train_ratio", "val_ratio", "test_ratio"];
+const BEGIN_WITH = { task: "classify", strategy: "temporal" }; // what a first training learns soonest, and is judged by honestly
 export const SPLIT_FIELDS = ["strategy", ...RATIOS];
 
 const STEPS = [
@@ -45,6 +45,8 @@ export async function optionsOf(kind, only, onInput = () => {}) {
   const words = Object.fromEntries(only.map((name) => [name, { ...WORDS[name], "x-group": "options" }]));
   const sum = h("p", { class: "sum", role: "status" });
   const form = schemaForm(schema, { words, only, onInput: () => (showSum(form, only, sum), onInput()) });
+  for (const [name, text] of Object.entries(BEGIN_WITH)) if (only.includes(name)) form.write(name, text);
+  form.begin();
   showSum(form, only, sum);
   return { form, element: h("div", { class: "options" }, form.group("options"), kind === "split" && sum) };
 }
@@ -121,7 +123,6 @@ export function prepare({ query, set, taken }) {
     for (const { kind, only } of STEPS) {
       if (!forms[kind]) {
         forms[kind] = await optionsOf(kind, only, () => onOption(kind));
-        forms[kind].form.begin();
         forms[kind].form.restore(query);
       }
       if (query.get(kind)) await look(kind);
@@ -156,7 +157,7 @@ export function prepare({ query, set, taken }) {
   // -- upload
 
   async function send(chosen) {
-    if (sending || query.get("convert")) return say("Finish this export first, or start over with another file.", "bad");
+    if (sending || file.disabled || query.get("convert")) return say("Finish this export first, or start over with another file.", "bad");
     tell(refusalOf(chosen));
     if (!wrong.hidden) return;
     startOver();
@@ -226,12 +227,15 @@ export function prepare({ query, set, taken }) {
   async function next({ isAgain = false } = {}) {
     if (isMoving) return;
     isMoving = true;
-    for (const { kind } of STEPS) {
-      if (!query.get(kind)) await submit(kind, isAgain);
-      if (!isPassed(kind)) break;
+    try {
+      for (const { kind } of STEPS) {
+        if (!query.get(kind)) await submit(kind, isAgain);
+        if (!isPassed(kind)) break;
+      }
+    } finally {
+      isMoving = false;
+      draw();
     }
-    isMoving = false;
-    draw();
   }
 
   async function submit(kind, isAgain) {
@@ -254,10 +258,10 @@ export function prepare({ query, set, taken }) {
 
   function specOf(kind) {
     const options = forms[kind].form.values();
-    if (kind === "convert") return { kind, sam2_zip_path: query.get("upload"), ...options, task: forms.convert.form.value("task") };
+    if (kind === "convert") return { kind, sam2_zip_path: query.get("upload"), ...options };
     const data_path = jobs.convert.result.output_dir;
     if (kind === "validate") return { kind, data_path, format_type: jobs.convert.spec.target_format, ...options };
-    return { kind, data_path, output_dir: `${data_path}-split`, ...options, strategy: forms.split.form.value("strategy") };
+    return { kind, data_path, output_dir: `${data_path}-split`, ...options };
   }
 
   function isPassed(kind) {
@@ -286,11 +290,11 @@ export function prepare({ query, set, taken }) {
 
   function draw() {
     const isOpen = Boolean(sending || query.get("upload"));
-    const isBegun = Boolean(query.get("convert") || refused.convert);
     drop.hidden = isOpen;
+    file.disabled = !forms.split;
     list.hidden = !isOpen;
     foot.hidden = !isOpen || Boolean(sending);
-    begin.hidden = isBegun;
+    begin.hidden = Boolean(query.get("convert") || refused.convert);
     if (!sending) replace(steps.upload.querySelector(".body"), h("p", { class: "note" }, query.get("upload")?.split("/").at(-1)));
     mark("upload", sending ? "running" : query.get("upload") ? "completed" : "waiting");
     STEPS.forEach(({ kind }) => drawStep(kind));
@@ -299,29 +303,30 @@ export function prepare({ query, set, taken }) {
 
   function drawStep(kind) {
     const job = jobs[kind];
-    const hasStopped = Boolean(refused[kind]) || (job && !isLive(job) && !isPassed(kind));
-    mark(kind, refused[kind] ? "failed" : !job ? "waiting" : hasStopped ? "failed" : job.status, job);
-    const isBegun = Boolean(query.get("convert") || refused.convert);
-    const { about } = STEPS.find((step) => step.kind === kind);
-    const parts = [];
-    if (!job && !refused[kind]) parts.push(h("p", { class: "note" }, about));
-    if (job) parts.push(...outcome(kind, job));
-    if (refused[kind]) parts.push(h("p", { class: "callout", data: { tone: "bad" } }, refused[kind]));
-    if ((!job && (!isBegun || !hasStopped && !isMoving)) || hasStopped) parts.push(forms[kind]?.element);
-    if (hasStopped) parts.push(repair(kind));
-    keepFocus(steps[kind].querySelector(".body"), parts.filter(Boolean));
+    const isWaiting = !job && !refused[kind];
+    const hasStopped = !isWaiting && (refused[kind] || (!isLive(job) && !isPassed(kind)));
+    const isBegun = query.get("convert") || refused.convert;
+    mark(kind, isWaiting ? "waiting" : hasStopped ? "failed" : job.status, job);
+    const parts = [
+      isWaiting && h("p", { class: "note" }, STEPS.find((step) => step.kind === kind).about),
+      job && outcome(kind, job),
+      refused[kind] && h("p", { class: "callout", data: { tone: "bad" } }, refused[kind]),
+      (hasStopped || (isWaiting && !isBegun)) && forms[kind]?.element,
+      hasStopped && repair(kind),
+    ];
+    keepFocus(steps[kind].querySelector(".body"), parts);
   }
 
   function repair(kind) {
-    const button = h("button", { type: "button", onclick: () => attempt(button, () => again(kind)) }, kind === "validate" && jobs.validate?.status === "completed" ? "Validate again" : "Try again from here");
-    const isInvalid = kind === "validate" && jobs.validate?.status === "completed";
+    const isInvalid = !refused[kind] && jobs[kind].status === "completed"; // only a validation ends well and stops all the same
+    const button = h("button", { type: "button", onclick: () => attempt(button, () => again(kind)) }, isInvalid ? "Validate again" : "Try again from here");
     return h("div", { class: "actions" }, button, isInvalid && h("button", { type: "button", onclick: accept }, "Split it all the same"));
   }
 
   function mark(kind, status, job) {
     steps[kind].dataset.status = status;
     const link = job && h("a", { href: `#/job/${job.job_id}`, class: "note" }, "job");
-    replace(steps[kind].querySelector(".status"), status !== "waiting" && badge(job && isLive(job) ? job.status : status), link);
+    replace(steps[kind].querySelector(".status"), status !== "waiting" && badge(status), link);
   }
 
   function drawEnd() {
@@ -343,7 +348,7 @@ function outcome(kind, job) {
   const { result } = job;
   if (kind === "validate") return [h("p", {}, verdict(result)), findingsList([...result.errors, ...result.warnings].slice(0, 5))];
   const reason = result.mask_order_reason && `Masks are read ${result.mask_order === "row" ? "along rows" : "down columns"}: ${result.mask_order_reason}.`;
-  return [h("p", {}, result.message), reason && h("p", { class: "note" }, reason), ...result.warnings.map((text) => h("p", { class: "callout" }, text))].filter(Boolean);
+  return [h("p", {}, result.message), reason && h("p", { class: "note" }, reason), result.warnings.map((text) => h("p", { class: "callout" }, text))];
 }
 
 function verdict({ result, num_errors, num_warnings, statistics }) {
@@ -368,7 +373,6 @@ function refusalOf({ name, size }) {
 // Puts the parts in place; a control that had the focus and is still there keeps it.
 function keepFocus(body, parts) {
   const focused = document.activeElement;
-  if (parts.length === body.children.length && parts.every((part, at) => part === body.children[at])) return;
   replace(body, parts);
   if (body.contains(focused)) focused.focus();
 }

@@ -75,6 +75,9 @@ function show(root, { query, set }, { schema, presets, models, datasets, earlier
   const places = h("div", { class: "places" });
   const request = h("pre", { tabindex: 0, "aria-label": "The request" });
 
+  let runners = null; // not known yet
+  let busy = []; // jobs with a model that have a place, or wait for one
+
   model.setAttribute("list", "models");
   const element = h(
     "form", { class: "train", novalidate: true, onsubmit: onStart },
@@ -246,9 +249,6 @@ function show(root, { query, set }, { schema, presets, models, datasets, earlier
   }
 
   // -- where it would run
-
-  let runners = null;
-  let busy = [];
 
   async function loadPlaces() {
     const pages = ["running", "queued", "pending"].map((status) => api.get("/jobs", { status, limit: 1000 }));
