@@ -74,7 +74,7 @@ export function prepare({ query, set, taken }) {
   const file = h("input", { type: "file", accept: ".zip", id: "export-file", onchange: () => file.files[0] && send(file.files[0]) });
   const drop = h(
     "label", { class: "drop", for: "export-file" },
-    h("b", {}, "Drop a SAM2 export here, or choose its ZIP"), file,
+    h("b", {}, "Drop the ZIP of a SAM2 export here"), file, h("span", { class: "button" }, "Choose a file"),
     h("span", { class: "note" }, "It is uploaded, converted, validated and split; each step can be looked at."),
   );
   const wrong = h("p", { class: "callout", data: { tone: "bad" }, role: "alert", hidden: true });
@@ -336,7 +336,7 @@ export function prepare({ query, set, taken }) {
     if (!isDone) return;
     const name = jobs.split.spec.output_dir.replace(/^datasets\//, "");
     replace(end, h(
-      "div", { class: "callout", data: { tone: "good" } }, h("p", {}, h("b", {}, name), ` is ready. ${jobs.split.result.message}`),
+      "div", { class: "callout", data: { tone: "good" } }, h("p", {}, h("b", {}, name), " is ready."),
       h("div", { class: "actions" }, h("a", { class: "button primary", href: `#/train?data=${encodeURIComponent(name)}` }, "Start a training with it"), h("a", { class: "button", href: datasetAddress(name) }, "Look at it")),
     ));
   }

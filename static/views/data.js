@@ -49,7 +49,7 @@ function renderAll(root, { query, set }) {
     ({ datasets } = await api.get("/data/datasets"));
     const focused = document.activeElement.closest?.("[data-action]")?.dataset.action; // the rows are made anew
     const row = document.activeElement.closest?.("[data-name]")?.dataset.name;
-    replace(list, datasets.map(rowOf));
+    replace(list, datasets.map((dataset) => rowOf(dataset, datasets)));
     if (row && focused) list.querySelector(`[data-name="${CSS.escape(row)}"] [data-action="${focused}"]`)?.focus();
     setText(count, datasets.length ? plural(datasets.length, "dataset") : "");
     empty.hidden = datasets.length > 0;
@@ -65,8 +65,9 @@ function renderAll(root, { query, set }) {
   }
 }
 
-function rowOf(dataset) {
+function rowOf(dataset, datasets) {
   const { name, data_path, num_samples, format, task, labels, split, validation, created_at } = dataset;
+  const splits = datasets.filter((other) => other.split?.source === data_path);
   return h(
     "li", { class: "row dataset", data: { name } },
     h(
@@ -75,7 +76,7 @@ function rowOf(dataset) {
       h("span", { class: "note" }, [plural(num_samples, "row"), task, format].filter(Boolean).join(" · ")),
       h("span", { class: "note" }, h("time-ago", { datetime: created_at })),
     ),
-    h("div", { class: "how" }, validationBadge(validation), split ? splitBar(split) : h("span", { class: "note" }, "not split")),
+    h("div", { class: "how" }, validationBadge(validation), split ? splitBar(split) : h("span", { class: "note" }, splits.length ? ["divided into ", splits.map(({ name }, at) => [at > 0 && ", ", h("a", { href: datasetAddress(name) }, name)])] : "not split")),
     Object.keys(labels).length ? classBars(labels, 3) : h("span", { class: "note" }, "classes unknown"),
     h("div", { class: "actions" }, useLink(dataset), !split && splitButton(dataset), validateButton(dataset), reportLink(dataset)),
   );

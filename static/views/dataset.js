@@ -13,7 +13,8 @@ const ENDS = ["job.completed", "job.failed", "job.cancelled"];
 export function renderDataset(root, name) {
   const content = h("div", { class: "dataset-page" }, h("p", { class: "loading" }, "Loading …"));
   let looking;
-  root.append(h("p", { class: "note" }, h("a", { href: "#/data" }, "All data")), h("div", { class: "head" }, h("h1", {}, name)), content);
+  const actions = h("div", { class: "actions" });
+  root.append(h("p", { class: "note" }, h("a", { href: "#/data" }, "All data")), h("div", { class: "head" }, h("h1", {}, name), actions), content);
   const stop = follow({
     types: ENDS, load,
     onEvents: () => {
@@ -34,17 +35,12 @@ export function renderDataset(root, name) {
     const [made, checked] = await Promise.all([jobOrNull(dataset.job_id), validation && jobOrNull(validation.job_id)]);
     const source = split && datasets.find(({ data_path }) => data_path === split.source);
     const splits = datasets.filter((each) => each.split?.source === dataset.data_path);
-    replace(
-      content,
-      h("div", { class: "actions" }, useLink(dataset), !split && splitButton(dataset), validateButton(dataset), reportLink(dataset)),
-      h(
-        "div", { class: "cards" },
-        card("About", facts(dataset, made?.result)),
-        card("Where it comes from", lineage(dataset, source, splits)),
-        card("Classes", classes(dataset.labels, made?.result.class_shares)),
-        card("Validation", findings(dataset, checked?.result)),
-      ),
-    );
+    replace(actions, useLink(dataset), !split && splitButton(dataset), validateButton(dataset), reportLink(dataset));
+    replace(content, h(
+      "div", { class: "cards" },
+      h("div", {}, card("About", facts(dataset, made?.result)), card("Classes", classes(dataset.labels, made?.result.class_shares))),
+      h("div", {}, card("Validation", findings(dataset, checked?.result)), card("Where it comes from", lineage(dataset, source, splits))),
+    ));
   }
 }
 
@@ -83,8 +79,8 @@ function facts({ num_samples, format, task, created_at, data_path, split, warnin
     Path: h("code", {}, data_path),
   };
   return [
-    warnings.map((text) => h("p", { class: "callout" }, text)),
     h("dl", { class: "facts" }, Object.entries(listed).filter(([, fact]) => fact).map(([term, fact]) => [h("dt", {}, term), h("dd", {}, fact)])),
+    warnings.map((text) => h("p", { class: "callout" }, text)),
   ];
 }
 

@@ -78,6 +78,8 @@ function show(root, { query, set }, { schema, presets, models, datasets, earlier
   let runners = null; // not known yet
   let busy = []; // jobs with a model that have a place, or wait for one
 
+  const paths = h("div", { class: "fields wide" }, DATA.map(form.element)); // the select above says them, seldom a person
+
   model.setAttribute("list", "models");
   const element = h(
     "form", { class: "train", novalidate: true, onsubmit: onStart },
@@ -88,7 +90,7 @@ function show(root, { query, set }, { schema, presets, models, datasets, earlier
         "Model and data",
         h("datalist", { id: "models" }, models.map((each) => h("option", { value: each.name }, describe(each)))),
         h(
-          "div", { class: "fields" },
+          "div", { class: "fields wide" },
           h("div", { class: "field" }, form.element("config.model_name"), aboutModel),
           h(
             "div", { class: "field" }, h("label", { for: "data" }, "Data"), data,
@@ -96,10 +98,9 @@ function show(root, { query, set }, { schema, presets, models, datasets, earlier
           ),
         ),
         aboutData,
-        h("details", {}, h("summary", {}, "Paths of the data"), h("div", { class: "fields" }, form.element("config.train_data_path"), form.element("config.val_data_path"))),
-        form.group("model and data"),
+        form.group("model and data"), h("details", {}, h("summary", {}, "Paths of the data"), paths),
       ),
-      card("Name", h("div", { class: "fields" }, form.element("experiment_name"), form.element("tags"))),
+      card("Name", h("div", { class: "fields wide" }, form.element("experiment_name"), form.element("tags"))),
       form.groups.slice(1).map((name) => card(name[0].toUpperCase() + name.slice(1), form.group(name))),
     ),
     h(
@@ -207,7 +208,7 @@ function show(root, { query, set }, { schema, presets, models, datasets, earlier
     const method = config.use_qlora ? "qlora" : config.use_lora ? "lora" : "full";
     drawData(dataset);
     setText(aboutModel, describe(models.find(({ name }) => name === config.model_name)));
-    setText(aboutPreset, preset()?.description ?? `The settings of ${titleOf(earlier)}, to be changed or run again.`);
+    setText(aboutPreset, preset()?.description ?? (earlier ? `The settings of ${titleOf(earlier)}, to be changed or run again.` : ""));
     for (const name of ["lora_rank", "lora_alpha", "lora_dropout"]) form.element(`config.${name}`).hidden = method === "full";
     drawPlan(config, method, dataset?.split?.train_samples ?? dataset?.num_samples);
     drawPlaces();
@@ -287,7 +288,7 @@ function card(heading, ...content) {
 }
 
 function rowsOf({ split, num_samples }) {
-  return split ? `${number(split.train_samples)} to learn from, ${number(split.val_samples)} to judge by` : `${plural(num_samples, "row")}, not split`;
+  return split ? `${number(split.train_samples)} train, ${number(split.val_samples)} val` : `${plural(num_samples, "row")}, not split`;
 }
 
 function describe(model) {
