@@ -104,11 +104,11 @@ class Field {
     Object.assign(this, { name, schema, isRequired });
     this.message = h("p", { class: "error", id: `${id}-error` });
     const help = h("p", { class: "note", id: `${id}-help` }, schema.description);
-    this.control = controlOf(schema, { id, name, "aria-describedby": `${id}-help ${id}-error` });
+    this.control = controlOf(schema, { id, name, "aria-describedby": `${id}-error ${id}-help` });
     const label = h("label", { for: id }, schema.title ?? name.replaceAll("_", " "));
     const isCheckbox = this.control.type === "checkbox";
     const head = isCheckbox ? h("div", { class: "check" }, this.control, label) : [label, this.control];
-    this.element = h("div", { class: "field", data: { field: name } }, head, help, this.message);
+    this.element = h("div", { class: "field", data: { field: name } }, head, this.message, help);
     this.write(textOf(schema.default));
     this.control.addEventListener("input", () => {
       this.say("");

@@ -75,6 +75,7 @@ function show(root, { query, set }, { schema, presets, models, datasets, earlier
   const places = h("div", { class: "places" });
   const request = h("pre", { tabindex: 0, "aria-label": "The request" });
 
+  let based = null; // the dataset whose paths the form began with
   let runners = null; // not known yet
   let busy = []; // jobs with a model that have a place, or wait for one
 
@@ -179,6 +180,7 @@ function show(root, { query, set }, { schema, presets, models, datasets, earlier
   // -- data
 
   function take(dataset) {
+    based = dataset;
     form.write("config.train_data_path", dataset.split?.train_path ?? dataset.data_path);
     form.write("config.val_data_path", dataset.split?.val_path ?? "");
   }
@@ -190,7 +192,7 @@ function show(root, { query, set }, { schema, presets, models, datasets, earlier
     onInput();
   }
 
-  function chosenData() {
+  function learntFrom() {
     const train = form.text("config.train_data_path");
     return datasets.find(({ split, data_path }) => train === (split?.train_path ?? data_path));
   }
@@ -198,15 +200,15 @@ function show(root, { query, set }, { schema, presets, models, datasets, earlier
   // -- what is shown of it
 
   function onInput() {
-    set({ ...form.changes(), data: chosenData()?.name });
+    set({ ...form.changes(), data: based?.name });
     draw();
   }
 
   function draw() {
-    const dataset = chosenData();
+    const dataset = learntFrom();
     const config = Object.fromEntries(SETTINGS.map((name) => [name, form.value(`config.${name}`)]));
     const method = config.use_qlora ? "qlora" : config.use_lora ? "lora" : "full";
-    drawData(dataset);
+    drawData(dataset && (config.val_data_path ?? "") === (dataset.split?.val_path ?? "") ? dataset : null);
     setText(aboutModel, describe(models.find(({ name }) => name === config.model_name)));
     setText(aboutPreset, preset()?.description ?? (earlier ? `The settings of ${titleOf(earlier)}, to be changed or run again.` : ""));
     for (const name of ["lora_rank", "lora_alpha", "lora_dropout"]) form.element(`config.${name}`).hidden = method === "full";
@@ -236,7 +238,7 @@ function show(root, { query, set }, { schema, presets, models, datasets, earlier
     const total = Math.min(perEpoch * config.num_epochs, config.max_steps ?? Infinity);
     const facts = {
       Method: { qlora: "QLoRA: adapters on a 4-bit base", lora: `LoRA: adapters of rank ${config.lora_rank}`, full: "Full: every weight" }[method],
-      Rows: rows ? `${number(rows)}, seen ${plural(config.num_epochs, "time")}` : "not known for this path",
+      Rows: rows ? `${number(rows)}${config.num_epochs ? `, seen ${plural(config.num_epochs, "time")}` : ""}` : "not known for this path",
       Batch: batch ? `${number(config.batch_size)} × ${number(config.gradient_accumulation_steps)} = ${plural(batch, "row")} an update` : "–",
       Steps: total ? `${number(total)} in all, ${number(perEpoch)} an epoch` : "–",
       Judged: config.val_data_path ? `every ${plural(config.eval_steps, "step")} and at the end` : "not: there is no validation data",
