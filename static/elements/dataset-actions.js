@@ -6,8 +6,8 @@ import { follow } from "../live.js";
 import { attempt, say } from "../notices.js";
 import { optionsOf, SPLIT_FIELDS, sumsToOne } from "./prepare.js";
 
-export function useLink({ name, split }) {
-  return h("a", { class: `button${split ? " primary" : ""}`, data: { action: "use" }, href: `#/train?data=${encodeURIComponent(name)}`, "aria-label": `Train on ${name}` }, "Train on it");
+export function useLink({ name }, tone = "") {
+  return h("a", { class: `button ${tone}`, data: { action: "use" }, href: `#/train?data=${encodeURIComponent(name)}`, "aria-label": `Train on ${name}` }, "Train on it");
 }
 
 export function reportLink({ name, validation }) {

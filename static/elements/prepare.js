@@ -133,8 +133,10 @@ export function prepare({ query, set, taken }) {
 
   async function look(kind) {
     try {
-      jobs[kind] = await api.job(query.get(kind));
+      const job = await api.job(query.get(kind));
       delete refused[kind];
+      const hasEnded = jobs[kind]?.job_id === job.job_id && !isLive(jobs[kind]);
+      if (!hasEnded) jobs[kind] = job; // answers may overtake one another: what has ended stays so
     } catch (error) {
       if (error.status !== 404) throw error;
       refused[kind] = "The job of this step was removed.";

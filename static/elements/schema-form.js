@@ -18,6 +18,7 @@ export function schemaForm(root, { words = {}, only, onInput = () => {} } = {}) 
   const all = [...fields.values()];
   const field = (path) => fields.get(path);
   const began = new Map(); // path → the text it began with
+  const folds = []; // [details, the fields in it]
 
   return {
     control: (path) => field(path).control,
@@ -26,7 +27,13 @@ export function schemaForm(root, { words = {}, only, onInput = () => {} } = {}) 
     text: (path) => field(path).text,
     write: (path, text) => field(path).write(text),
     groups: [...new Set(all.map(({ schema }) => schema["x-group"]).filter(Boolean))],
-    group: (name) => group(all.filter(({ schema, element }) => schema["x-group"] === name && !element.parentNode)),
+    group(name) {
+      const members = all.filter(({ schema, element }) => schema["x-group"] === name && !element.parentNode);
+      const [plain, advanced] = [false, true].map((is) => members.filter(({ schema }) => Boolean(schema["x-advanced"]) === is));
+      const details = h("details", {}, h("summary", {}, "More settings"), grid(advanced));
+      folds.push([details, advanced]);
+      return [grid(plain), advanced.length > 0 && details];
+    },
 
     // Sets all fields: to these values, or to their defaults.
     fill(values) {
@@ -34,6 +41,7 @@ export function schemaForm(root, { words = {}, only, onInput = () => {} } = {}) 
         const value = path.split(".").reduce((part, key) => part?.[key], values);
         each.write(textOf(value === undefined ? each.schema.default : value));
       }
+      unfold();
     },
 
     // From here on, `changes` are those to what stands in the form now, or now in these fields.
@@ -51,6 +59,7 @@ export function schemaForm(root, { words = {}, only, onInput = () => {} } = {}) 
         const text = query.get(each.name);
         if (text !== null) each.write(text === "null" ? "" : text);
       }
+      unfold();
     },
 
     // What differs from the defaults, and what has none.
@@ -80,6 +89,11 @@ export function schemaForm(root, { words = {}, only, onInput = () => {} } = {}) 
       return homeless;
     },
   };
+
+  // What is set to something unusual is seen.
+  function unfold() {
+    for (const [details, members] of folds) details.open ||= members.some(({ value, schema }) => !same(value, schema.default));
+  }
 }
 
 function goToFirst(fields) {
@@ -89,12 +103,8 @@ function goToFirst(fields) {
   return wrong;
 }
 
-function group(fields) {
-  const [plain, advanced] = [false, true].map((is) => fields.filter(({ schema }) => Boolean(schema["x-advanced"]) === is));
-  return [
-    h("div", { class: "fields" }, plain.map(({ element }) => element)),
-    advanced.length > 0 && h("details", {}, h("summary", {}, "More settings"), h("div", { class: "fields" }, advanced.map(({ element }) => element))),
-  ];
+function grid(fields) {
+  return h("div", { class: "fields" }, fields.map(({ element }) => element));
 }
 
 class Field {

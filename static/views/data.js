@@ -4,7 +4,7 @@ import * as api from "../api.js";
 import { h, replace, setText } from "../dom.js";
 import { plural } from "../format.js";
 import { listKeys } from "../keyboard.js";
-import { follow } from "../live.js";
+import { follow, gather } from "../live.js";
 import { classBars, datasetAddress, splitBar, validationBadge } from "../elements/dataset-parts.js";
 import { reportLink, splitButton, useLink, validateButton } from "../elements/dataset-actions.js";
 import { prepare } from "../elements/prepare.js";
@@ -21,7 +21,6 @@ export function render(root, params) {
 
 function renderAll(root, { query, set }) {
   let datasets = [];
-  let looking;
   const flow = prepare({ query, set, taken: () => datasets.map(({ name }) => name) });
   const count = h("span", { class: "note" });
   const list = h("ul", { class: "rows", "aria-label": "Datasets, newest first" });
@@ -32,9 +31,10 @@ function renderAll(root, { query, set }) {
   );
 
   const stopKeys = listKeys(() => [...list.children]);
+  const lookAgain = gather(loadList);
   const stopListening = follow({ load, onEvents });
   return () => {
-    clearTimeout(looking);
+    lookAgain.stop();
     stopKeys();
     stopListening();
     flow.stop();
@@ -58,9 +58,7 @@ function renderAll(root, { query, set }) {
   function onEvents(events) {
     for (const { event } of events) {
       flow.hear(event);
-      if (!ENDS.includes(event.type)) continue;
-      clearTimeout(looking);
-      looking = setTimeout(loadList, 200); // a burst of events costs one look
+      if (ENDS.includes(event.type)) lookAgain();
     }
   }
 }

@@ -3,7 +3,7 @@
 import * as api from "../api.js";
 import { h, replace } from "../dom.js";
 import { moment, number, percent, plural } from "../format.js";
-import { follow } from "../live.js";
+import { follow, gather } from "../live.js";
 import { datasetAddress, PARTS, splitBar, validationBadge } from "../elements/dataset-parts.js";
 import { reportLink, splitButton, useLink, validateButton } from "../elements/dataset-actions.js";
 import { findingsList } from "../elements/prepare.js";
@@ -12,18 +12,12 @@ const ENDS = ["job.completed", "job.failed", "job.cancelled"];
 
 export function renderDataset(root, name) {
   const content = h("div", { class: "dataset-page" }, h("p", { class: "loading" }, "Loading …"));
-  let looking;
   const actions = h("div", { class: "actions" });
   root.append(h("p", { class: "note" }, h("a", { href: "#/data" }, "All data")), h("div", { class: "head" }, h("h1", {}, name), actions), content);
-  const stop = follow({
-    types: ENDS, load,
-    onEvents: () => {
-      clearTimeout(looking);
-      looking = setTimeout(load, 200);
-    },
-  });
+  const lookAgain = gather(load);
+  const stop = follow({ types: ENDS, load, onEvents: lookAgain });
   return () => {
-    clearTimeout(looking);
+    lookAgain.stop();
     stop();
   };
 
@@ -35,10 +29,10 @@ export function renderDataset(root, name) {
     const [made, checked] = await Promise.all([jobOrNull(dataset.job_id), validation && jobOrNull(validation.job_id)]);
     const source = split && datasets.find(({ data_path }) => data_path === split.source);
     const splits = datasets.filter((each) => each.split?.source === dataset.data_path);
-    replace(actions, useLink(dataset), !split && splitButton(dataset), validateButton(dataset), reportLink(dataset));
+    replace(actions, useLink(dataset, "primary"), !split && splitButton(dataset), validateButton(dataset), reportLink(dataset));
     replace(content, h(
       "div", { class: "cards" },
-      h("div", {}, card("About", facts(dataset, made?.result)), card("Classes", classes(dataset.labels, made?.result.class_shares))),
+      h("div", {}, card("About", facts(dataset, made?.result, splits)), card("Classes", classes(dataset.labels, made?.result.class_shares))),
       h("div", {}, card("Validation", findings(dataset, checked?.result)), card("Where it comes from", lineage(dataset, source, splits))),
     ));
   }
@@ -65,10 +59,10 @@ function card(heading, ...content) {
   return h("section", { class: "card" }, h("h2", {}, heading), content);
 }
 
-function facts({ num_samples, format, task, created_at, data_path, split, warnings }, result) {
+function facts({ num_samples, format, task, created_at, data_path, split, warnings }, result, splits) {
   const listed = {
     Rows: number(num_samples),
-    Divided: split ? splitBar(split) : "not yet: a training would have nothing to be judged by",
+    Divided: split ? splitBar(split) : splits.length === 0 && "not yet: a training would have nothing to be judged by",
     Strategy: split?.strategy,
     Task: task,
     Format: format,

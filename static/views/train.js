@@ -7,7 +7,7 @@ import * as api from "../api.js";
 import { h, replace, setText } from "../dom.js";
 import { number, plural } from "../format.js";
 import { keys } from "../keyboard.js";
-import { follow } from "../live.js";
+import { follow, gather } from "../live.js";
 import { attempt, say } from "../notices.js";
 import { titleOf } from "../words.js";
 import { datasetAddress, splitBar, validationBadge } from "../elements/dataset-parts.js";
@@ -37,7 +37,7 @@ export function render(root, params) {
       root.lastChild.remove();
       stop = known.datasets.length ? show(root, params, known) : nothing(root);
     },
-    (error) => abort.signal.aborted || replace(root.lastChild, h("span", { class: "error" }, error.message)),
+    (error) => abort.signal.aborted || root.lastChild.replaceWith(failure(error)),
   );
   return () => {
     abort.abort();
@@ -48,9 +48,26 @@ export function render(root, params) {
 async function load(from, signal) {
   const [schema, presets, models, datasets, earlier] = await Promise.all([
     api.get("/schemas/finetune", {}, signal), api.get("/train/presets", {}, signal), api.get("/models", {}, signal),
-    api.get("/data/datasets", {}, signal), from && api.job(from, signal),
+    api.get("/data/datasets", {}, signal), from && trainingOf(from, signal),
   ]);
   return { schema, presets: presets.presets, models: models.models, datasets: datasets.datasets, earlier };
+}
+
+// The job to train again; without it the form begins as any other.
+async function trainingOf(id, signal) {
+  try {
+    const job = await api.job(id, signal);
+    return job.kind === "finetune" ? job : null;
+  } catch (error) {
+    if (error.status !== 404) throw error;
+    say("The training to run again was removed.", "bad");
+    return null;
+  }
+}
+
+function failure(error) {
+  const again = h("button", { type: "button", onclick: () => dispatchEvent(new Event("hashchange")) }, "Try again"); // draws the view anew
+  return h("div", { class: "empty" }, h("h2", {}, "The form could not be drawn"), h("p", {}, error.message), again);
 }
 
 function nothing(root) {
@@ -118,18 +135,11 @@ function show(root, { query, set }, { schema, presets, models, datasets, earlier
   const onKey = (event) => isStarting(event) && element.requestSubmit();
   addEventListener("keydown", onKey);
   const stopKeys = keys({ "Ctrl+Enter": ["Start the training", () => {}] });
-  let looking;
-  const stopListening = follow({
-    types: MOVES_A_PLACE,
-    load: loadPlaces,
-    onEvents: () => {
-      clearTimeout(looking);
-      looking = setTimeout(loadPlaces, 300); // a burst of events costs one look
-    },
-  });
+  const lookAgain = gather(loadPlaces);
+  const stopListening = follow({ types: MOVES_A_PLACE, load: loadPlaces, onEvents: lookAgain });
   return () => {
     removeEventListener("keydown", onKey);
-    clearTimeout(looking);
+    lookAgain.stop();
     stopKeys();
     stopListening();
   };
