@@ -53,16 +53,18 @@ export async function log(id, query, signal) {
   return { text: await answer.text(), attempt: header("x-log-attempt"), offset: header("x-log-offset") };
 }
 
-// Uploads a file, telling the share sent so far (0..1): fetch cannot, so this is the older interface.
-export function upload(file, onFraction) {
+// Uploads a file, telling the bytes sent so far: fetch cannot, so this is the older interface.
+export function upload(file, onSent, signal) {
   return new Promise((resolve, reject) => {
     const form = new FormData();
     form.append("file", file);
     const sending = new XMLHttpRequest();
     sending.open("POST", address("/data/upload"));
     sending.responseType = "json";
-    sending.upload.onprogress = (event) => event.lengthComputable && onFraction(event.loaded / event.total);
+    sending.upload.onprogress = (event) => onSent(Math.min(event.loaded, file.size));
     sending.onerror = () => reject(unreachable());
+    sending.onabort = () => reject(new DOMException("The upload was cancelled.", "AbortError"));
+    signal?.addEventListener("abort", () => sending.abort());
     sending.onload = () => {
       const body = sending.response ?? {};
       if (sending.status === 401) session.dispatchEvent(new Event("unauthenticated"));
