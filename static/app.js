@@ -53,7 +53,7 @@ function parse(hash) {
   const query = new URLSearchParams(search);
   const set = (changes) => {
     for (const [key, value] of Object.entries(changes)) value ? query.set(key, value) : query.delete(key);
-    const text = query.toString();
+    const text = query.toString().replaceAll("%2C", ","); // lists of ids stay readable
     history.replaceState(null, "", `#/${path}${text ? `?${text}` : ""}`);
   };
   return { name: name || "jobs", params: { parts, query, set } };
