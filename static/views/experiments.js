@@ -87,6 +87,8 @@ export function render(root, { query, set }) {
     experiments.clear();
     found.forEach((each) => experiments.set(each.experiment_id, each));
     isLoaded = true;
+    const isAll = !status.value && !query.get("tag") && found.length < LIMIT;
+    for (const id of chosen) if (isAll && !experiments.has(id)) chosen.delete(id); // removed since the address was made
     draw();
     found.filter(isLive).forEach((each) => look(each.experiment_id)); // the list does not say how far they are
   }
@@ -129,7 +131,6 @@ export function render(root, { query, set }) {
     sorter.value = key;
     arrange(list, shown.map(rowOf));
     for (const id of rows.keys()) if (!experiments.has(id)) rows.delete(id);
-    for (const id of chosen) if (!experiments.has(id)) chosen.delete(id);
     loading.hidden = true;
     table.hidden = shown.length === 0;
     empty.hidden = shown.length > 0;
@@ -183,7 +184,7 @@ export function render(root, { query, set }) {
     for (const { key, of, best } of COLUMNS.filter((column) => column.best)) {
       const shown = [...list.children].map((row) => [row, of(experiments.get(row.dataset.id))]);
       const values = shown.map(([, value]) => value).filter((value) => value !== null);
-      const winner = values.length > 1 ? best(...values) : undefined;
+      const winner = new Set(values).size > 1 ? best(...values) : undefined;
       shown.forEach(([row, value]) => row.querySelector(`[data-field="${key}"]`).classList.toggle("best", value === winner));
     }
   }
@@ -212,7 +213,7 @@ export function render(root, { query, set }) {
   // -- what is chosen
 
   function choose(id) {
-    if (!experiments.has(id)) return;
+    if (!rows.has(id)) return;
     if (!chosen.delete(id)) chosen.add(id);
     set({ ids: [...chosen].join(",") });
     fillRow(rows.get(id), experiments.get(id));
@@ -255,7 +256,7 @@ export function render(root, { query, set }) {
     try {
       take(id, summaryOf(await api.job(id)));
     } catch (error) {
-      if (error.status === 404 && experiments.delete(id)) draw();
+      if (error.status === 404) forget(id);
     }
     const again = looking.get(id);
     looking.delete(id);
@@ -267,6 +268,12 @@ export function render(root, { query, set }) {
     experiments.set(id, summary);
     if (isHere === isWanted(summary)) drawSoon();
     else draw();
+  }
+
+  function forget(id) {
+    experiments.delete(id);
+    if (chosen.delete(id)) set({ ids: [...chosen].join(",") });
+    draw();
   }
 
   function drawSoon() {
@@ -284,10 +291,7 @@ export function render(root, { query, set }) {
       if (!(await confirm({ title: `Delete ${nameOf(each)}?`, text, action: "Delete the experiment" }))) return;
       const done = await attempt(button, () => api.remove(`/experiments/${encodeURIComponent(each.experiment_id)}`));
       if (!done) return;
-      experiments.delete(each.experiment_id);
-      chosen.delete(each.experiment_id);
-      set({ ids: [...chosen].join(",") });
-      draw();
+      forget(each.experiment_id);
       say(`${nameOf(each)} is deleted.`);
     });
     return button;
