@@ -57,10 +57,12 @@ function settings([best, second]) {
   if (!second) return [];
   const names = differing([best.config, second.config]).filter((name) => !TELLS_NOTHING.has(name));
   if (names.length === 0) return [`The settings of ${best.name} and ${second.name} that matter are the same.`];
-  const told = names.slice(0, MOST_TOLD).map((name) => `${labelOf(name)} (${textOf(best.config[name])} against ${textOf(second.config[name])})`);
-  const rest = names.length - told.length;
-  return [`What ${best.name} and ${second.name} differ in: ${listed(rest ? [...told, `${rest} more`] : told)}.`];
+  const first = names.slice(0, MOST_TOLD).map((name) => `${labelOf(name)} (${told(best.config[name])} against ${told(second.config[name])})`);
+  const rest = names.length - first.length;
+  return [`What ${best.name} and ${second.name} differ in: ${listed(rest ? [...first, `${rest} more`] : first)}.`];
 }
+
+const told = (value) => (value === null || value === undefined ? "none" : textOf(value));
 
 function caution(measured) {
   const data = new Set(measured.map(({ config }) => config.val_data_path));

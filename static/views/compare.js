@@ -49,7 +49,7 @@ export function render(root, { query, set }) {
   const said = h("section", { class: "card verdict", "aria-label": "Verdict" });
   const adder = h("select", { "aria-label": "Add an experiment", onchange: () => add(adder.value) });
   const metric = h("select", { "aria-label": "Metric", data: { field: "metric" }, onchange: () => view({ metric: metric.value }) });
-  const over = choice("Over", { step: "over steps", epoch: "over epochs" }, "x");
+  const over = choice("Horizontal axis", { step: "over steps", epoch: "over epochs" }, "x");
   const smooth = choice("Smoothing", SMOOTHINGS, "smooth");
   const log = h("button", { type: "button", "aria-pressed": String(query.get("log") === "1"), onclick: toggleLog }, "Log scale");
   const plot = h("div");
@@ -102,7 +102,7 @@ export function render(root, { query, set }) {
   async function lookUp(id) {
     try {
       const job = await api.job(id);
-      if (job.kind !== "finetune") return { id, trouble: `${titleOf(job)} is no training but: ${KINDS[job.kind].toLowerCase()}.` };
+      if (job.kind !== "finetune") return { id, trouble: `${titleOf(job)} (${KINDS[job.kind].toLowerCase()}) is no training and cannot be compared.` };
       return { id, job, curves: Curves.of(await api.get(`/experiments/${encodeURIComponent(id)}/metrics`)) };
     } catch (error) {
       if (error.status !== 404) throw error;
