@@ -53,7 +53,7 @@ function parse(hash) {
   const query = new URLSearchParams(search);
   const set = (changes) => {
     for (const [key, value] of Object.entries(changes)) value ? query.set(key, value) : query.delete(key);
-    const text = query.toString();
+    const text = query.toString().replaceAll("%2C", ","); // lists of ids stay readable
     history.replaceState(null, "", `#/${path}${text ? `?${text}` : ""}`);
   };
   return { name: name || "jobs", params: { parts, query, set } };
@@ -61,8 +61,10 @@ function parse(hash) {
 
 function mark(name) {
   for (const link of document.querySelectorAll("#nav a")) {
-    if (link.hash === `#/${name}`) link.setAttribute("aria-current", "page");
-    else link.removeAttribute("aria-current");
+    if (link.hash === `#/${name}`) {
+      link.setAttribute("aria-current", "page");
+      link.scrollIntoView({ block: "nearest", inline: "nearest" }); // on a narrow screen the row of links scrolls
+    } else link.removeAttribute("aria-current");
   }
 }
 

@@ -24,6 +24,11 @@ export function titleOf({ job_id, spec }) {
   }
 }
 
+// The same for a line of the list of experiments, which carries no spec.
+export const nameOf = ({ experiment_id, experiment_name, model_name }) => experiment_name ?? `${model_name} ${experiment_id.slice(-6)}`;
+
+export const methodOf = ({ use_lora, use_qlora }) => (use_qlora ? "QLoRA" : use_lora ? "LoRA" : "full");
+
 // Colour, sign and word: none of them alone carries the meaning.
 export function badge(status) {
   return h("span", { class: "badge", data: { status } }, h("span", { class: "sign", "aria-hidden": "true" }, SIGNS[status]), status);
