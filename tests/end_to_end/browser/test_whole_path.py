@@ -1,0 +1,126 @@
+"""What a person does with the page, from an export on their disk to a model on their disk."""
+
+import re
+import zipfile
+
+from playwright.sync_api import Page, expect
+
+
+def points(page: Page, chart: str = "Loss") -> int:
+    """How many points stand in a chart."""
+    return int(page.locator(f'line-chart[label="{chart}"]').get_attribute("data-points") or 0)
+
+
+def job_of(page: Page) -> str:
+    return re.findall(r"#/job/(\w+)", page.url)[0]
+
+
+def until_it_grows(page: Page, beyond: int) -> int:
+    page.wait_for_function(
+        "least => Number(document.querySelector('line-chart[label=Loss]')?.dataset.points ?? 0) > least", arg=beyond
+    )
+    return points(page)
+
+
+def test_from_an_export_to_a_downloaded_model(page, house, sample_zip, tmp_path) -> None:
+    dataset = prepare(page, sample_zip)
+    first = train(page, dataset, "first by hand", steps=24)
+    watch_it_grow(page, house, first)
+    second = train(page, dataset, "cancelled by hand", steps=4000)
+    cancel(page, house, second)
+    third = train(page, dataset, "second by hand", steps=8)
+    compare(page, house, first, third)
+    export_and_download(page, first, tmp_path)
+
+
+def prepare(page: Page, archive) -> str:
+    page.goto("/ui/#/data")
+    page.locator("#export-file").set_input_files(archive)
+    page.get_by_label("Name", exact=True).fill("by-hand")
+    page.get_by_role("button", name="Prepare", exact=True).click()
+    expect(page.get_by_text("is ready.")).to_be_visible()
+    for step in ("upload", "convert", "validate", "split"):
+        expect(page.locator(f'[data-step="{step}"]')).to_have_attribute("data-status", "completed")
+    page.reload()  # the flow is in the address
+    page.get_by_role("link", name="Start a training with it").click()
+    return "by-hand-split"
+
+
+def train(page: Page, dataset: str, name: str, steps: int) -> str:
+    """Fill the form; the id of the training."""
+    page.goto(f"/ui/#/train?preset=demo&data={dataset}")
+    page.get_by_label("Name", exact=True).fill(name)
+    for label, value in (("Report every", 1), ("Evaluate every", 8), ("Save every", 8), ("Batch size", 2)):
+        page.get_by_label(label, exact=True).fill(str(value))
+    schedule = page.locator(".card").filter(has=page.get_by_role("heading", name="Schedule"))
+    schedule.get_by_text("More settings").click()
+    page.get_by_label("Step limit", exact=True).fill(str(steps))
+    page.get_by_label("Epochs", exact=True).fill("100")
+    page.keyboard.press("Control+Enter")
+    page.wait_for_url("**/ui/#/job/*")
+    expect(page.get_by_role("heading", level=1)).to_contain_text(name)
+    return job_of(page)
+
+
+def watch_it_grow(page: Page, house, job_id: str) -> None:
+    grown = until_it_grows(page, beyond=2)
+    until_it_grows(page, beyond=grown)
+    expect(page.locator("main")).to_contain_text("completed")
+    history = house.client.get(f"/api/experiments/{job_id}/metrics")["metrics"]
+    logged = sum(value is not None for name in ("train_loss", "eval_loss") for value in history[name])
+    page.wait_for_function(f"document.querySelector('line-chart[label=Loss]').dataset.points == {logged}")
+    page.reload()
+    page.wait_for_function(f"document.querySelector('line-chart[label=Loss]')?.dataset.points == {logged}")
+
+
+def cancel(page: Page, house, job_id: str) -> None:
+    until_it_grows(page, beyond=1)
+    page.get_by_role("button", name="Cancel").first.click()
+    page.get_by_role("dialog").get_by_role("button", name="Cancel").click()
+    expect(page.locator("main")).to_contain_text("cancelled")
+    assert house.end_of(job_id)["status"] == "cancelled"
+
+
+def compare(page: Page, house, first: str, third: str) -> None:
+    assert house.end_of(third)["status"] == "completed"
+    page.goto("/ui/#/experiments")
+    for name in ("first by hand", "second by hand"):
+        page.get_by_role("checkbox", name=f"Compare {name}").check()
+    page.get_by_role("button", name="Compare 2 experiments").or_(
+        page.get_by_role("link", name="Compare 2 experiments")
+    ).click()
+    page.wait_for_url("**/ui/#/compare?ids=*")
+    assert {first, third} == set(re.findall(r"job_\w+", page.url))
+    expect(page.get_by_text(re.compile("is best by eval loss"))).to_be_visible()
+    expect(page.locator("line-chart")).to_have_attribute("data-points", re.compile(r"[1-9]"))
+    settings = page.locator(".card").filter(has=page.get_by_role("heading", name="Settings"))
+    expect(settings).to_contain_text("max steps")
+
+
+def export_and_download(page: Page, job_id: str, folder) -> None:
+    page.goto(f"/ui/#/exports?job={job_id}")
+    page.get_by_role("button", name="Make the export").click()
+    link = page.get_by_role("link", name=re.compile("Download")).first
+    with page.expect_download() as downloading:
+        link.click()
+    downloading.value.save_as(folder / "model.zip")
+    with zipfile.ZipFile(folder / "model.zip") as archive:
+        names = archive.namelist()
+    assert any(name.endswith("model.safetensors") for name in names), names
+    assert any(name.endswith("README.md") for name in names), names
+
+
+def test_a_second_device_sees_the_same_curve(page, open_context, watch, house, config) -> None:
+    spec = {"kind": "finetune", "config": config | {"logging_steps": 1, "max_steps": 40}, "experiment_name": "watched"}
+    job_id = house.client.submit(spec)
+    page.goto(f"/ui/#/job/{job_id}")
+    until_it_grows(page, beyond=3)
+    other = watch.page(open_context(viewport={"width": 390, "height": 844}).new_page())
+    other.goto(f"/ui/#/job/{job_id}")
+    assert house.end_of(job_id)["status"] == "completed"
+    history = house.client.get(f"/api/experiments/{job_id}/metrics")["metrics"]
+    logged = sum(value is not None for name in ("train_loss", "eval_loss") for value in history[name])
+    for each in (page, other):
+        each.wait_for_function(f"document.querySelector('line-chart[label=Loss]').dataset.points == {logged}")
+    page.reload()
+    page.wait_for_function(f"document.querySelector('line-chart[label=Loss]')?.dataset.points == {logged}")
