@@ -1,8 +1,8 @@
 // <line-chart label="Loss">: lines over one x axis. `show({ x, unit, log, smooth, lines })` draws, and draws anew when
 // called again with longer lists. Drawn with uPlot where it is there (`make vendor`), else as a plain SVG.
 //
-// A line: { key, label, tone: 0..7, dashed, x: [rising numbers], y: [number or null], notFinite: [x, …] }. The chart
-// redraws at most once a frame; after it, `dataset.points` says how many points stand there and "painted" is fired.
+// A line: { key, label, tone: 0..7, dashed, smooth, x: [rising numbers], y: [number or null], notFinite: [x, …] };
+// `smooth: false` leaves it as it is. The chart redraws at most once a frame; after it, `dataset.points` says how many points stand there and "painted" is fired.
 
 import { h, replace, setText, svg } from "../dom.js";
 import { evenly, extentOf, smoothed, tableOf } from "../downsample.js";
@@ -108,8 +108,9 @@ class LineChart extends HTMLElement {
   #tabulate(visible, width) {
     const { log, smooth } = this.#spec;
     const forLog = (y) => log ? y.map((value) => value > 0 ? value : null) : y;
-    const raw = visible.map((line) => ({ ...line, y: forLog(line.y), alpha: smooth ? FAINT : 1 }));
-    const lines = smooth ? [...raw, ...visible.map((line) => ({ ...line, y: forLog(smoothed(line.y, smooth)), alpha: 1 }))] : raw;
+    const isSmooth = (line) => smooth > 0 && line.smooth !== false;
+    const raw = visible.map((line) => ({ ...line, y: forLog(line.y), alpha: isSmooth(line) ? FAINT : 1 }));
+    const lines = [...raw, ...visible.filter(isSmooth).map((line) => ({ ...line, y: forLog(smoothed(line.y, smooth)), alpha: 1 }))];
     const extent = extentOf([...visible, ...visible.map(({ notFinite }) => ({ x: notFinite ?? [] }))]);
     const [from, to] = this.#range ?? extent ?? [0, 1];
     const marks = visible.flatMap(({ tone, notFinite = [] }) => notFinite.filter((x) => x >= from && x <= to).map((x) => ({ x, tone })));
@@ -242,11 +243,11 @@ class LineChart extends HTMLElement {
 
   // The values under the pointer, or the newest ones.
   #say(idxs) {
-    const { lines, smooth, x } = this.#spec;
+    const { lines, x } = this.#spec;
     const { xs, ys, lines: drawn } = this.#drawn;
     const values = new Map();
     drawn.forEach(({ key, alpha }, n) => {
-      if (smooth && alpha < 1) return;
+      if (alpha < 1) return; // its smoothed line follows
       const at = idxs ? idxs[n + 1] : lastOf(ys[n]);
       values.set(key, at === null || at < 0 ? null : ys[n][at]);
     });

@@ -1,0 +1,161 @@
+// What a finished job answers, by kind: each function takes the result and gives the sections to show.
+
+import { get } from "../api.js";
+import { h, setText } from "../dom.js";
+import { bytes, number, percent, plural } from "../format.js";
+import { answerCard } from "./answers.js";
+
+const BY_KIND = { convert, validate, split, finetune, evaluate, generate, export: exported };
+
+export function resultOf(job) {
+  return job.result ? BY_KIND[job.kind](job.result, job) : [];
+}
+
+function card(id, title, ...children) {
+  return h("section", { class: "card", id }, h("h2", {}, title), children);
+}
+
+function facts(pairs) {
+  return h("dl", { class: "facts" }, pairs.filter(([, value]) => value !== null && value !== undefined && value !== "").map(([name, value]) => [h("dt", {}, name), h("dd", {}, value)]));
+}
+
+function callouts(sentences) {
+  return sentences.map((sentence) => h("p", { class: "callout" }, sentence));
+}
+
+// Counts as bars: the word, the bar, the number.
+function bars(counts, textOf = number) {
+  const most = Math.max(1e-9, ...Object.values(counts));
+  return h("ul", { class: "bars" }, Object.entries(counts).map(([name, count]) => h(
+    "li", {}, h("span", {}, name), h("span", { class: "track", "aria-hidden": "true" }, h("span", { class: "filled", style: { width: `${(100 * count) / most}%` } })), h("b", {}, textOf(count)),
+  )));
+}
+
+// -- data
+
+function convert(result) {
+  return [
+    callouts(result.warnings),
+    card("result", "Dataset", facts([
+      ["Written to", h("code", {}, result.output_dir)], ["Samples", number(result.num_samples)], ["Objects", number(result.num_objects)],
+      ["Frames left out", number(result.skipped_frames)], ["Mask order", result.mask_order], ["Why this order", result.mask_order_reason],
+    ]), next("Validate and split it", "#/data")),
+    Object.keys(result.labels).length > 0 && card("labels", "Labels", bars(result.labels)),
+  ];
+}
+
+function validate(result) {
+  const words = { passed: ["good", "Every check passed."], passed_with_warnings: ["", "The dataset can be trained on; look at the warnings first."], failed: ["bad", "The dataset has errors: a training would refuse it."] };
+  const [tone, sentence] = words[result.result];
+  const { labels, ...statistics } = result.statistics;
+  return [
+    h("p", { class: "callout", data: { tone } }, h("b", {}, sentence), ` ${plural(result.num_errors, "error")}, ${plural(result.num_warnings, "warning")}.`),
+    findings("errors", "Errors", result.errors), findings("warnings", "Warnings", result.warnings),
+    result.recommendations.length > 0 && card("recommendations", "What to do", h("ul", { class: "sentences" }, result.recommendations.map((sentence) => h("li", {}, sentence)))),
+    card("statistics", "Statistics", facts(Object.entries(statistics).map(([name, value]) => [name.replaceAll("_", " "), statistic(value)])),
+      h("p", { class: "actions" }, h("a", { class: "button", href: `/api/data/download_validation_report/${encodeURIComponent(result.report_id)}`, download: true }, "Download the report"))),
+    labels && Object.keys(labels).length > 0 && card("labels", "Labels", bars(labels)),
+  ];
+}
+
+function statistic(value) {
+  if (typeof value === "number") return number(value);
+  if (value === null || typeof value !== "object") return String(value);
+  return Object.entries(value).map(([name, each]) => `${name} ${statistic(each)}`).join(" · ");
+}
+
+function findings(id, title, found) {
+  if (found.length === 0) return null;
+  return card(id, title, h("ul", { class: "findings" }, found.map(({ rule, message, count, rows, remedy }) => h(
+    "li", {},
+    h("p", {}, h("b", {}, message), " ", h("span", { class: "tag" }, rule), " ", h("span", { class: "note" }, `${number(count)} ×`)),
+    remedy && h("p", {}, remedy),
+    rows.length > 0 && h("details", {}, h("summary", { class: "note" }, plural(rows.length, "row")), h("p", { class: "wrap" }, rows.map((row) => [h("code", {}, row), " "]))),
+  ))));
+}
+
+function split(result) {
+  const counts = { train: result.train_samples, val: result.val_samples, test: result.test_samples, ...(result.guard_samples && { "guard gap": result.guard_samples }) };
+  const whole = Object.values(counts).reduce((sum, count) => sum + count, 0);
+  const classes = [...new Set(Object.values(result.class_shares).flatMap(Object.keys))].sort();
+  const splits = Object.keys(result.class_shares);
+  return [
+    callouts(result.warnings),
+    card("result", "Split",
+      h("div", { class: "shares", role: "img", "aria-label": Object.entries(counts).map(([name, count]) => `${name} ${percent(count / whole)}`).join(", ") },
+        Object.entries(counts).map(([name, count], tone) => count > 0 && h("span", { style: { "flex-grow": count, background: name === "guard gap" ? "var(--soft)" : `var(--series-${tone})` } }))),
+      h("ul", { class: "phase-times" }, Object.entries(counts).map(([name, count], tone) => h("li", {}, h("span", { class: "swatch", "aria-hidden": "true", style: { color: name === "guard gap" ? "var(--soft)" : `var(--series-${tone})` } }), `${name} `, h("b", {}, number(count)), ` (${percent(count / whole)})`))),
+      facts([["Train", h("code", {}, result.train_path)], ["Validation", h("code", {}, result.val_path)], ["Test", h("code", {}, result.test_path)]]),
+      next("Train on it", "#/train")),
+    classes.length > 0 && card("classes", "Share of each class", h("div", { class: "scroll" }, h(
+      "table", {}, h("thead", {}, h("tr", {}, h("th", { scope: "col" }, "Class"), splits.map((name) => h("th", { scope: "col", class: "number" }, name)))),
+      h("tbody", {}, classes.map((name) => h("tr", {}, h("th", { scope: "row" }, name), splits.map((each) => h("td", { class: "number" }, percent(result.class_shares[each][name] ?? 0)))))),
+    ))),
+  ];
+}
+
+// -- models
+
+function finetune(result) {
+  const total = sum(result.total_parameters);
+  return [card("result", "Result", facts([
+    ["Best eval loss", number(result.best_eval_loss)], ["Best eval accuracy", percent(result.best_eval_accuracy)], ["Final train loss", number(result.final_train_loss)],
+    ["Steps", number(result.steps)], ["Peak memory", bytes(result.peak_memory_bytes)],
+    ["Trained parameters", total ? `${number(sum(result.trainable_parameters))} of ${number(total)}` : null],
+    ["Best checkpoint", result.best_checkpoint_path && h("code", {}, result.best_checkpoint_path)],
+  ]))];
+}
+
+function evaluate(result) {
+  const shares = { "exact match": result.exact_match, ...(result.label_accuracy !== null && { "label accuracy": result.label_accuracy }), ...(result.constant_accuracy !== null && { "best fixed answer": result.constant_accuracy }) };
+  const gain = result.label_accuracy !== null && result.constant_accuracy !== null ? result.label_accuracy - result.constant_accuracy : null;
+  const sentence = gain === null ? null : gain > 0.005 ? `It is ${percent(gain).replace(" %", "")} percentage points better than always giving the most frequent answer.` : "It is no better than always giving the most frequent answer.";
+  return [
+    card("result", "Score", bars(shares, percent), sentence && h("p", {}, sentence), result.grey_images && h("p", { class: "callout" }, "All pictures were replaced by plain grey: this is what guessing scores."), facts([["Rows", number(result.rows)], ["Loss", number(result.loss)]])),
+    answers(result.answers),
+  ];
+}
+
+function generate(result) {
+  return [answers(result.answers)];
+}
+
+function answers(list) {
+  return card("answers", "Answers", list.length > 0 ? h("ul", { class: "answers" }, list.map(answerCard)) : h("p", { class: "note" }, "No single answers were kept."));
+}
+
+function exported(result) {
+  const { rows, tokens, ...differences } = result.verification;
+  const download = h("a", { class: "button primary", "aria-disabled": "true" }, "Download");
+  const problem = h("p", { class: "error" });
+  linkOf(result.export_id).then((url) => {
+    download.href = url;
+    download.removeAttribute("aria-disabled");
+    download.download = "";
+  }).catch((error) => setText(problem, error.message));
+  return [
+    card("result", "Export", h("p", {}, result.message), facts([
+      ["Format", result.export_format], ["Archive", `${result.archive_path} · ${bytes(result.archive_bytes)}`], ["SHA-256", h("code", {}, result.archive_sha256)],
+      ["Model", h("code", {}, result.export_path)], ["Model card", result.model_card_path && h("code", {}, result.model_card_path)],
+    ]), h("p", { class: "actions" }, download), problem),
+    Object.keys(differences).length > 0 && card("verification", "Verification",
+      h("p", {}, `The export was loaded again and compared${rows ? ` on ${plural(rows, "row")}` : ""}${tokens ? `, ${plural(tokens, "token")}` : ""}. The largest difference of each check:`),
+      facts(Object.entries(differences).map(([name, value]) => [name.replaceAll("_", " "), number(value)]))),
+  ];
+}
+
+// The list has the signed link of this very export; the training's own address gives that of its newest.
+async function linkOf(id) {
+  const { exports: list } = await get("/export/list");
+  const found = list.find((each) => each.export_id === id);
+  if (!found) throw new Error("The export was removed.");
+  return found.download_url;
+}
+
+function next(text, href) {
+  return h("p", { class: "actions" }, h("a", { class: "button", href }, text));
+}
+
+function sum(counts) {
+  return Object.values(counts).reduce((total, count) => total + count, 0);
+}
