@@ -5,7 +5,7 @@
 
 import * as api from "../api.js";
 import { h, replace, setText } from "../dom.js";
-import { bytes, duration, number } from "../format.js";
+import { bytes, duration, number, plural } from "../format.js";
 import { attempt, say } from "../notices.js";
 import { badge, isLive, progressBar, saying } from "../words.js";
 import { datasetAddress } from "./dataset-parts.js";
@@ -252,10 +252,11 @@ export function prepare({ query, set, taken }) {
   }
 
   // The same flow may be open in another tab or on another device, which was quicker.
-  async function submittedElsewhere({ kind, data_path }) {
+  async function submittedElsewhere({ kind, data_path, output_dir }) {
     if (kind === "convert") return null;
     const { jobs: newest } = await api.get("/jobs", { kind, limit: 20 });
-    return newest.find((job) => job.spec.data_path === data_path && job.submitted_at > jobs.convert.completed_at)?.job_id;
+    const isSame = ({ spec, submitted_at }) => spec.data_path === data_path && spec.output_dir === output_dir && submitted_at > jobs.convert.completed_at;
+    return newest.find(isSame)?.job_id;
   }
 
   function specOf(kind) {
@@ -349,14 +350,14 @@ function outcome(kind, job) {
   if (job.status !== "completed") return [h("p", { class: "callout", data: { tone: "bad" } }, job.failure_detail ?? `This step was ${job.status}.`)];
   const { result } = job;
   if (kind === "validate") return [h("p", {}, verdict(result)), findingsList([...result.errors, ...result.warnings].slice(0, 5))];
-  const reason = result.mask_order_reason && `Masks are read ${result.mask_order === "row" ? "along rows" : "down columns"}: ${result.mask_order_reason}.`;
+  const reason = result.mask_order_reason && `Mask order ${result.mask_order}: ${result.mask_order_reason}.`;
   return [h("p", {}, result.message), reason && h("p", { class: "note" }, reason), result.warnings.map((text) => h("p", { class: "callout" }, text))];
 }
 
 function verdict({ result, num_errors, num_warnings, statistics }) {
   const checked = `${number(statistics.total_checks)} checks on ${number(statistics.total_samples)} rows`;
   if (result === "passed") return `Valid: ${checked} found nothing.`;
-  return `${result === "failed" ? "Not valid" : "Valid, with warnings"}: ${checked} found ${num_errors} errors and ${num_warnings} warnings.`;
+  return `${result === "failed" ? "Not valid" : "Valid, with warnings"}: ${checked} found ${plural(num_errors, "error")} and ${plural(num_warnings, "warning")}.`;
 }
 
 export function findingsList(findings) {
