@@ -4,7 +4,7 @@ import * as api from "../api.js";
 import { h, setText } from "../dom.js";
 import { follow } from "../live.js";
 import { attempt, say } from "../notices.js";
-import { optionsOf, SPLIT_FIELDS, sumsToOne } from "./prepare.js";
+import { optionsOf, SPLIT_FIELDS, sumsToOne } from "./data-options.js";
 
 export function useLink({ name }, tone = "") {
   return h("a", { class: `button ${tone}`, data: { action: "use" }, href: `#/train?data=${encodeURIComponent(name)}`, "aria-label": `Train on ${name}` }, "Train on it");

@@ -1,4 +1,4 @@
-// What several views show of a dataset: how it is divided, what its validation found, its classes.
+// What several views show of a dataset: how it is divided, whether it is valid, its classes, its faults.
 
 import { h } from "../dom.js";
 import { number, percent, plural } from "../format.js";
@@ -40,4 +40,13 @@ export function classBars(labels, limit = Infinity) {
     )),
     rest > 0 && h("li", { class: "note" }, `and ${plural(rest, "more class", "more classes")}`),
   );
+}
+
+// What a validation found, each with what to do about it.
+export function findingsList(findings) {
+  return h("ul", { class: "findings" }, findings.map(({ severity, message, remedy, rows }) => h(
+    "li", { class: "callout", data: { tone: severity === "error" ? "bad" : "warn" } },
+    h("p", {}, h("b", {}, severity), ` ${message}`), remedy && h("p", { class: "note" }, remedy),
+    rows.length > 0 && h("p", { class: "note" }, `Such as ${rows.slice(0, 5).join(", ")}.`),
+  )));
 }

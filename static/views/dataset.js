@@ -4,9 +4,8 @@ import * as api from "../api.js";
 import { h, replace } from "../dom.js";
 import { moment, number, percent, plural } from "../format.js";
 import { follow, gather } from "../live.js";
-import { datasetAddress, PARTS, splitBar, validationBadge } from "../elements/dataset-parts.js";
+import { datasetAddress, findingsList, PARTS, splitBar, validationBadge } from "../elements/dataset-parts.js";
 import { reportLink, splitButton, useLink, validateButton } from "../elements/dataset-actions.js";
-import { findingsList } from "../elements/prepare.js";
 
 const ENDS = ["job.completed", "job.failed", "job.cancelled"];
 

@@ -81,11 +81,10 @@ function nothing(root) {
 
 function show(root, { query, set }, { schema, presets, models, datasets, earlier }) {
   const form = schemaForm(schema, { words: WORDS, onInput });
-  const model = form.control("config.model_name");
   const data = h("select", { id: "data", name: "data", onchange: () => choose(datasets.find(({ name }) => name === data.value)) });
-  const aboutModel = h("p", { class: "note", id: "about-model" });
-  const aboutData = h("div", { class: "about", "aria-live": "polite" });
-  const aboutPreset = h("p", { class: "note", role: "status" });
+  const aboutModel = h("p", { class: "note" });
+  const aboutData = h("div", { class: "about" });
+  const aboutPreset = h("p", { class: "note" });
   const start = h("button", { class: "primary", "aria-keyshortcuts": "Control+Enter" }, "Start training");
   const refusal = h("div", { role: "alert" });
   const plan = h("div", { class: "plan" });
@@ -98,7 +97,7 @@ function show(root, { query, set }, { schema, presets, models, datasets, earlier
 
   const paths = h("div", { class: "fields wide" }, DATA.map(form.element)); // the select above says them, seldom a person
 
-  model.setAttribute("list", "models");
+  form.control("config.model_name").setAttribute("list", "models");
   const element = h(
     "form", { class: "train", novalidate: true, onsubmit: onStart },
     h(
