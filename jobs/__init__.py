@@ -1,8 +1,8 @@
 """The language all programs of this service speak: specs, events, commands, states, names, paths.
 
-Read in this order: `errors` · `settings` · `logs` · `tasks` · `keys` · `paths` · `models` · `specs` · `results` ·
-`events` · `commands` · `frames` · `lifecycle` · `redis_server` · `bus` · `central_directory` · `archive` · `client` ·
-`documents`. Nothing here knows SQL or torch, and only `client` knows HTTP.
+Read in this order: `errors` · `settings` · `logs` · `tasks` · `keys` · `paths` · `models` · `specs` · `presets` ·
+`results` · `events` · `commands` · `frames` · `lifecycle` · `redis_server` · `bus` · `central_directory` · `archive` ·
+`client` · `documents`. Nothing here knows SQL or torch, and only `client` knows HTTP.
 
 Glossary
 --------

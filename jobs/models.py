@@ -5,9 +5,10 @@ A name that is neither here nor a local folder is taken as a repository of the m
 """
 
 import math
+import os
 import re
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -44,26 +45,45 @@ class ModelSource(msgspec.Struct, frozen=True, kw_only=True):
     note: str | None = None
 
 
+class ListedModel(msgspec.Struct, frozen=True, kw_only=True):
+    """A model one can choose. `name` is what a config says; `is_local` ones need no hub."""
+
+    name: str
+    title: str
+    parameters: int | None
+    origin: Origin
+    is_local: bool
+    note: str | None
+
+
 class KnownModel(msgspec.Struct, frozen=True, kw_only=True):
+    title: str
     repository: str
     parameters: int
     note: str | None = None
 
 
 DEMO_MODEL = "demo-llava"
+DEMO_TITLE = "Demo LLaVA, built in"
 DEMO_PARAMETERS = 1_500_000  # about; it is counted when it is built
 
 _TWIN = "The weights of {old} are not in the transformers layout; {new} holds the same weights converted, and is used."
 
 KNOWN = {
-    "llava-hf/llava-1.5-7b-hf": KnownModel(repository="llava-hf/llava-1.5-7b-hf", parameters=7_063_427_072),
-    "llava-hf/llava-1.5-13b-hf": KnownModel(repository="llava-hf/llava-1.5-13b-hf", parameters=13_350_839_296),
+    "llava-hf/llava-1.5-7b-hf": KnownModel(
+        title="LLaVA 1.5 7B", repository="llava-hf/llava-1.5-7b-hf", parameters=7_063_427_072
+    ),
+    "llava-hf/llava-1.5-13b-hf": KnownModel(
+        title="LLaVA 1.5 13B", repository="llava-hf/llava-1.5-13b-hf", parameters=13_350_839_296
+    ),
     "liuhaotian/llava-v1.5-7b": KnownModel(
+        title="LLaVA 1.5 7B, by its original name",
         repository="llava-hf/llava-1.5-7b-hf",
         parameters=7_063_427_072,
         note=_TWIN.format(old="liuhaotian/llava-v1.5-7b", new="llava-hf/llava-1.5-7b-hf"),
     ),
     "liuhaotian/llava-v1.5-13b": KnownModel(
+        title="LLaVA 1.5 13B, by its original name",
         repository="llava-hf/llava-1.5-13b-hf",
         parameters=13_350_839_296,
         note=_TWIN.format(old="liuhaotian/llava-v1.5-13b", new="llava-hf/llava-1.5-13b-hf"),
@@ -107,6 +127,48 @@ def resolve(name: str, model_roots: Sequence[Path]) -> ModelSource:
     return ModelSource(name=name, origin=Origin.HUB, location=name)
 
 
+def listed(model_roots: Sequence[Path]) -> list[ListedModel]:
+    """The models known by name, then the folders below the roots, each by the name that means it."""
+    folders: dict[str, Path] = {}
+    for root in model_roots:
+        folders = dict(_folders(root)) | folders
+    known = [_known(resolve(name, model_roots)) for name in (DEMO_MODEL, *KNOWN)]
+    others = sorted(folders.keys() - {DEMO_MODEL, *KNOWN, *REFUSED})
+    return known + [_own(name, folders[name]) for name in others]
+
+
+def _known(source: ModelSource) -> ListedModel:
+    return ListedModel(
+        name=source.name,
+        title=KNOWN[source.name].title if source.name in KNOWN else DEMO_TITLE,
+        parameters=source.parameters,
+        origin=source.origin,
+        is_local=source.origin is not Origin.HUB,
+        note=source.note,
+    )
+
+
+def _own(name: str, folder: Path) -> ListedModel:
+    parameters = count_parameters(folder)
+    return ListedModel(name=name, title=name, parameters=parameters, origin=Origin.FOLDER, is_local=True, note=None)
+
+
+def _folders(folder: Path, prefix: str = "", levels: int = 2) -> Iterator[tuple[str, Path]]:
+    """Model folders below a folder, by name: `<name>` or `<organisation>/<name>`; no links, nothing hidden."""
+    try:
+        entries = list(os.scandir(folder))
+    except OSError:
+        return
+    for entry in entries:
+        if entry.name.startswith(".") or not entry.is_dir(follow_symlinks=False):
+            continue
+        path = Path(entry.path)
+        if (path / "config.json").is_file():
+            yield prefix + entry.name, path
+        elif levels > 1:
+            yield from _folders(path, f"{prefix}{entry.name}/", levels - 1)
+
+
 def count_parameters(folder: Path) -> int | None:
     """Parameters of a model folder, from the headers of its safetensors files; None without readable ones.
 
@@ -115,7 +177,7 @@ def count_parameters(folder: Path) -> int | None:
     files = sorted(path for path in folder.glob("*.safetensors") if path.is_file())
     try:
         return sum(map(_parameters_of, files)) if files else None
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, struct.error):
+    except (OSError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError, struct.error):
         return None
 
 

@@ -18,6 +18,7 @@ import re
 import stat
 import unicodedata
 from pathlib import Path
+from typing import BinaryIO
 
 from jobs.errors import FileMissing, PathNotAllowed
 
@@ -26,6 +27,7 @@ _LONGEST_NAME = 1024  # bytes of a whole name: with the root before it, below wh
 _LONGEST_PART = 255  # bytes of one component: what common file systems take
 _UNPRINTABLE = ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp")  # Unicode categories
 _ESCAPED = re.compile(r"%[0-9a-f]{2}", re.IGNORECASE)
+_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 _DEVICE = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)  # not portable to Windows shares
 
 
@@ -150,6 +152,37 @@ class DataRoot:
         if not (is_file or stat.S_ISDIR(found.st_mode)):
             raise PathNotAllowed
         return name
+
+    def open(self, text: str) -> BinaryIO:
+        """The file of a client's path, for reading. No folder on the way can be swapped for a link meanwhile.
+
+        Raises:
+            PathNotAllowed, FileMissing: as `confine_existing`; a folder is not allowed either.
+        """
+        name = self.confine_existing(text)
+        try:
+            file = os.fdopen(self._open_beneath(name.split("/")), "rb")
+        except FileNotFoundError:
+            raise FileMissing(f"{name!r} does not exist below the data root.") from None
+        except OSError:  # a link by now (ELOOP), a folder (EISDIR), or not ours to read
+            raise PathNotAllowed from None
+        found = os.fstat(file.fileno())
+        if not stat.S_ISREG(found.st_mode) or found.st_nlink != 1:
+            file.close()
+            raise PathNotAllowed
+        return file
+
+    def _open_beneath(self, parts: list[str]) -> int:
+        """A descriptor, reached from the root folder by folder. A pipe opens at once, without a writer."""
+        here = os.open(self.folder, _FOLDER)
+        try:
+            for part in parts[:-1]:
+                below = os.open(part, _FOLDER | os.O_NOFOLLOW, dir_fd=here)
+                os.close(here)
+                here = below
+            return os.open(parts[-1], os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=here)
+        finally:
+            os.close(here)
 
     def _refuse_links(self, parts: list[str]) -> None:
         path = self.folder

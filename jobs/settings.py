@@ -30,7 +30,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     )
     host: Annotated[str, _says("Address to bind; anything but loopback needs a token.")] = "127.0.0.1"
     port: Annotated[int, msgspec.Meta(ge=0, le=65535), _says("Port of the HTTP service.")] = 8000
-    token: Annotated[str | None, _says("Bearer token every request and socket must carry; none on loopback.")] = None
+    token: Annotated[
+        str | None,
+        _says("Bearer token every request and socket must carry, which the page asks for; none on loopback."),
+    ] = None
     token_file: Annotated[str | None, _says("File to read the token from, instead of the environment.")] = None
     allowed_hosts: Annotated[
         tuple[str, ...], _says("Host names clients may use, comma-separated, besides loopback names and `host`.")

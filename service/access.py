@@ -34,7 +34,7 @@ _SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
 _SESSION = ("/api/session", "/api/training/session")
 _ONLY_ONCE = (b"host", b"authorization", b"origin", b"content-type", b"content-length")
 _SECURITY = {
-    b"content-security-policy": b"default-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data: blob:; "
+    b"content-security-policy": b"default-src 'self'; img-src 'self' data: blob:; "
     b"object-src 'none'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'",
     b"x-content-type-options": b"nosniff",
     b"referrer-policy": b"no-referrer",
@@ -223,7 +223,8 @@ def _with_headers(send: Send, origin: str | None) -> Send:
     if origin is not None:
         added |= {
             b"access-control-allow-origin": origin.encode("latin-1"),
-            b"access-control-expose-headers": b"location, retry-after, etag, content-disposition",
+            b"access-control-expose-headers": b"location, retry-after, etag, content-disposition, "
+            b"x-log-attempt, x-log-offset",
             b"vary": b"origin",
         }
 

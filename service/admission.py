@@ -168,7 +168,8 @@ class Admission:
 
     async def _refuse_failed_data(self, config: TrainingConfig) -> None:
         for name in (config.train_data_path, config.val_data_path):
-            if name is not None and await self._store.last_validation(name) is False:
+            validation = await self._store.last_validation(name) if name is not None else None
+            if validation is not None and not validation.passed:
                 raise Conflict(
                     f"The last validation of {name} failed: mend the dataset and validate it again, "
                     "or send allow_invalid_data: true."

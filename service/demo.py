@@ -18,9 +18,9 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Column, Table
 
+from jobs import presets
 from jobs.client import Client, Json
 from jobs.errors import RemoteProblem
-from jobs.models import DEMO_MODEL
 from jobs.settings import Settings
 from service.programs import Programs, free_port, health, is_free
 
@@ -28,21 +28,7 @@ LEAST_ACCURACY = 0.9  # held-out label accuracy
 MOST_BY_GUESSING = 0.4  # with grey pictures, where the best constant answer gives about a quarter
 
 _DATASET = "datasets/demo"
-_CONFIG: Json = {
-    "model_name": DEMO_MODEL,
-    "use_lora": False,
-    "num_epochs": 14,
-    "batch_size": 16,
-    "gradient_accumulation_steps": 1,
-    "learning_rate": 1e-3,
-    "warmup_ratio": 0.1,
-    "max_length": 256,
-    "eval_steps": 100,
-    "save_steps": 200,
-    "logging_steps": 5,
-    "device": "auto",
-    "output_dir": "demo",
-}
+_CONFIG: Json = {**presets.preset("demo").config, "output_dir": "demo"}
 
 
 def run_demo(settings: Settings) -> int:

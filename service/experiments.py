@@ -76,10 +76,14 @@ class Detail(Answer, frozen=True, kw_only=True):
 
 
 class Metrics(Answer, frozen=True, kw_only=True):
-    """Parallel lists of one length, a row a step in `steps`, null where a series has no value there."""
+    """Parallel lists of one length, a row a step in `steps`, null where a series has no value there.
+
+    `not_finite` are the steps where a series was logged and its value was no finite number, such as NaN.
+    """
 
     experiment_id: str
     metrics: Columns
+    not_finite: dict[str, list[int]]
     current_epoch: int | None
     total_epochs: int | None
 
@@ -181,6 +185,12 @@ def columns(series: Series) -> Columns:
     steps = sorted({step for values in by_step.values() for step in values})
     table: Columns = {name: [by_step.get(name, {}).get(step) for step in steps] for name in (*_ALWAYS, *by_step)}
     return table | {"steps": [*steps], "epochs": [epochs.get(step) for step in steps]}
+
+
+def not_finite(series: Series) -> dict[str, list[int]]:
+    """The steps at which a series has a value that is no finite number, by series; only those that have any."""
+    steps = {name: [step for step, _, value in points if value is None] for name, points in series.items()}
+    return {name: found for name, found in steps.items() if found}
 
 
 def comparison(records: Sequence[JobRecord], metrics: Sequence[Metric]) -> Comparison:

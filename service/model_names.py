@@ -15,11 +15,16 @@ from service.ledger import Ledger
 from service.placement import SIZE_UNKNOWN, TOO_LARGE_FOR_CPU
 
 
+def model_roots(settings: Settings, root: DataRoot) -> list[Path]:
+    """Where models may lie: the data root's models folder first, then the further roots of the settings."""
+    return [root.models, *(Path(folder) for folder in settings.model_roots)]
+
+
 class ModelNames:
-    """Looks names up below the data root's models folder first, then below the further roots of the settings."""
+    """Looks names up below the model roots."""
 
     def __init__(self, settings: Settings, root: DataRoot, ledger: Ledger) -> None:
-        self._roots = [root.models, *(Path(folder) for folder in settings.model_roots)]
+        self._roots = model_roots(settings, root)
         self._ledger = ledger
 
     async def source(self, name: str) -> ModelSource:

@@ -3,6 +3,7 @@
 Everything comes from this host. The API pages need inline styles and a worker, so they have a policy of their own.
 """
 
+import mimetypes
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 
 import msgspec
 from litestar import Request, Response, get
+from litestar.datastructures import CacheControlHeader
 from litestar.static_files import create_static_files_router
 from litestar.types import ControllerRouterHandler
 
@@ -101,7 +103,14 @@ def handlers() -> list[ControllerRouterHandler]:
     assets = create_static_files_router(
         "/docs/assets", [_assets("swagger_ui"), _assets("redoc")], include_in_schema=False
     )
-    page = create_static_files_router("/ui", [_page_folder()], html_mode=True, include_in_schema=False)
+    mimetypes.add_type("text/javascript", ".js")  # hosts may map it otherwise, and then no browser runs a module
+    page = create_static_files_router(
+        "/ui",
+        [_page_folder()],
+        html_mode=True,
+        include_in_schema=False,
+        cache_control=CacheControlHeader(no_cache=True),
+    )
     return [root, swagger, redoc, swagger_start, redoc_start, redoc_bundle, schema, assets, page]
 
 

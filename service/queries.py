@@ -109,33 +109,49 @@ class Queries:
         jobs = await self._jobs(sql, {"name": output_name})
         return jobs[0] if jobs else None
 
-    async def last_validation(self, name: str) -> bool | None:
-        """Whether the newest validation of a dataset passed; None when there is none since it was made.
+    async def dataset_writers(self) -> list[JobRecord]:
+        """Of every dataset folder the job that made it what it is, newest first."""
+        sql = """
+            SELECT record FROM jobs WHERE submitted_seq IN (
+                SELECT max(submitted_seq) FROM jobs
+                WHERE output_name IS NOT NULL AND status = 'completed' GROUP BY output_name
+            ) ORDER BY submitted_seq DESC
+        """
+        return await self._jobs(sql, {})
+
+    async def lineage(self, name: str) -> list[tuple[str, JobRecord | None]]:
+        """A dataset and what made it, then the dataset it was cut from and what made that, back to a conversion.
+
+        A file stands for its folder. Of a folder that no job we know made, the job is None.
+        """
+        found: dict[str, JobRecord | None] = {}
+        while name not in found:
+            found[name] = writer = await self.writer_of(_folder_of(name))
+            if writer is None or not isinstance(writer.spec, SplitSpec):
+                break
+            name = writer.spec.data_path
+        return list(found.items())
+
+    async def last_validation(self, name: str) -> ValidateResult | None:
+        """What the newest validation of a dataset since it was made found.
 
         A file stands for its folder, and a split for the dataset it was cut from, unless it was validated itself.
         """
-        seen: set[str] = set()
-        while name not in seen:
-            seen.add(name)
-            folder = str(PurePosixPath(name).parent) if PurePosixPath(name).suffix else name
-            writer = await self.writer_of(folder)
-            for candidate in dict.fromkeys((name, folder)):
-                passed = await self._validated(candidate, writer.submitted_seq if writer else 0)
-                if passed is not None:
-                    return passed
-            if writer is None or not isinstance(writer.spec, SplitSpec):
-                return None
-            name = writer.spec.data_path
+        for ancestor, writer in await self.lineage(name):
+            for candidate in dict.fromkeys((ancestor, _folder_of(ancestor))):
+                found = await self._validation(candidate, writer.submitted_seq if writer else 0)
+                if found is not None:
+                    return found
         return None
 
-    async def _validated(self, name: str, after: int) -> bool | None:
+    async def _validation(self, name: str, after: int) -> ValidateResult | None:
         sql = """
             SELECT record FROM jobs
             WHERE input_name = :name AND kind = 'validate' AND status = 'completed' AND submitted_seq > :after
             ORDER BY submitted_seq DESC LIMIT 1
         """
         jobs = await self._jobs(sql, {"name": name, "after": after})
-        return jobs[0].result.passed if jobs and isinstance(jobs[0].result, ValidateResult) else None
+        return jobs[0].result if jobs and isinstance(jobs[0].result, ValidateResult) else None
 
     # -- what jobs left
 
@@ -216,6 +232,12 @@ def _where(**wanted: object) -> tuple[str, dict[str, object]]:
     """A WHERE clause of the conditions whose value is given, and the values by name."""
     given = {name: value for name, value in wanted.items() if value is not None}
     return ("WHERE " + " AND ".join(_CONDITIONS[name] for name in given) if given else ""), given
+
+
+def _folder_of(name: str) -> str:
+    """The folder of a dataset, which may be named by a file in it."""
+    path = PurePosixPath(name)
+    return str(path.parent) if path.suffix else name
 
 
 def _listed(words: Iterable[str]) -> str:

@@ -1,14 +1,16 @@
 // Numbers, sizes and times as people read them. Everything takes null and gives a dash.
 
 const NONE = "–";
+const WHOLE = new Intl.NumberFormat("en"); // made once: toLocaleString makes one at each call
+const SHORT = new Intl.NumberFormat("en", { maximumSignificantDigits: 4 });
 
-export function number(value, digits = 4) {
+export function number(value) {
   if (value === null || value === undefined) return NONE;
   if (!Number.isFinite(value)) return String(value);
-  if (Number.isInteger(value)) return value.toLocaleString("en");
+  if (Number.isInteger(value)) return WHOLE.format(value);
   const size = Math.abs(value);
   if (size !== 0 && (size < 1e-3 || size >= 1e6)) return value.toExponential(2);
-  return value.toLocaleString("en", { maximumSignificantDigits: digits });
+  return SHORT.format(value);
 }
 
 export function percent(fraction) {

@@ -5,7 +5,7 @@
 
 from litestar.types import ControllerRouterHandler
 
-from service.routes import data, experiments, exports, health, jobs, live, runners, session, train
+from service.routes import data, experiments, exports, health, jobs, live, models, runners, schemas, session, train
 
 HANDLERS: list[ControllerRouterHandler] = [
     session.begin,
@@ -14,11 +14,15 @@ HANDLERS: list[ControllerRouterHandler] = [
     data.convert,
     data.validate,
     data.split,
+    data.list_datasets,
+    data.get_image,
     data.download_validation_report,
     train.start,
     train.status,
     train.cancel,
     train.list_jobs,
+    train.list_presets,
+    models.list_models,
     experiments.list_experiments,
     experiments.get_experiment,
     experiments.get_metrics,
@@ -38,6 +42,7 @@ HANDLERS: list[ControllerRouterHandler] = [
     jobs.pause,
     jobs.resume,
     jobs.delete_job,
+    schemas.get_schema,
     runners.list_runners,
     live.socket_of_job,
     live.socket_of_all_jobs,

@@ -2,22 +2,25 @@
 
 import asyncio
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 from litestar import Request, Response, get, post
 from litestar.openapi.datastructures import ResponseSpec
 from litestar.openapi.spec import OpenAPIFormat, OpenAPIMediaType, OpenAPIType, Operation, RequestBody, Schema
+from litestar.params import Parameter
 
 from jobs.errors import UnknownReport
 from jobs.paths import DataRoot
 from jobs.results import ConvertResult, SplitResult, ValidateResult
 from jobs.settings import Settings
 from jobs.specs import ConvertSpec, Kind, SplitSpec, ValidateSpec
-from service import uploads, waiting
+from service import datasets, pictures, uploads, waiting
 from service.answers import Accepted, Uploaded
+from service.datasets import DatasetList
 from service.dispatch import Dispatch
 from service.problems import documented
 from service.recorder import Recorder
+from service.store import Store
 
 _TAGS = ["data"]
 _RESPONSES = documented(404, 409, 422, 503) | {
@@ -78,6 +81,24 @@ async def split(
 ) -> Response[SplitResult]:
     """Divide a dataset into train.jsonl, val.jsonl and test.jsonl."""
     return await waiting.run(request, dispatch, data, settings)
+
+
+@get("/data/datasets", tags=_TAGS)
+async def list_datasets(store: Store, root: DataRoot) -> DatasetList:
+    """The datasets there are, newest first, each with its last validation."""
+    return await datasets.all_of(store, root)
+
+
+@get("/data/image", tags=_TAGS, responses=documented(404, 422), media_type="image/png", sync_to_thread=True)
+def get_image(
+    root: DataRoot,
+    path: Annotated[
+        str, Parameter(min_length=1, max_length=1024, description="Name of a picture below the data root.")
+    ],
+    if_none_match: Annotated[str | None, Parameter(header="if-none-match")] = None,
+) -> Response[bytes]:
+    """A picture of a dataset: PNG, JPEG or WebP."""
+    return pictures.answer(root, path, if_none_match)
 
 
 @get(

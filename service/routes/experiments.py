@@ -46,9 +46,11 @@ async def get_metrics(experiment_id: str, recorder: Recorder, store: Store) -> M
     """All logged values as parallel lists."""
     record = await _experiment(experiment_id, recorder)
     so_far = answers.progress(record)
+    series = await store.metrics(record.job_id)
     return Metrics(
         experiment_id=record.job_id,
-        metrics=experiments.columns(await store.metrics(record.job_id)),
+        metrics=experiments.columns(series),
+        not_finite=experiments.not_finite(series),
         current_epoch=so_far.current_epoch,
         total_epochs=so_far.total_epochs,
     )

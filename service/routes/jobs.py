@@ -5,7 +5,7 @@ The routes of the contract are adapters over the same verbs.
 
 import asyncio
 import os
-from typing import Annotated, Any
+from typing import Annotated, Any, BinaryIO, NamedTuple
 
 from litestar import Request, Response, delete, get, post
 from litestar.params import Parameter
@@ -15,7 +15,7 @@ from jobs.paths import DataRoot
 from jobs.specs import JobSpec, Kind
 from service import answers, waiting
 from service.answers import Accepted, Done, EventPage, JobAnswer, JobPage
-from service.cursors import After, EventTypes, types_of
+from service.cursors import LAST_SEQ, After, EventTypes, types_of
 from service.dispatch import Dispatch
 from service.problems import documented
 from service.recorder import Recorder
@@ -23,6 +23,7 @@ from service.records import JobRecord
 from service.store import Store
 
 _TAGS = ["jobs"]
+_LOG_MAX_BYTES = 2**20  # of one answer
 
 
 @post("/jobs", status_code=202, tags=_TAGS, responses=documented(400, 404, 409, 422, 501))
@@ -74,12 +75,20 @@ async def get_log(
     job_id: str,
     recorder: Recorder,
     root: DataRoot,
-    tail_bytes: Annotated[int, Parameter(ge=1, le=2**20)] = 65536,
+    tail_bytes: Annotated[int, Parameter(ge=1, le=_LOG_MAX_BYTES)] = 65536,
+    offset: Annotated[
+        int | None, Parameter(ge=0, le=LAST_SEQ, description="Instead of the end: what stands behind this byte.")
+    ] = None,
 ) -> Response[bytes]:
-    """The end of what the job's newest attempt printed."""
+    """The end of what the job's newest attempt printed, or up to 1 MiB behind an offset.
+
+    The headers `x-log-attempt` and `x-log-offset` say of which attempt and up to which byte: ask with that offset
+    again for what came since. Another attempt's log begins at 0.
+    """
     record = await recorder.known(job_id)
-    text = await asyncio.to_thread(_log_tail, root, record.job_id, tail_bytes)
-    return Response(text, media_type="text/plain")
+    piece = await asyncio.to_thread(_log, root, record.job_id, offset, tail_bytes)
+    headers = {"x-log-attempt": str(piece.attempt), "x-log-offset": str(piece.end), "cache-control": "no-store"}
+    return Response(piece.text, media_type="text/plain", headers=headers)
 
 
 @post("/jobs/{job_id:str}/cancel", status_code=200, tags=_TAGS, responses=documented(404))
@@ -112,13 +121,30 @@ def _answer(record: JobRecord, recorder: Recorder) -> JobAnswer:
     return answers.job(record, answers.queue_positions(recorder.live.values()))
 
 
-def _log_tail(root: DataRoot, job_id: str, tail_bytes: int) -> bytes:
-    """The last bytes of the newest attempt's output, from the begin of a line; empty before there is one."""
+class _Piece(NamedTuple):
+    """Part of an attempt's output, up to the byte `end`."""
+
+    attempt: int
+    end: int
+    text: bytes
+
+
+def _log(root: DataRoot, job_id: str, offset: int | None, tail_bytes: int) -> _Piece:
+    """Of the newest attempt that printed anything; empty before there is one."""
     for attempt in root.attempts(job_id):
         if attempt.log.is_file():
             with attempt.log.open("rb") as file:
                 size = file.seek(0, os.SEEK_END)
-                file.seek(max(0, size - tail_bytes))
-                tail = file.read(tail_bytes)
-            return tail.partition(b"\n")[2] if size > tail_bytes and b"\n" in tail else tail
-    return b""
+                if offset is None:
+                    return _Piece(attempt.number, size, _tail(file, size, tail_bytes))
+                begin = file.seek(min(offset, size))
+                text = file.read(min(_LOG_MAX_BYTES, size - begin))
+                return _Piece(attempt.number, begin + len(text), text)
+    return _Piece(0, 0, b"")
+
+
+def _tail(file: BinaryIO, size: int, tail_bytes: int) -> bytes:
+    """The last bytes, from the begin of a line."""
+    file.seek(max(0, size - tail_bytes))
+    tail = file.read(min(tail_bytes, size))
+    return tail.partition(b"\n")[2] if size > tail_bytes and b"\n" in tail else tail

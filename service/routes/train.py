@@ -6,9 +6,10 @@ from litestar import get, post
 from litestar.params import Parameter
 
 from jobs.lifecycle import Status
+from jobs.presets import PRESETS, Preset
 from jobs.specs import FinetuneSpec, Kind
 from service import answers
-from service.answers import Cancelled, Progress, Started
+from service.answers import Answer, Cancelled, Progress, Started
 from service.dispatch import Dispatch
 from service.problems import documented
 from service.recorder import Recorder
@@ -17,6 +18,18 @@ from service.store import Store
 Limit = Annotated[int, Parameter(ge=1, le=1000)]
 
 _TAGS = ["train"]
+
+
+class PresetList(Answer, frozen=True, kw_only=True):
+    """A preset's `config` has only the settings it sets; the others keep their defaults."""
+
+    presets: tuple[Preset, ...]
+
+
+@get("/train/presets", tags=_TAGS)
+async def list_presets() -> PresetList:
+    """Named settings to begin a training with."""
+    return PresetList(presets=PRESETS)
 
 
 @post("/train/start", status_code=200, tags=_TAGS, responses=documented(400, 404, 422))

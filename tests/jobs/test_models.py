@@ -150,3 +150,40 @@ def test_a_crafted_header_gives_no_count_and_no_error(tmp_path: Path, header: by
 def test_a_file_shorter_than_its_length_field_gives_no_count(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").write_bytes(b"abc")
     assert models.count_parameters(tmp_path) is None
+
+
+def test_the_registry_is_listed_first_and_says_what_is_on_this_host(roots: list[Path]) -> None:
+    write_model(roots[1] / "llava-hf/llava-1.5-13b-hf")
+    listed = {model.name: model for model in models.listed(roots)}
+    assert list(listed) == [DEMO_MODEL, *models.KNOWN]
+    assert (listed[DEMO_MODEL].origin, listed[DEMO_MODEL].is_local) == (Origin.BUILT_IN, True)
+    far, near = listed["llava-hf/llava-1.5-7b-hf"], listed["llava-hf/llava-1.5-13b-hf"]
+    assert (far.origin, far.is_local, far.parameters) == (Origin.HUB, False, 7_063_427_072)
+    assert (near.origin, near.is_local, near.parameters) == (Origin.FOLDER, True, 12)
+    assert "llava-hf/llava-1.5-7b-hf" in (listed["liuhaotian/llava-v1.5-7b"].note or "")
+    assert all(model.title for model in listed.values())
+
+
+def test_folders_below_the_roots_are_listed_by_the_name_that_means_them(roots: list[Path]) -> None:
+    write_model(roots[0] / "own")
+    write_model(roots[0] / "both")
+    write_model(roots[1] / "both", header={})
+    write_model(roots[1] / "lab/llava")
+    own = models.listed(roots)[len(models.KNOWN) + 1 :]
+    assert [(model.name, model.parameters) for model in own] == [("both", 12), ("lab/llava", 12), ("own", 12)]
+    for model in own:
+        source = models.resolve(model.name, roots)
+        assert (source.origin, source.parameters) == (model.origin, model.parameters)
+
+
+def test_links_hidden_folders_and_what_a_model_holds_are_not_listed(roots: list[Path], tmp_path: Path) -> None:
+    write_model(tmp_path / "outside")
+    (roots[0] / "link").symlink_to(tmp_path / "outside")
+    write_model(roots[0] / ".unfinished")
+    write_model(write_model(roots[0] / "own") / "draft")
+    write_model(roots[0] / "a/b/c")
+    write_model(roots[0] / "Qwen/Qwen-VL-Chat")
+    write_model(roots[0] / DEMO_MODEL)
+    (roots[0] / "empty").mkdir()
+    (roots[0] / "file").write_text("x")
+    assert [model.name for model in models.listed([*roots, tmp_path / "absent"])][len(models.KNOWN) + 1 :] == ["own"]

@@ -181,3 +181,34 @@ def test_every_folder_of_ours_lies_below_the_root(root: DataRoot) -> None:
     assert root.name_of(attempt.report) == "jobs/j/attempt-3/report.md"
     assert root.name_of(root.export("e")) == "exports/e"
     assert root.name_of(root.runner("r")) == "runners/r"
+
+
+@pytest.mark.parametrize("swapped", ["datasets/d", "datasets/d/a.png"])
+def test_what_is_swapped_for_a_link_after_it_was_judged_is_not_opened(tmp_path: Path, swapped: str) -> None:
+    class Judged(DataRoot):
+        """Somebody with write access is quick."""
+
+        def confine_existing(self, text: str) -> str:
+            name = super().confine_existing(text)
+            (self.folder / swapped).rename(self.folder / "aside")
+            (self.folder / swapped).symlink_to(self.folder / "aside")
+            return name
+
+    folder = tmp_path / "datasets/d"
+    folder.mkdir(parents=True)
+    (folder / "a.png").write_bytes(b"x")
+    with DataRoot(tmp_path).open("d/a.png") as file:
+        assert file.read() == b"x"
+    with pytest.raises(PathNotAllowed):
+        Judged(tmp_path).open("d/a.png")
+
+
+def test_opening_a_pipe_a_folder_or_nothing_answers_at_once(tmp_path: Path) -> None:
+    (tmp_path / "datasets/d").mkdir(parents=True)
+    os.mkfifo(tmp_path / "datasets/pipe")
+    root = DataRoot(tmp_path)
+    for name in ("d", "pipe"):
+        with pytest.raises(PathNotAllowed):
+            root.open(name)
+    with pytest.raises(FileMissing):
+        root.open("d/nothing")

@@ -164,3 +164,17 @@ def test_patterns_are_quick_on_long_input(text: str) -> None:
     for field in ("model_name", "train_data_path", "device"):
         with pytest.raises(msgspec.ValidationError):
             config_with(**{field: text})
+
+
+def test_a_form_is_told_of_every_setting_what_it_is_called_what_it_does_and_where_it_stands() -> None:
+    properties = msgspec.json.schema(TrainingConfig)["$defs"]["TrainingConfig"]["properties"]
+    assert set(properties) == set(TrainingConfig.__struct_fields__)
+    groups = [shown["x-group"] for shown in properties.values()]
+    assert list(dict.fromkeys(groups)) == ["model and data", "method", "schedule", "saving and reporting", "hardware"]
+    assert groups == sorted(groups, key=groups.index), "The settings of a group stand together."
+    for name, shown in properties.items():
+        assert shown["title"], name
+        assert shown["description"].endswith("."), name
+    assert properties["lora_rank"].items() >= {"minimum": 1, "maximum": 256, "default": 8}.items()
+    assert properties["seed"]["x-advanced"] is True
+    assert "x-advanced" not in properties["learning_rate"]

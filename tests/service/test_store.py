@@ -178,9 +178,41 @@ async def test_the_last_validation_of_a_split_is_that_of_the_dataset_it_was_cut_
     assert await store.last_validation("datasets/d") is None
     await _complete(ledger, history("job_b", ValidateSpec(data_path="datasets/d")), _validated(passed=False))
     await _made(ledger, history, "job_c", SplitSpec(data_path="datasets/d", output_dir="datasets/d/s"))
-    assert await store.last_validation("datasets/d/s/train.jsonl") is False
-    assert await store.last_validation("datasets/d/llava_dataset.jsonl") is False
+    assert (await store.last_validation("datasets/d/s/train.jsonl")).passed is False
+    assert (await store.last_validation("datasets/d/llava_dataset.jsonl")).passed is False
     assert await store.last_validation("datasets/other") is None
+
+
+async def test_the_lineage_of_a_file_leads_over_its_splits_to_the_conversion(ledger, store, history):
+    await _made(ledger, history, "job_a", ConvertSpec(sam2_zip_path="uploads/x.zip", output_dir="datasets/d"))
+    await _made(ledger, history, "job_b", SplitSpec(data_path="datasets/d", output_dir="datasets/s"))
+    again = SplitSpec(data_path="datasets/s/test.jsonl", output_dir="datasets/t")
+    await _made(ledger, history, "job_c", again)
+    lineage = await store.lineage("datasets/t/train.jsonl")
+    assert [(name, job.job_id) for name, job in lineage] == [
+        ("datasets/t/train.jsonl", "job_c"), ("datasets/s/test.jsonl", "job_b"), ("datasets/d", "job_a"),
+    ]  # fmt: skip
+    assert await store.lineage("datasets/strange") == [("datasets/strange", None)]
+
+
+async def test_datasets_that_were_cut_from_each_other_end_the_search(ledger, store, history):
+    for job_id, source, target in (("job_a", "a", "b"), ("job_b", "b", "a")):
+        spec = SplitSpec(data_path=f"datasets/{source}", output_dir=f"datasets/{target}")
+        await _made(ledger, history, job_id, spec)
+    assert len(await store.lineage("datasets/a")) == 2
+    assert await store.last_validation("datasets/a") is None
+
+
+async def test_a_folders_writer_is_the_newest_job_that_completed(ledger, store, history):
+    convert = ConvertSpec(sam2_zip_path="uploads/x.zip", output_dir="datasets/d")
+    await _made(ledger, history, "job_a", convert)
+    await _made(ledger, history, "job_b", SplitSpec(data_path="datasets/d", output_dir="datasets/s"))
+    await _made(ledger, history, "job_c", convert)
+    failed = history("job_d", convert)
+    fault = failed.event(events.JobFailed, n=2, reason="internal", detail="no")
+    await ledger.record([failed.submitted(), *failed.started(), fault])
+    await _complete(ledger, history("job_e"))
+    assert [job.job_id for job in await store.dataset_writers()] == ["job_c", "job_b"]
 
 
 async def test_a_newer_validation_counts_and_a_new_conversion_forgets_it(ledger, store, history):
@@ -188,7 +220,7 @@ async def test_a_newer_validation_counts_and_a_new_conversion_forgets_it(ledger,
     await _made(ledger, history, "job_a", convert)
     await _complete(ledger, history("job_b", ValidateSpec(data_path="datasets/d")), _validated(passed=False))
     await _complete(ledger, history("job_c", ValidateSpec(data_path="datasets/d")), _validated(passed=True))
-    assert await store.last_validation("datasets/d") is True
+    assert (await store.last_validation("datasets/d")).passed is True
     await _complete(ledger, history("job_d", ValidateSpec(data_path="datasets/d")), _validated(passed=False))
     await _made(ledger, history, "job_e", convert)
     assert await store.last_validation("datasets/d") is None
@@ -199,8 +231,8 @@ async def test_a_split_that_was_validated_itself_speaks_for_itself(ledger, store
     await _made(ledger, history, "job_b", SplitSpec(data_path="datasets/d", output_dir="datasets/d/s"))
     train = ValidateSpec(data_path="datasets/d/s/train.jsonl")
     await _complete(ledger, history("job_c", train), _validated(passed=True))
-    assert await store.last_validation("datasets/d/s/train.jsonl") is True
-    assert await store.last_validation("datasets/d/s/val.jsonl") is False
+    assert (await store.last_validation("datasets/d/s/train.jsonl")).passed is True
+    assert (await store.last_validation("datasets/d/s/val.jsonl")).passed is False
 
 
 async def test_a_transaction_is_written_whole_or_not_at_all(store, history):

@@ -172,6 +172,22 @@ def test_an_experiment_shows_its_settings_metrics_and_checkpoints(house, http, d
     assert detail["metrics_history"] == metrics
 
 
+def test_a_value_that_is_no_finite_number_is_told_by_its_step(house, http, dataset) -> None:
+    async def diverge(attempt) -> None:
+        await attempt.begin()
+        await attempt.say(events.MetricsLogged, step=1, values={"train_loss": 0.9, "learning_rate": 1e-4})
+        await attempt.say(events.MetricsLogged, step=2, values={"train_loss": None, "learning_rate": 1e-4})
+        await attempt.say(events.MetricsLogged, step=3, values={"eval_loss": None})
+        await attempt.complete()
+
+    house.runner.scripts[Kind.FINETUNE] = diverge
+    job_id = _start(http, dataset).json()["job_id"]
+    house.wait_for(job_id, lambda job: job.has_ended)
+    answer = http.get(f"/api/experiments/{job_id}/metrics").json()
+    assert answer["metrics"]["train_loss"] == [0.9, None, None]
+    assert answer["not_finite"] == {"train_loss": [2], "eval_loss": [3]}
+
+
 def test_experiments_are_filtered_and_sorted(house, http, dataset) -> None:
     house.runner.scripts[Kind.FINETUNE] = _train
     job_id = _start(http, dataset, tags=["only-me"]).json()["job_id"]

@@ -1,5 +1,6 @@
 """The general door: any kind of job, its events, its log, and what can be done to it."""
 
+import os
 import time
 from datetime import UTC, datetime
 
@@ -122,6 +123,47 @@ def test_the_log_is_the_end_of_the_newest_attempts_output(house, http, trained) 
     assert answer.content == b"first\nsecond \xff\n"
     assert http.get(f"/api/jobs/{trained}/log?tail_bytes=11").content == b"second \xff\n"
     assert http.get(f"/api/jobs/{trained}/log?tail_bytes=0").status_code == 422
+
+
+def test_a_log_grows_behind_an_offset(house, http, trained) -> None:
+    empty = http.get(f"/api/jobs/{trained}/log?offset=0")
+    assert (empty.text, _place(empty)) == ("", (0, 0))
+    first = house.root.attempt(trained, 1)
+    first.folder.mkdir(parents=True, exist_ok=True)
+    first.log.write_bytes(b"one\n")
+    assert _place(http.get(f"/api/jobs/{trained}/log")) == (1, 4)
+    with first.log.open("ab") as file:
+        file.write("zwei ü\n".encode())
+    grown = http.get(f"/api/jobs/{trained}/log?offset=4")
+    assert (grown.content.decode(), _place(grown)) == ("zwei ü\n", (1, 12))
+    assert grown.headers["content-type"].startswith("text/plain")
+    beyond = http.get(f"/api/jobs/{trained}/log?offset=99")
+    assert (beyond.text, _place(beyond)) == ("", (1, 12))
+    for offset in ("-1", "x", str(2**64)):
+        assert http.get(f"/api/jobs/{trained}/log?offset={offset}").status_code == 422
+
+
+def test_a_log_says_when_another_attempt_has_begun_it_anew(house, http, trained) -> None:
+    for number in (1, 2, 10):
+        folder = house.root.attempt(trained, number)
+        folder.folder.mkdir(parents=True, exist_ok=True)
+        folder.log.write_bytes(b"x" * number)
+    assert _place(http.get(f"/api/jobs/{trained}/log?offset=2")) == (10, 10)
+
+
+def test_a_long_log_comes_in_pieces(house, http, trained) -> None:
+    log = house.root.attempt(trained, 1).log
+    log.parent.mkdir(parents=True, exist_ok=True)
+    text = os.urandom(2**20 + 5)
+    log.write_bytes(text)
+    first = http.get(f"/api/jobs/{trained}/log?offset=0")
+    rest = http.get(f"/api/jobs/{trained}/log?offset={first.headers['x-log-offset']}")
+    assert (_place(first), _place(rest)) == ((1, 2**20), (1, 2**20 + 5))
+    assert first.content + rest.content == text
+
+
+def _place(answer) -> tuple[int, int]:
+    return int(answer.headers["x-log-attempt"]), int(answer.headers["x-log-offset"])
 
 
 def test_a_training_can_be_paused_resumed_and_cancelled(house, http, dataset) -> None:

@@ -7,7 +7,8 @@ from urllib.parse import urljoin
 import pytest
 
 ROUTES = {
-    "POST /api/session", "DELETE /api/session",
+    "GET /api/data/image", "GET /api/train/presets", "GET /api/models", "GET /api/schemas/{kind}",
+    "GET /api/data/datasets", "POST /api/session", "DELETE /api/session",
     "POST /api/data/upload", "POST /api/data/convert", "POST /api/data/validate", "POST /api/data/split",
     "GET /api/data/download_validation_report/{report_id}", "POST /api/train/start", "GET /api/train/{job_id}/status",
     "POST /api/train/{job_id}/cancel", "GET /api/train/jobs", "GET /api/experiments",
@@ -77,6 +78,30 @@ def test_the_page_has_all_it_loads(http, page) -> None:
             imported = {urljoin(address, name) for name in re.findall(r'from "([^"]+)"', answer.text)}
             wanted += imported - seen
     assert {"/ui/style.css", "/ui/app.js", "/ui/api.js", "/ui/live.js"} <= seen
+
+
+def test_the_pages_files_are_of_a_type_a_browser_runs_and_asked_for_anew_after_an_upgrade(http) -> None:
+    types = {"/ui/": "text/html", "/ui/app.js": "text/javascript", "/ui/live.js": "text/javascript",
+             "/ui/style.css": "text/css"}  # fmt: skip
+    for path, media_type in types.items():
+        headers = http.get(path).headers
+        assert headers["content-type"].startswith(media_type), path
+        assert headers["cache-control"] == "no-cache", path
+        assert headers["etag"], path
+
+
+def test_the_page_runs_no_inline_style_or_script(http) -> None:
+    policy = http.get("/ui/").headers["content-security-policy"]
+    assert policy.startswith("default-src 'self'; ")
+    assert "unsafe" not in policy
+    assert "style" not in re.sub(r'<link rel="stylesheet"[^>]*>', "", http.get("/ui/").text)
+
+
+@pytest.mark.parametrize("path", ["/ui/vendor/absent/x.js", "/ui/absent.js", "/ui/vendor", "/ui/absent/"])
+def test_a_file_of_the_page_that_is_missing_is_said_in_the_shape_of_every_error(http, path) -> None:
+    answer = http.get(path)
+    assert (answer.status_code, answer.headers["content-type"]) == (404, "application/problem+json")
+    assert answer.json()["code"] == "not_found"
 
 
 @pytest.mark.parametrize("mount", ["/ui/", "/docs/assets/", "/api/jobs/", "/"])
