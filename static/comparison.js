@@ -26,7 +26,7 @@ export function differing(configs) {
 export function verdict(given) {
   const runs = given.map((run) => ({ ...run, name: `“${run.name}”` }));
   const measured = runs.filter(({ eval_loss }) => eval_loss !== null).sort((one, other) => one.eval_loss - other.eval_loss);
-  const sentences = measured.length ? [ranking(measured), accuracies(measured), ...settings(measured), caution(measured)] : withoutEvaluation(runs);
+  const sentences = measured.length ? [ranking(measured), caution(measured), accuracies(measured), ...settings(measured)] : withoutEvaluation(runs);
   return [...sentences, unmeasured(runs, measured), unfinished(runs)].filter(Boolean);
 }
 
