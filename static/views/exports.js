@@ -112,7 +112,7 @@ export function render(root, { query, set }) {
   function drawForm() {
     none.hidden = trainings.size > 0;
     form.hidden = trainings.size === 0;
-    const wanted = query.get("job");
+    const wanted = training.value || query.get("job"); // a training that completes meanwhile does not change the choice
     const isMissing = wanted && !trainings.has(wanted);
     const options = [...trainings.values()].map((each) => h("option", { value: each.experiment_id, selected: each.experiment_id === wanted }, `${nameOf(each)} · ${methodOf(each)} · ${each.model_name} · ${each.experiment_id.slice(-6)}`));
     replace(training, isMissing && h("option", { value: "", selected: true }, "The one in the address is not completed or not here: choose another"), options);
