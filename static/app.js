@@ -29,7 +29,7 @@ let shown = 0; // counts navigations, so that a slow module does not draw over a
 
 async function show() {
   const turn = ++shown;
-  const { name, params } = parse(location.hash);
+  const { name, params } = parse(location.hash, () => turn === shown);
   stop();
   stop = () => {};
   replace(root, h("p", { class: "loading" }, "Loading …"));
@@ -47,13 +47,14 @@ async function show() {
   scrollTo(0, 0);
 }
 
-function parse(hash) {
+function parse(hash, isShown) {
   const [path, search = ""] = hash.replace(/^#\/?/, "").split("?");
   const [name, ...parts] = path.split("/").map(decodeURIComponent);
   const query = new URLSearchParams(search);
   const set = (changes) => {
     for (const [key, value] of Object.entries(changes)) value ? query.set(key, value) : query.delete(key);
     const text = query.toString().replaceAll("%2C", ","); // lists of ids stay readable
+    if (!isShown()) return; // what a view still awaited when it was left
     history.replaceState(null, "", `#/${path}${text ? `?${text}` : ""}`);
   };
   return { name: name || "jobs", params: { parts, query, set } };

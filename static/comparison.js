@@ -6,6 +6,7 @@ import { number, percent } from "./format.js";
 
 const TELLS_NOTHING = new Set(["output_dir", "priority", "device", "save_steps", "logging_steps", "save_total_limit"]); // of the quality
 const MOST_TOLD = 4;
+const LONG_NAME = 48;
 
 export function labelOf(setting) {
   return setting.replaceAll("_", " ").replace("lora", "LoRA").replace("qLoRA", "QLoRA").replace(/\bfp16\b/, "FP16").replace(/\bbf16\b/, "BF16");
@@ -24,11 +25,13 @@ export function differing(configs) {
 
 // → sentences, the first of which says it all.
 export function verdict(given) {
-  const runs = given.map((run) => ({ ...run, name: `“${run.name}”` }));
+  const runs = given.map((run) => ({ ...run, name: `“${short(run.name)}”` }));
   const measured = runs.filter(({ eval_loss }) => eval_loss !== null).sort((one, other) => one.eval_loss - other.eval_loss);
-  const sentences = measured.length ? [ranking(measured), accuracies(measured), ...settings(measured), caution(measured)] : withoutEvaluation(runs);
+  const sentences = measured.length ? [ranking(measured), caution(measured), accuracies(measured), ...settings(measured)] : withoutEvaluation(runs);
   return [...sentences, unmeasured(runs, measured), unfinished(runs)].filter(Boolean);
 }
+
+const short = (name) => (name.length > LONG_NAME ? `${name.slice(0, LONG_NAME - 1)}…` : name);
 
 function ranking([best, second]) {
   if (!second) return `Only ${best.name} was evaluated: eval loss ${number(best.eval_loss)}. There is nothing to measure it against.`;

@@ -93,7 +93,7 @@ export function render(root, { query, set }) {
   async function load() {
     const [found, listed] = await Promise.all([Promise.all(ids().slice(0, MOST).map(lookUp)), api.get("/experiments", { limit: 200 })]);
     strangers = found.filter(({ trouble }) => trouble);
-    runs = found.filter(({ job }) => job).map((run, at) => ({ ...run, tone: at % TONES, dashed: at >= TONES }));
+    runs = coloured(found.filter(({ job }) => job));
     others = listed;
     await loadFigures();
     draw();
@@ -116,17 +116,21 @@ export function render(root, { query, set }) {
     figures = answer.comparison_table;
   }
 
-  // Events of a new one count from its snapshot on, so the log is followed anew.
   function add(id) {
     if (!id) return;
     set({ ids: [...ids(), id].join(",") });
+    beginAnew();
+  }
+
+  // Events of a new one count from its snapshot on, so the log is followed from there.
+  function beginAnew() {
     stopListening();
     stopListening = listen();
   }
 
   function leaveOut(id) {
     set({ ids: ids().filter((each) => each !== id).join(",") });
-    runs = runs.filter((run) => run.id !== id).map((run, at) => ({ ...run, tone: at % TONES, dashed: at >= TONES }));
+    runs = coloured(runs.filter((run) => run.id !== id));
     strangers = strangers.filter((each) => each.id !== id);
     draw();
     adder.focus();
@@ -157,7 +161,7 @@ export function render(root, { query, set }) {
       await loadFigures();
       drawWords();
     } catch (error) {
-      if (error.status === 404) stopListening(), (stopListening = listen()); // one was deleted: begin anew without it
+      if (error.status === 404) beginAnew(); // one was deleted
     }
     const again = looking;
     looking = null;
@@ -175,7 +179,7 @@ export function render(root, { query, set }) {
     drawWords();
     if (!isEnough) return replace(few, ...tooFew());
     drawPicker();
-    view({});
+    drawPlot();
   }
 
   function drawWords() {
@@ -246,8 +250,6 @@ export function render(root, { query, set }) {
   // What the person looks at stands in the address.
   function view(changes) {
     set(changes);
-    const { label } = seriesOf(metric.value);
-    if (plot.firstChild?.getAttribute("label") !== label) replace(plot, h("line-chart", { label }));
     drawPlot();
   }
 
@@ -258,20 +260,21 @@ export function render(root, { query, set }) {
     metric.dataset.names = names.join();
     const wanted = [query.get("metric"), "eval_loss", "train_loss"].find((name) => logged.has(name));
     replace(metric, names.map((name) => h("option", { value: name, selected: name === wanted }, seriesOf(name).label)));
-    view({});
   }
 
   function drawPlot() {
-    const { unit = "" } = seriesOf(metric.value);
+    const { label, unit = "" } = seriesOf(metric.value);
+    if (plot.firstChild?.getAttribute("label") !== label) replace(plot, h("line-chart", { label }));
     const lines = runs.map(({ id, job, curves, tone, dashed }) => ({ key: id, label: titleOf(job), tone, dashed, ...curves.line(metric.value, over.value) }));
-    plot.firstChild?.show({ x: over.value, unit, log: log.getAttribute("aria-pressed") === "true", smooth: Number(smooth.value), lines });
+    plot.firstChild.show({ x: over.value, unit, log: log.getAttribute("aria-pressed") === "true", smooth: Number(smooth.value), lines });
   }
 
   // -- figures and settings
 
   function head(isNumber) {
     return h("thead", {}, h("tr", {}, h("td"), runs.map(({ job, tone, dashed }) => h(
-      "th", { scope: "col", class: isNumber ? "number" : null, style: { "--tone": `var(--series-${tone})`, "--dash": dashed ? "dashed" : "solid" } }, titleOf(job),
+      "th", { scope: "col", class: isNumber ? "number" : null, style: { "--tone": `var(--series-${tone})`, "--dash": dashed ? "dashed" : "solid" } },
+      h("span", { class: "name", title: titleOf(job) }, titleOf(job)),
     ))));
   }
 
@@ -314,6 +317,8 @@ export function render(root, { query, set }) {
     });
   }
 }
+
+const coloured = (runs) => runs.map((run, at) => ({ ...run, tone: at % TONES, dashed: at >= TONES }));
 
 function seriesOf(name) {
   return SERIES[name] ?? { label: labelOf(name) };

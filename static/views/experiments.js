@@ -38,8 +38,10 @@ export function render(root, { query, set }) {
   const experiments = new Map(); // id → summary
   const rows = new Map(); // id → its row
   const looking = new Map(); // id → whether to look again: a burst of events costs one request
+  const strangers = new Set(); // ids of jobs that are no training
   const chosen = new Set((query.get("ids") ?? "").split(",").filter(Boolean));
   let frame = 0;
+  let loads = 0; // a slow answer does not replace that of a later filter
   let isLoaded = false;
 
   const search = h("input", { type: "search", placeholder: "Search names, models and ids", "aria-label": "Search names, models and ids", value: query.get("q") ?? "", oninput: onSearch });
@@ -80,10 +82,12 @@ export function render(root, { query, set }) {
   // -- what is shown
 
   async function load() {
+    const turn = ++loads;
     const wanted = order().key;
     const found = await api.get("/experiments", {
       status: status.value, tag: query.get("tag"), limit: LIMIT, sort_by: SERVER_SORTS.includes(wanted) ? wanted : null,
     });
+    if (turn !== loads) return;
     experiments.clear();
     found.forEach((each) => experiments.set(each.experiment_id, each));
     isLoaded = true;
@@ -160,7 +164,7 @@ export function render(root, { query, set }) {
     return h(
       "tr", { role: "row", data: { id: each.experiment_id } },
       h("td", { role: "cell", class: "box" }, h("label", {}, box)),
-      h("th", { role: "rowheader", scope: "row", class: "what" }, h("a", { class: "title", href: `#/job/${each.experiment_id}` }, name), tags.length > 0 && h("span", { class: "tags" }, tags)),
+      h("th", { role: "rowheader", scope: "row", class: "what" }, h("a", { class: "title", title: name, href: `#/job/${each.experiment_id}` }, name), tags.length > 0 && h("span", { class: "tags" }, tags)),
       others.map(({ key, label, isNumber }) => h("td", { role: "cell", class: isNumber ? "number" : null, data: { field: key, label } })),
       h("td", { role: "cell", class: "remove" }),
     );
@@ -240,11 +244,11 @@ export function render(root, { query, set }) {
   function hear(event) {
     const each = experiments.get(event.job_id);
     if (event.type !== "metrics.logged") {
-      if (each || event.spec?.kind === "finetune") look(event.job_id);
+      if (!strangers.has(event.job_id)) look(event.job_id); // one that the filter left out may fit it now
     } else if (each) {
       each.train_loss = event.values.train_loss ?? each.train_loss;
-      each.best_eval_loss = least(Math.min, each.best_eval_loss, event.values.eval_loss);
-      each.best_eval_accuracy = least(Math.max, each.best_eval_accuracy, event.values.eval_accuracy);
+      each.best_eval_loss = better(Math.min, each.best_eval_loss, event.values.eval_loss);
+      each.best_eval_accuracy = better(Math.max, each.best_eval_accuracy, event.values.eval_accuracy);
       each.fraction = event.total_steps ? event.step / event.total_steps : each.fraction;
       drawSoon();
     }
@@ -254,7 +258,9 @@ export function render(root, { query, set }) {
     if (looking.has(id)) return looking.set(id, true);
     looking.set(id, false);
     try {
-      take(id, summaryOf(await api.job(id)));
+      const job = await api.job(id);
+      if (job.kind === "finetune") take(id, summaryOf(job));
+      else strangers.add(id);
     } catch (error) {
       if (error.status === 404) forget(id);
     }
@@ -333,7 +339,7 @@ function trainLossCell(each) {
   return h("span", { class: "so-far", title: "so far" }, number(each.train_loss));
 }
 
-function least(best, before, value) {
+function better(best, before, value) {
   if (value === null || value === undefined) return before;
   return before === null ? value : best(before, value);
 }

@@ -69,7 +69,8 @@ export function render(root, { query, set }) {
   };
 
   async function load() {
-    await Promise.all([loadTrainings(), loadExports(), look()]);
+    await Promise.all([loadTrainings(), loadExports()]);
+    await look();
     drawList();
   }
 
@@ -111,7 +112,7 @@ export function render(root, { query, set }) {
   function drawForm() {
     none.hidden = trainings.size > 0;
     form.hidden = trainings.size === 0;
-    const wanted = query.get("job");
+    const wanted = training.value || query.get("job"); // a training that completes meanwhile does not change the choice
     const isMissing = wanted && !trainings.has(wanted);
     const options = [...trainings.values()].map((each) => h("option", { value: each.experiment_id, selected: each.experiment_id === wanted }, `${nameOf(each)} · ${methodOf(each)} · ${each.model_name} · ${each.experiment_id.slice(-6)}`));
     replace(training, isMissing && h("option", { value: "", selected: true }, "The one in the address is not completed or not here: choose another"), options);
@@ -176,7 +177,7 @@ export function render(root, { query, set }) {
     const how = progress.querySelector(".how");
     if (made.status === "completed") replace(how, h("p", {}, made.result.message), checksOf(made.result.verification));
     else if (made.status === "failed") replace(how, h("p", { class: "error" }, made.failure_detail), h("p", { class: "note" }, "The training is untouched: you can try again below."));
-    else replace(how, isLive(made) && progressBar(made), h("p", { class: "note" }, saying(made) || "waits for its turn"));
+    else replace(how, isLive(made) && progressBar(made), h("p", { class: "note" }, saying(made) || (made.status === "running" ? "starts" : "waits for its turn")));
   }
 
   function buttonsOf(job) {
@@ -253,8 +254,8 @@ export function render(root, { query, set }) {
 }
 
 function checksOf(verification) {
-  const known = Object.entries(verification).filter(([name]) => name in CHECKS);
-  return h("dl", { class: "facts" }, known.map(([name, value]) => [h("dt", {}, CHECKS[name]), h("dd", {}, number(value))]));
+  const known = Object.keys(CHECKS).filter((name) => name in verification);
+  return h("dl", { class: "facts" }, known.map((name) => [h("dt", {}, CHECKS[name]), h("dd", {}, number(verification[name]))]));
 }
 
 function summaryOf({ rows, tokens, reloaded_vs_trained: difference }) {
