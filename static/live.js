@@ -159,8 +159,10 @@ function publish() {
 export function gather(work, wait = 200) {
   let due;
   const run = () => {
-    clearTimeout(due);
-    due = setTimeout(() => work().catch((error) => say(error.message, "bad")), wait);
+    due ??= setTimeout(() => {
+      due = undefined;
+      work().catch((error) => say(error.message, "bad"));
+    }, wait);
   };
   run.stop = () => clearTimeout(due);
   return run;
