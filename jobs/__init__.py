@@ -1,8 +1,10 @@
 """The language all programs of this service speak: specs, events, commands, states, names, paths.
 
 Read in this order: `errors` · `settings` · `logs` · `tasks` · `keys` · `paths` · `models` · `specs` · `results` ·
-`events` · `commands` · `frames` · `lifecycle` · `redis_server` · `bus` · `central_directory` · `archive` · `client` ·
-`documents`. Nothing here knows SQL or torch, and only `client` knows HTTP.
+`events` · `commands` · `frames` · `lifecycle` · `redis_server` · `bus` · `central_directory` · `archive` ·
+`documents`. The client, for programs that drive the service: `backoff` · `calls` · `subscription` · `transfer` ·
+`connection` · `client` · `async_client`. Nothing here knows SQL or torch, and only `connection` and the two clients
+know HTTP.
 
 Glossary
 --------

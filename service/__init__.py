@@ -3,6 +3,6 @@
 Read in this order. The memory: `records` · `projection` · `hub` · `transaction` · `queries` · `store` · `ledger` ·
 `recorder`. The decisions: `placement` · `model_names` · `reconcile` · `admission` · `trash` · `dispatch`. The front:
 `refusal` · `violations` · `problems` · `bodies` · `access` · `uploads` · `answers` · `experiments` · `links` ·
-`downloads` · `cursors` · `feed` · `waiting` · `pages` · `routes` · `app` · `serve`. The command: `programs` · `demo` ·
-`cli`. Imports no arq, no torch, and nothing of `gpu_runner`.
+`downloads` · `cursors` · `feed` · `waiting` · `pages` · `routes` · `app` · `serve`. The command: `programs` ·
+`watching` · `demo` · `remote` · `cli`. Imports no arq, no torch, and nothing of `gpu_runner`.
 """
