@@ -2,7 +2,9 @@
 
 Read in this order: `errors` · `settings` · `logs` · `tasks` · `keys` · `paths` · `models` · `specs` · `presets` ·
 `results` · `events` · `commands` · `frames` · `lifecycle` · `redis_server` · `bus` · `central_directory` · `archive` ·
-`client` · `documents`. Nothing here knows SQL or torch, and only `client` knows HTTP.
+`documents`. The client, for programs that drive the service: `backoff` · `calls` · `subscription` · `transfer` ·
+`connection` · `client` · `async_client`. Nothing here knows SQL or torch, and only `connection` and the two clients
+know HTTP.
 
 Glossary
 --------

@@ -1,117 +1,188 @@
-"""The REST API as a Python object, for programs that drive the service: the demo and the command line.
+"""The REST API as a Python object, for programs that drive the service: the demo, the command line, yours.
 
-Needs no torch and no running event loop. Every method raises `RemoteProblem` for an answer of 400 and above and
-`Unreachable` when nobody answers.
+    with Client("http://127.0.0.1:8000") as client:
+        job_id = client.submit({"kind": "finetune", "config": {...}})
+        for seq, event in client.events(job_id):
+            print(seq, event)
+
+`async_client` has the same verbs to await. Needs no torch. What is said and how answers are read stands once, in
+`calls`, `subscription` and `transfer`.
+
+Every verb raises `RemoteProblem` for an answer of 400 and above, and `Unreachable` when nobody answers. `events`,
+`wait` and `download`, once they were in contact, go on over broken connections and restarts of the service.
 """
 
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
+from functools import cached_property
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, Self, TypeVar
 
 import httpx
+from websockets.sync.client import connect
 
-from jobs.errors import RemoteProblem, Unreachable
-from jobs.lifecycle import TERMINAL
+from jobs import calls
+from jobs.backoff import Backoff
+from jobs.calls import Answer, Call, Json, Log
+from jobs.connection import LOST, Connection
+from jobs.errors import TrainingError
+from jobs.lifecycle import Status
+from jobs.specs import ExportFormat, Kind
+from jobs.subscription import SILENCE_S, Heard, Subscription
+from jobs.transfer import Form, Landing, OnBytes, quiet
 
-Json = dict[str, Any]
-_POLL_S = 0.3
+T = TypeVar("T")
 
 
-class Client:
-    """One service. `on_bytes` callbacks get the bytes moved so far and their total."""
+class Client(Connection):
+    """One service, for programs with a thread to wait in. Use as a context, or call `close`."""
 
-    def __init__(self, base_url: str, token: str | None = None, *, timeout_s: float = 630) -> None:
-        headers = {"authorization": f"Bearer {token}"} if token else {}
-        self._http = httpx.Client(base_url=base_url, headers=headers, timeout=timeout_s, trust_env=False)
+    @cached_property
+    def _http(self) -> httpx.Client:
+        return httpx.Client(**self._http_options)
 
     def close(self) -> None:
         self._http.close()
 
-    def __enter__(self) -> "Client":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def get(self, path: str) -> Json:
-        return self._json("GET", path)
+    def do(self, call: Call[T]) -> T:
+        """Send one request; `calls` has them all."""
+        with self._reaching():
+            answer = self._http.request(call.method, call.path, params=call.params or None, json=call.body)
+        return call.outcome(Answer(answer.status_code, answer.headers, answer.content))
 
-    def post(self, path: str, body: Json) -> Json:
+    def get(self, path: str) -> Any:
+        return self.do(calls.get(path))
+
+    def post(self, path: str, body: Json) -> Any:
         """Send a body and wait for the answer; synchronous routes answer when their job has ended."""
-        return self._json("POST", path, json=body)
-
-    def upload(self, path: Path, on_bytes: Callable[[int, int], None] = lambda done, total: None) -> Json:
-        """Upload a ZIP; the answer's `file_path` names it in later requests."""
-        with path.open("rb") as file:
-            watched = _Watched(file, path.stat().st_size, on_bytes)
-            return self._json("POST", "/api/data/upload", files={"file": (path.name, watched, "application/zip")})
+        return self.do(calls.post(path, body))
 
     def submit(self, spec: Json) -> str:
         """Submit a job of any kind, `spec["kind"]` saying which; its id."""
-        return str(self.post("/api/jobs", spec)["job_id"])
+        return self.do(calls.submit(spec))
 
-    def follow(self, job_id: str) -> Iterator[Json]:
-        """The job again and again until it has ended; the last one yielded has a terminal status."""
-        while True:
-            job = self.get(f"/api/jobs/{job_id}")
-            yield job
-            if job["status"] in TERMINAL:
-                return
-            time.sleep(_POLL_S)
+    def job(self, job_id: str) -> Json:
+        """Everything known of a job."""
+        return self.do(calls.job(job_id))
 
-    def download(
-        self, path: str, target: Path, on_bytes: Callable[[int, int], None] = lambda done, total: None
-    ) -> None:
-        """Write what a download address gives into a file."""
-        with self._reaching(), self._http.stream("GET", path) as answer:
-            if answer.is_error:
-                answer.read()
-                raise _problem(answer)
-            total = int(answer.headers.get("content-length", 0))
-            with target.open("wb") as file:
-                for block in answer.iter_bytes(1 << 18):
-                    file.write(block)
-                    on_bytes(file.tell(), total)
+    def jobs(
+        self,
+        kind: Kind | str | None = None,
+        status: Status | str | None = None,
+        limit: int = 100,
+        before: str | None = None,
+    ) -> list[Json]:
+        """Jobs, newest first; `before` is the id of the last one you have."""
+        return self.do(calls.jobs(kind, status, limit, before))
 
-    def _json(self, method: str, path: str, **arguments: Any) -> Json:
+    def cancel(self, job_id: str) -> Json:
+        """Ask a job to end; the job. One that has ended stays as it is."""
+        return self.do(calls.steer(job_id, "cancel"))
+
+    def pause(self, job_id: str) -> Json:
+        """Ask a running training to save its state and give its device back; the job."""
+        return self.do(calls.steer(job_id, "pause"))
+
+    def resume(self, job_id: str) -> Json:
+        """Let a paused training go on; the job."""
+        return self.do(calls.steer(job_id, "resume"))
+
+    def log(self, job_id: str, offset: int = 0) -> Log:
+        """What the job's newest attempt printed behind an offset; ask again with the offset it says."""
+        return self.do(calls.log(job_id, offset))
+
+    def wait(self, job_id: str) -> Json:
+        """The job once it is completed; its `result` is there then.
+
+        Raises:
+            NotCompleted: it failed or was cancelled.
+        """
+        job = self.job(job_id)
+        for _ in self.events(job_id, after=job["last_seq"]):
+            pass
+        return calls.completed(self._patiently(calls.job(job_id)))
+
+    def export(self, job_id: str, export_format: ExportFormat | str, **fields: Any) -> Json:
+        """Export a completed training and wait until the export is verified; its result.
+
+        `fields` are those of `ExportSpec`. Raises NotCompleted like `wait`.
+        """
+        spec = {"kind": "export", "job_id": job_id, "export_format": export_format, **fields}
+        result: Json = self.wait(self.submit(spec))["result"]
+        return result
+
+    def events(self, job_id: str, after: int = 0) -> Iterator[Heard]:
+        """The job's events behind a cursor, as (`seq`, event), until the one it ends with."""
+        return self._listen(Subscription(job_id, after, (), self._backoff()))
+
+    def all_events(self, after: int | None = None, types: Iterable[str] = ()) -> Iterator[Heard]:
+        """Events of all jobs, of these types or of all, without end; without a cursor those from now on."""
+        return self._listen(Subscription(None, after, types, self._backoff()))
+
+    def upload(self, path: Path, on_bytes: OnBytes = quiet) -> Json:
+        """Upload a ZIP; the answer's `file_path` names it in later requests."""
+        call, form = calls.upload(), Form(path, on_bytes)
         with self._reaching():
-            answer = self._http.request(method, path, **arguments)
-        if answer.is_error:
-            raise _problem(answer)
-        body: Json = answer.json()
-        return body
+            answer = self._http.request(call.method, call.path, content=_told(form), headers=form.headers)
+        return call.outcome(Answer(answer.status_code, answer.headers, answer.content))
 
-    @contextmanager
-    def _reaching(self) -> Iterator[None]:
-        try:
-            yield
-        except httpx.TransportError as error:
-            raise Unreachable(f"No service answers at {self._http.base_url}: {error}") from error
+    def download(self, path: str, target: Path, on_bytes: OnBytes = quiet, sha256: str | None = None) -> None:
+        """Write what a download address gives into a file, which appears when it is whole and its checksum right."""
+        backoff = self._backoff()
+        with Landing(target, on_bytes, sha256) as landing:
+            while not landing.is_whole:
+                try:
+                    self._receive(path, landing, backoff)
+                except TrainingError as error:
+                    landing.broke()
+                    time.sleep(self._retry_pause(backoff, error))
+
+    def download_export(self, export: Json, target: Path, on_bytes: OnBytes = quiet) -> None:
+        """Download what `export` made: a ZIP with the model and its card."""
+        link = self.do(calls.export_link(export["export_id"]))
+        self.download(link, target, on_bytes, export["archive_sha256"])
+
+    def _listen(self, subscription: Subscription) -> Iterator[Heard]:
+        while not subscription.is_over:
+            try:
+                with connect(**self._socket_options(subscription)) as socket:
+                    subscription.opened()
+                    while subscription.is_listening:
+                        yield from subscription.hear(socket.recv(SILENCE_S))
+            except LOST as error:
+                time.sleep(self._pause_of(subscription, error))
+            while subscription.must_read_pages:
+                yield from subscription.read(self._patiently(subscription.page()))
+
+    def _patiently(self, call: Call[T]) -> T:
+        """The answer to a question that may be asked again, also while the service restarts."""
+        backoff = self._backoff(in_contact=True)
+        while True:
+            try:
+                return self.do(call)
+            except TrainingError as error:
+                time.sleep(self._retry_pause(backoff, error))
+
+    def _receive(self, path: str, landing: Landing, backoff: Backoff) -> None:
+        asked = self._http.stream("GET", path, headers=landing.headers, timeout=SILENCE_S)
+        with self._reaching(), asked as answer:
+            if answer.is_error:
+                raise calls.problem(answer.status_code, answer.read())
+            landing.begin(answer.status_code, answer.headers)
+            for block in answer.iter_raw():
+                landing.write(block)
+                landing.tell()
+                backoff.contact()
+        landing.finish()
 
 
-class _Watched:
-    """A file that tells how much of it was read."""
-
-    def __init__(self, file: BinaryIO, size: int, on_bytes: Callable[[int, int], None]) -> None:
-        self._file, self._size, self._on_bytes = file, size, on_bytes
-
-    def read(self, count: int = -1) -> bytes:
-        block = self._file.read(count)
-        self._on_bytes(self._file.tell(), self._size)
-        return block
-
-    def seek(self, offset: int, whence: int = 0) -> int:
-        return self._file.seek(offset, whence)
-
-    def tell(self) -> int:
-        return self._file.tell()
-
-
-def _problem(answer: httpx.Response) -> RemoteProblem:
-    try:
-        body = answer.json()
-        return RemoteProblem(body["message"], status=answer.status_code, code=body.get("code", "error"))
-    except (ValueError, KeyError, TypeError):
-        return RemoteProblem(answer.text[:300] or answer.reason_phrase, status=answer.status_code, code="error")
+def _told(form: Form) -> Iterator[bytes]:
+    for block in form.blocks():
+        yield block
+        form.tell()

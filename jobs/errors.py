@@ -17,7 +17,7 @@
     │   └── NoRunner
     ├── JobFailed                   a recipe ends its job; `reason` is one of `FailureReason`
     │   ├── DatasetInvalid, OutputTaken, ModelUnavailable, OutOfMemory, DiskFull, NoCapacity
-    ├── RemoteProblem, Unreachable  what a client of the API meets
+    ├── RemoteProblem, Unreachable, NotCompleted    what a client of the API meets
     └── Misconfigured               a program refuses to start
 
 `service/problems.py` maps them to HTTP, the child maps `JobFailed` to the event `job.failed`.
@@ -25,6 +25,7 @@
 
 import errno
 from enum import StrEnum
+from typing import Any
 
 
 class FailureReason(StrEnum):
@@ -216,6 +217,18 @@ class Unreachable(TrainingError):
     """No service answers."""
 
     code = "unreachable"
+
+
+class NotCompleted(TrainingError):
+    """A job ended without its result; `job` is all that is known of it."""
+
+    code = "not_completed"
+
+    def __init__(self, job: dict[str, Any]) -> None:
+        ended = "was cancelled" if job["status"] == "cancelled" else str(job["status"])
+        reason = f": {job['failure_detail']}" if job.get("failure_detail") else "."
+        super().__init__(f"The {job['kind']} job {job['job_id']} {ended}{reason}")
+        self.job = job
 
 
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT)

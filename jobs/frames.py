@@ -74,6 +74,7 @@ ServerFrame = Welcome | Events | Bookmark | Reset | Problem | Bye
 
 encode = msgspec.json.Encoder().encode
 decode_client = msgspec.json.Decoder(Auth).decode
+decode_server = msgspec.json.Decoder(ServerFrame).decode
 
 CLOSE_RESTARTING = 1012
 CLOSE_SLOW = 4008

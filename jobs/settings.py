@@ -78,6 +78,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     ] = None
     log_level: Annotated[Literal["debug", "info", "warning", "error"], _says("debug, info, warning or error.")] = "info"
     hf_offline: Annotated[bool, _says("Never ask a model hub; use only local models.")] = False
+    url: Annotated[
+        str | None, _says("Service that the terminal's commands talk to; `host` and `port` when not given.")
+    ] = None
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] | None = None) -> "Settings":
@@ -112,6 +115,12 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             for name, value in values.items()
             if value is not None
         }
+
+    @property
+    def address(self) -> str:
+        """Where the service of this host listens."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"http://{host}:{self.port}"
 
     @property
     def runner_name(self) -> str:

@@ -4,5 +4,6 @@ Read in this order. The memory: `records` · `projection` · `hub` · `transacti
 `recorder`. The decisions: `placement` · `model_names` · `reconcile` · `admission` · `trash` · `dispatch`. The front:
 `refusal` · `violations` · `problems` · `bodies` · `sessions` · `access` · `uploads` · `answers` · `datasets` ·
 `pictures` · `experiments` · `links` · `downloads` · `cursors` · `feed` · `waiting` · `pages` · `routes` · `app` ·
-`serve`. The command: `programs` · `demo` · `cli`. Imports no arq, no torch, and nothing of `gpu_runner`.
+`serve`. The command: `programs` · `watching` · `demo` · `remote` · `cli`. Imports no arq, no torch, and nothing of
+`gpu_runner`.
 """

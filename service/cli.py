@@ -1,6 +1,7 @@
-"""The command `training-api`: starts the programs of this service. Each subcommand has `--help`.
+"""The command `training-api`: starts the programs of this service, and speaks with it. Each subcommand has `--help`.
 
-Exit status: 0 done, 1 something failed, 2 it cannot run as it is set up; the last line says why.
+Exit status: 0 done, 1 something failed, 2 it cannot run as it is set up, 3 the job was cancelled; the last line says
+why.
 """
 
 import argparse
@@ -10,14 +11,23 @@ import sys
 import time
 from collections.abc import Callable
 from importlib.metadata import version
+from pathlib import Path
 from types import FrameType
+from typing import TypeAlias
 
+from jobs import logs
 from jobs.errors import Misconfigured, TrainingError
+from jobs.lifecycle import Status
 from jobs.settings import REFUSED, Settings, described, variable
+from jobs.specs import ExportFormat, Kind
 from service import access
 from service.programs import Programs
 
-_OPTIONS = ("data_root", "host", "port")
+Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
+
+_OPTIONS = ("data_root", "host", "port", "url")
+_JOB = "the job's id, or a begin or end of it that no other recent job has"
+_TOKEN = "The service's token is read from TRAINING_TOKEN or TRAINING_TOKEN_FILE."
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -46,13 +56,74 @@ def _parser() -> argparse.ArgumentParser:
     _add(commands, "demo", _demo, "Do the whole path on a sample export and prove that images are used.")
     _add(commands, "serve", _serve, "Start the HTTP service alone.")
     _add(commands, "runner", _runner, "Start a runner alone, for the data root it shares with the service.")
+    _add_remote_commands(commands)
     commands.add_parser("version", help="Print the version.").set_defaults(command=_version)
     return parser
 
 
-def _add(
-    commands: "argparse._SubParsersAction[argparse.ArgumentParser]", name: str, command: object, text: str
-) -> None:
+def _add_remote_commands(commands: Commands) -> None:
+    submit = _add_remote(
+        commands,
+        "submit",
+        "Submit a job and print its id: a spec as JSON, or a training by its options.",
+        "training-api submit --model demo-llava --train datasets/demo-split/train.jsonl --set num_epochs=5 --watch\n"
+        "  training-api submit spec.json",
+    )
+    submit.add_argument("spec", nargs="?", help="JSON file with the job's spec, - for stdin; without `kind` a finetune")
+    submit.add_argument("--preset", help="begin with the settings of this preset (GET /api/train/presets)")
+    submit.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help="set a field; repeatable")
+    submit.add_argument("--model", help="what to fine-tune: model_name")
+    submit.add_argument("--train", metavar="PATH", help="rows to learn: train_data_path, a name below the data root")
+    submit.add_argument("--val", metavar="PATH", help="rows to evaluate on: val_data_path")
+    submit.add_argument("--name", help="the experiment's name")
+    submit.add_argument("--tag", action="append", help="a tag of the experiment; repeatable")
+    submit.add_argument("--watch", action="store_true", help="show the job to its end, on stderr")
+
+    text = "Show a job to its end. Exit status: 0 completed, 1 failed, 3 cancelled."
+    watch = _add_remote(commands, "watch", text, "training-api watch job_019ab3c4d5e6")
+    watch.add_argument("job", help=_JOB)
+
+    jobs = _add_remote(commands, "jobs", "List jobs, newest first.", "training-api jobs --status running")
+    jobs.add_argument("--kind", choices=[kind.value for kind in Kind])
+    jobs.add_argument("--status", choices=[status.value for status in Status])
+    jobs.add_argument("--limit", type=int, default=20, help="how many at most (default: 20)")
+    jobs.add_argument("--json", action="store_true", help="everything known of them, as JSON")
+
+    cancel = _add_remote(commands, "cancel", "Ask jobs to end.", "training-api cancel job_019ab3c4d5e6")
+    cancel.add_argument("jobs", nargs="+", metavar="job", help=_JOB)
+
+    text = "Print what a job's newest attempt printed."
+    logs = _add_remote(commands, "logs", text, "training-api logs -f job_019ab3c4d5e6")
+    logs.add_argument("job", help=_JOB)
+    logs.add_argument("-f", "--follow", action="store_true", help="go on until the job has ended")
+
+    text = "Export a completed training, wait, and download the ZIP; print its path."
+    export = _add_remote(
+        commands, "export", text, "training-api export job_019ab3c4d5e6 --format lora_adapter -o adapter.zip"
+    )
+    export.add_argument("job", help=_JOB)
+    export.add_argument("--format", required=True, choices=[each.value for each in ExportFormat])
+    export.add_argument("-o", "--output", type=Path, metavar="FILE", help="where to (default: JOB-FORMAT.zip)")
+
+    text = "Exit with 0 while the service takes work, else with 1: for health checks of containers."
+    _add_remote(commands, "health", text, "training-api health --url http://gpu.example:8000")
+
+
+def _add_remote(commands: Commands, name: str, text: str, example: str) -> argparse.ArgumentParser:
+    """A command that talks to a service; `service.remote` has it."""
+    sub = commands.add_parser(
+        name,
+        help=text,
+        description=text,
+        epilog=f"example:\n  {example}\n\n{_TOKEN}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    sub.add_argument("--url", help="the service's address (default: TRAINING_URL, else the one of this host)")
+    sub.set_defaults(command=_speak, name_of_command=name)
+    return sub
+
+
+def _add(commands: Commands, name: str, command: object, text: str) -> None:
     settings = "\n".join(f"  {name:32} {sentence}" for name, _, sentence in described())
     sub = commands.add_parser(
         name,
@@ -100,6 +171,14 @@ def _serve(_: argparse.Namespace) -> int:
 
 def _runner(_: argparse.Namespace) -> int:
     os.execv(sys.executable, [sys.executable, "-m", "gpu_runner.worker"])
+
+
+def _speak(chosen: argparse.Namespace) -> int:
+    from service import remote  # the client and rich are imported where they are used
+
+    settings = Settings.from_environment()
+    logs.set_up("warning")
+    return remote.COMMANDS[chosen.name_of_command](chosen, settings)
 
 
 def _version(_: argparse.Namespace) -> int:

@@ -19,10 +19,12 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 from rich.table import Column, Table
 
 from jobs import presets
-from jobs.client import Client, Json
+from jobs.calls import Json
+from jobs.client import Client
 from jobs.errors import RemoteProblem
 from jobs.settings import Settings
 from service.programs import Programs, free_port, health, is_free
+from service.watching import View
 
 LEAST_ACCURACY = 0.9  # held-out label accuracy
 MOST_BY_GUESSING = 0.4  # with grey pictures, where the best constant answer gives about a quarter
@@ -131,29 +133,16 @@ class _Steps:
         return self.follow(client, client.submit(spec), text)
 
     def follow(self, client: Client, job_id: str, text: str) -> Json:
-        """Show a job to its end; its result.
-
-        Raises:
-            RemoteProblem: it did not complete; the message is the job's own.
-        """
+        """Show a job to its end; its result. Raises NotCompleted, with the job's own message."""
         bar = self.add(text)
-        job: Json = {}
-        for job in client.follow(job_id):
-            self.move(bar, job.get("fraction") or 0.0, _note(job))
-        if job["status"] != "completed":
-            message = f"{text}: the job {job['status']}: {job.get('failure_detail') or 'no reason was given'}"
-            raise RemoteProblem(message, status=500, code=str(job.get("failure_reason")))
-        result: Json = job["result"]
-        self.done(bar, result.get("message", "") or _note(job))
+        job = client.job(job_id)
+        view = View(job)
+        for _, event in client.events(job_id, after=job["last_seq"]):
+            view.hear(event)
+            self.move(bar, view.fraction, view.note)
+        result: Json = client.wait(job_id)["result"]
+        self.done(bar, result.get("message", "") or view.work)
         return result
-
-
-def _note(job: Json) -> str:
-    if job["status"] == "pending":
-        return str(job.get("waiting_reason") or "waiting for a place")
-    if job.get("train_loss") is None:
-        return str(job.get("phase") or "")
-    return f"step {job['step']}/{job['total_steps']}  loss {job['train_loss']:.3f}"
 
 
 @contextmanager

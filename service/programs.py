@@ -108,8 +108,7 @@ class Programs:
 
     @property
     def address(self) -> str:
-        host = f"[{self.settings.host}]" if ":" in self.settings.host else self.settings.host
-        return f"http://{host}:{self.settings.port}"
+        return self.settings.address
 
     def __enter__(self) -> "Programs":
         """Raises Misconfigured, before anything is started, when the data root or the port is somebody else's."""

@@ -59,6 +59,7 @@ def test_a_planted_torch_below_the_service_is_found(copied_tree: Path, file: str
 
 def test_each_contract_finds_what_it_forbids(copied_tree: Path) -> None:
     plant(copied_tree, "jobs/specs.py", "import litestar")
+    plant(copied_tree, "jobs/calls.py", "import httpx")
     plant(copied_tree, "service/records.py", "from gpu_runner import journal")
     plant(copied_tree, "service/store.py", "import redis")
     plant(copied_tree, "gpu_runner/journal.py", "import sqlite3, torch")
@@ -75,6 +76,7 @@ def _contracts() -> int:
     [
         ("service.app", TORCH_FAMILY | {"arq", "gpu_runner", "PIL"}),
         ("service.cli", TORCH_FAMILY | {"arq", "gpu_runner", "PIL"}),
+        ("jobs.async_client", TORCH_FAMILY | {"arq", "litestar", "aiosqlite", "gpu_runner", "service"}),
         ("jobs.client", TORCH_FAMILY | {"arq", "litestar", "aiosqlite", "gpu_runner", "service"}),
         ("gpu_runner.worker", TORCH_FAMILY | {"litestar", "aiosqlite", "service"}),
     ],

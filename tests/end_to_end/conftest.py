@@ -11,7 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from jobs.client import Client, Json
+from jobs.calls import Json
+from jobs.client import Client
+from jobs.lifecycle import TERMINAL
 from jobs.settings import Settings
 from service.programs import Programs, free_port
 
@@ -41,17 +43,22 @@ class House:
         return self.end_of(self.client.submit(spec))
 
     def end_of(self, job_id: str) -> Json:
-        *_, last = self._watch(job_id)
+        *_, last = self.watch(job_id)
         return last
 
-    def _watch(self, job_id: str) -> Iterator[Json]:
-        for job in self.client.follow(job_id):
-            self.programs.revive()
+    def watch(self, job_id: str) -> Iterator[Json]:
+        """The job again and again until it has ended; what died meanwhile is started again."""
+        while True:
+            job = self.client.job(job_id)
             yield job
+            if job["status"] in TERMINAL:
+                return
+            self.programs.revive()
+            time.sleep(0.2)
 
     def until(self, job_id: str, step: int) -> Json:
         """Wait until the running job has logged this step."""
-        for job in self.client.follow(job_id):
+        for job in self.watch(job_id):
             if job["status"] == "running" and (job["step"] or 0) >= step:
                 return job
         raise AssertionError(f"{job_id} ended as {job['status']} before step {step}: {job.get('failure_detail')}")

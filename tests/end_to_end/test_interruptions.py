@@ -5,7 +5,7 @@ import time
 import pytest
 import redis
 
-from jobs.client import Json
+from jobs.calls import Json
 
 SERIES = ("train_loss", "eval_loss", "eval_accuracy", "learning_rate", "grad_norm", "steps")
 
@@ -96,7 +96,7 @@ def test_a_paused_training_resumes_where_it_was(house, long_config, undisturbed)
     job_id = house.client.submit({"kind": "finetune", "config": long_config})
     house.until(job_id, 10)
     house.client.post(f"/api/jobs/{job_id}/pause", {})
-    for job in house.client.follow(job_id):
+    for job in house.watch(job_id):
         if job["status"] == "paused":
             break
     assert job["status"] == "paused"

@@ -7,17 +7,19 @@ README = Path(__file__).parents[2] / "README.md"
 ADDRESS = "http://127.0.0.1:8000"
 
 
-def test_the_snippets_start_a_training_and_poll_it_to_its_end(house, sample_zip, capsys) -> None:
+def test_the_snippets_start_a_training_poll_it_to_its_end_and_read_its_events(house, sample_zip, capsys) -> None:
     _prepare_what_make_demo_leaves_behind(house, sample_zip)
     snippets = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
-    assert len(snippets) == 2
+    assert len(snippets) == 3
     script = "\n".join(snippets)
     assert ADDRESS in script
     names: dict[str, object] = {}
     exec(compile(script.replace(ADDRESS, house.programs.address), "README.md", "exec"), names)
     names["api"].close()
     assert names["status"]["status"] == "completed", names["status"]
-    assert "100.0 %" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "100.0 %" in printed
+    assert "JobCompleted" in printed
 
 
 def _prepare_what_make_demo_leaves_behind(house, sample_zip) -> None:

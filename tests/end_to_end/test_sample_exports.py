@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs.client import Json
+from jobs.calls import Json
 
 SAMPLES = Path(__file__).parents[3] / "shared" / "data"
 NAMES = ("sav_000001_manual", "idoctor40_as_exported", "bedroom_classical")

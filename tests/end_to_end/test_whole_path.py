@@ -9,7 +9,7 @@ import httpx
 import pytest
 from websockets.sync.client import connect
 
-from jobs.client import Json
+from jobs.calls import Json
 
 
 @pytest.fixture(scope="module")

@@ -132,10 +132,10 @@ class FakeRunner:
         script = self.scripts.get(kind_of(attempt.spec), run_at_once)
         working = asyncio.ensure_future(script(attempt))
         stopping = asyncio.ensure_future(attempt.cancelled.wait())
-        await asyncio.wait({working, stopping}, return_when=asyncio.FIRST_COMPLETED)
-        stopping.cancel()
-        working.cancel()  # no harm to a script that has ended
-        await asyncio.gather(working, return_exceptions=True)
+        try:
+            await asyncio.wait({working, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            await tasks.end(working, stopping)  # no harm to a script that has ended
         if attempt.cancelled.is_set() and attempt.state != "finished":
             await attempt.say(events.JobCancelled)
 

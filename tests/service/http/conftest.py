@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-import msgspec
 import pytest
 
 from jobs import redis_server
@@ -58,7 +57,7 @@ class House:
     """A running service. `app.state` has its parts; `run` executes a coroutine in its loop."""
 
     def __init__(self, settings: Settings, *, with_runner: bool = True) -> None:
-        self.settings = msgspec.structs.replace(settings, port=0)
+        self.settings = settings
         self.root = DataRoot(settings.data_folder)
         self.app = create_app(self.settings)
         self.runner: Any = None
@@ -128,7 +127,7 @@ class House:
 
 
 def settings_for(folder: Path, **changes: Any) -> Settings:
-    quick = {"report_every_s": 0.1, "no_runner_wait_s": 0.3, "sync_wait_s": 10.0, "lease_s": 30.0}
+    quick = {"port": 0, "report_every_s": 0.1, "no_runner_wait_s": 0.3, "sync_wait_s": 10.0, "lease_s": 30.0}
     return Settings(data_root=str(folder), **quick | changes)
 
 

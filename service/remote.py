@@ -1,0 +1,275 @@
+"""The commands of `training-api` that talk to a running service, here or elsewhere. `cli` has their arguments.
+
+What a program may want to read goes to stdout, what is for a person beside it to stderr.
+"""
+
+import argparse
+import re
+import sys
+import time
+from collections.abc import Callable, Iterable
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from jobs.calls import Json
+from jobs.client import Client
+from jobs.errors import InvalidInput, NotCompleted, RemoteProblem, TrainingError
+from jobs.lifecycle import TERMINAL, Status
+from jobs.settings import Settings
+from jobs.specs import Kind, TrainingConfig
+from service import watching
+from service.programs import health as health_of
+
+COMPLETED, FAILED, CANCELLED = 0, 1, 3
+"""Exit statuses of what watches a job; 2 is argparse's and that of wrong settings."""
+
+LOOK_EVERY_S = 1.0
+_NARROWEST_TABLE = 160  # where nobody says how wide the output is
+_WHOLE_ID = re.compile(r"job_[0-9a-f]{24}")
+_OWN_OPTIONS = {"model": "model_name", "train": "train_data_path", "val": "val_data_path"}
+
+
+def submit(chosen: argparse.Namespace, settings: Settings) -> int:
+    with _client(settings) as client:
+        job_id = client.submit(_spec(chosen, client))
+        print(job_id, flush=True)
+        for note in client.job(job_id)["notes"]:
+            _say(f"warning: {note}")
+        return _watch(client, job_id, Console(stderr=True)) if chosen.watch else 0
+
+
+def watch(chosen: argparse.Namespace, settings: Settings) -> int:
+    with _client(settings) as client:
+        return _watch(client, _named(client, chosen.job), Console())
+
+
+def jobs(chosen: argparse.Namespace, settings: Settings) -> int:
+    with _client(settings) as client:
+        found = client.jobs(chosen.kind, chosen.status, chosen.limit)
+    if chosen.json:
+        print(msgspec.json.format(msgspec.json.encode(found)).decode())
+        return 0
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=_NARROWEST_TABLE)
+    if found:
+        console.print(_table(found))
+    else:
+        _say("No such job. `training-api submit --help` shows how to start one.")
+    return 0
+
+
+def cancel(chosen: argparse.Namespace, settings: Settings) -> int:
+    with _client(settings) as client:
+        return max([_cancel(client, name) for name in chosen.jobs])
+
+
+def logs(chosen: argparse.Namespace, settings: Settings) -> int:
+    with _client(settings) as client:
+        job_id = _named(client, chosen.job)
+        offset, attempt = 0, 0
+        while True:
+            has_ended = client.job(job_id)["status"] in TERMINAL  # looked at before the log, which may still grow
+            text, end, its_attempt = client.log(job_id, offset)
+            if its_attempt != attempt and offset:
+                _say(f"attempt {its_attempt} of {job_id}:")
+                offset, attempt = 0, its_attempt
+                continue
+            sys.stdout.write(text)
+            sys.stdout.flush()
+            offset, attempt = end, its_attempt
+            if not text and (has_ended or not chosen.follow):
+                return 0
+            if not text:
+                time.sleep(LOOK_EVERY_S)
+
+
+def export(chosen: argparse.Namespace, settings: Settings) -> int:
+    console = Console(stderr=True)
+    with _client(settings) as client:
+        training = _named(client, chosen.job)
+        target = _target(chosen.output, f"{training}-{chosen.format}.zip")
+        spec = {"kind": "export", "job_id": training, "export_format": chosen.format}
+        try:
+            made = watching.watch(client, client.submit(spec), console)["result"]
+        except NotCompleted as error:
+            return _ended(error)
+        with watching.receiving(console, target.name) as on_bytes:
+            client.download_export(made, target, on_bytes)
+    _say(f"{made['file_size_mb']} MB, verified: {made['archive_sha256']}")
+    print(target)
+    return 0
+
+
+def health(_: argparse.Namespace, settings: Settings) -> int:
+    address = settings.url or settings.address
+    status = health_of(address, settings.token)
+    if status in ("healthy", "degraded"):  # a service without a runner does its part: it takes work
+        print(status)
+        return 0
+    _say(f"No healthy service at {address}: start one with `training-api up`, or name it with --url.")
+    return 1
+
+
+COMMANDS: dict[str, Callable[[argparse.Namespace, Settings], int]] = {
+    "submit": submit,
+    "watch": watch,
+    "jobs": jobs,
+    "cancel": cancel,
+    "logs": logs,
+    "export": export,
+    "health": health,
+}
+
+
+def _client(settings: Settings) -> Client:
+    return Client(settings.url or settings.address, settings.token, on_retry=_say_retry)
+
+
+def _watch(client: Client, job_id: str, console: Console) -> int:
+    try:
+        job = watching.watch(client, job_id, console)
+    except NotCompleted as error:
+        return _ended(error)
+    except KeyboardInterrupt:
+        _say(f"The job goes on: `training-api watch {job_id}` shows it again, `training-api cancel {job_id}` ends it.")
+        raise
+    message = job["result"].get("message") or ""
+    console.print(Text(f"completed. {message}".strip()), soft_wrap=True)
+    return COMPLETED
+
+
+def _ended(error: NotCompleted) -> int:
+    _say(error.message)
+    return CANCELLED if error.job["status"] == Status.CANCELLED else FAILED
+
+
+def _cancel(client: Client, name: str) -> int:
+    try:
+        job = client.cancel(_named(client, name))
+    except RemoteProblem as error:
+        _say(f"{name}: {error.message}")
+        return 1
+    is_late = job["status"] in TERMINAL and job["status"] != Status.CANCELLED
+    print(job["job_id"], f"had already {job['status']}" if is_late else "is cancelled")
+    return 0
+
+
+def _named(client: Client, text: str) -> str:
+    """The id of the job that is meant: by its id, or by a begin or an end that only one recent job's id has.
+
+    Raises:
+        InvalidInput: several jobs could be meant.
+    """
+    if _WHOLE_ID.fullmatch(text):
+        return text
+    ids = [job["job_id"] for job in client.jobs(limit=1000)]
+    found = [job_id for job_id in ids if job_id.startswith(text) or job_id.endswith(text)]
+    if len(found) > 1 and text not in found:
+        raise InvalidInput(f"{len(found)} jobs could be meant by {text!r}: give more of the id (`training-api jobs`).")
+    return found[0] if len(found) == 1 else text  # the service says what is wrong with it
+
+
+def _target(wanted: Path | None, default: str) -> Path:
+    """Where the download goes. Only a name that was given is written over."""
+    target = wanted / default if wanted is not None and wanted.is_dir() else wanted or Path(default)
+    if wanted is None and target.exists():
+        raise InvalidInput(f"{target} exists already: name another file with -o.")
+    return target
+
+
+# -- the spec of `submit`
+
+
+def _spec(chosen: argparse.Namespace, client: Client) -> Json:
+    """What is asked for: the preset, over it the file, over that the options."""
+    spec: Json = {"kind": Kind.FINETUNE.value} | (_read(chosen.spec) if chosen.spec else {})
+    if spec["kind"] == Kind.FINETUNE:
+        own = {field: getattr(chosen, option) for option, field in _OWN_OPTIONS.items()}
+        given = {field: value for field, value in own.items() if value is not None}
+        spec["config"] = _preset(client, chosen.preset) | dict(spec.get("config") or {}) | given
+        spec |= {"experiment_name": chosen.name} if chosen.name else {}
+        spec |= {"tags": chosen.tag} if chosen.tag else {}
+    elif chosen.preset or chosen.name or chosen.tag or any(getattr(chosen, option) for option in _OWN_OPTIONS):
+        raise InvalidInput("--preset, --model, --train, --val, --name and --tag are for finetune jobs; use --set.")
+    for field, value in map(_assignment, chosen.set):
+        is_config = spec["kind"] == Kind.FINETUNE and field in TrainingConfig.__struct_fields__
+        (spec["config"] if is_config else spec)[field] = value
+    return spec
+
+
+def _read(name: str) -> Json:
+    try:
+        text = sys.stdin.read() if name == "-" else Path(name).read_text()
+        return msgspec.json.decode(text, type=dict[str, Any])
+    except OSError as error:
+        raise InvalidInput(f"{name} cannot be read ({error.strerror}): give a JSON file, or - for stdin.") from None
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise InvalidInput(f"{name} holds no JSON object: {error}") from None
+
+
+def _preset(client: Client, name: str | None) -> Json:
+    if name is None:
+        return {}
+    presets = {preset["name"]: preset for preset in client.get("/api/train/presets")["presets"]}
+    if name not in presets:
+        raise InvalidInput(f"There is no preset {name!r}; there are {', '.join(presets)}.")
+    config: Json = presets[name]["config"]
+    return config
+
+
+def _assignment(text: str) -> tuple[str, Any]:
+    field, sign, value = text.partition("=")
+    if not sign or not field:
+        raise InvalidInput(f"--set {text!r} must be field=value, such as --set num_epochs=5.")
+    try:
+        return field, msgspec.json.decode(value)
+    except msgspec.MsgspecError:
+        return field, value  # plain text needs no quotes
+
+
+# -- output
+
+
+def _table(found: Iterable[Json]) -> Table:
+    table = Table("job", "kind", "status", "what", "progress", "loss", "submitted", box=None, pad_edge=False)
+    table.columns[0].no_wrap = True
+    for job in found:
+        loss = "" if job["train_loss"] is None else f"{job['train_loss']:.3f}"
+        status = f"{job['status']}: {job['waiting_reason']}" if job["waiting_reason"] else job["status"]
+        row = (
+            job["job_id"], job["kind"], status, _what(job["spec"]), f"{job['progress_percentage']:.0f} %", loss,
+            _ago(job["submitted_at"]),
+        )  # fmt: skip
+        table.add_row(*(Text(watching.clean(str(cell))) for cell in row))
+    return table
+
+
+def _what(spec: Json) -> str:
+    """A job's subject: its name, its model, or the data or training it works on."""
+    config = spec.get("config") or {}
+    candidates = (spec.get("experiment_name"), config.get("model_name"), spec.get("data_path"),
+                  spec.get("sam2_zip_path"), spec.get("job_id"))  # fmt: skip
+    return next((str(each) for each in candidates if each), "")
+
+
+def _ago(time_text: str) -> str:
+    age = datetime.now(UTC) - datetime.fromisoformat(time_text)
+    for unit, length in (("d", timedelta(days=1)), ("h", timedelta(hours=1)), ("min", timedelta(minutes=1))):
+        if age >= length:
+            return f"{age // length} {unit} ago"
+    return "just now"
+
+
+def _say_retry(error: TrainingError, pause_s: float) -> None:
+    _say(f"{error.message} Trying again in {pause_s:.1f} s.")
+
+
+def _say(sentence: str) -> None:
+    print(watching.clean(sentence), file=sys.stderr)
