@@ -5,7 +5,7 @@
 // `smooth: false` leaves it as it is. The chart redraws at most once a frame; after it, `dataset.points` says how many points stand there and "painted" is fired.
 
 import { h, replace, setText, svg } from "../dom.js";
-import { evenly, extentOf, smoothed, tableOf } from "../downsample.js";
+import { evenly, extentOf, smoothed, sumOf, tableOf } from "../downsample.js";
 import { number, plural } from "../format.js";
 
 const HEIGHT = 240;
@@ -92,7 +92,8 @@ class LineChart extends HTMLElement {
     this.setAttribute("aria-label", `${this.getAttribute("label")}: ${summaryOf(lines, this.#spec.x)}`);
     this.#drawn = this.#tabulate(visible, plot.clientWidth - AXIS.left - AXIS.right);
     this.#drawLegend();
-    const { shown, total } = this.#drawn;
+    const ofLines = (counts) => sumOf(counts.filter((_, n) => this.#drawn.lines[n].alpha === 1)); // not their faint twins
+    const [shown, total] = [ofLines(this.#drawn.shown), ofLines(this.#drawn.total)];
     this.#parts.reduced.hidden = shown >= total;
     setText(this.#parts.reduced, `${number(shown)} of ${number(total)} points`);
     if (!this.#drawn.extent) this.#drawNothing();
@@ -119,14 +120,14 @@ class LineChart extends HTMLElement {
 
   #drawNothing() {
     this.#forget();
-    replace(this.#parts.plot, h("p", { class: "note nothing" }, "No values yet"));
+    replace(this.#parts.plot, h("p", { class: "note nothing" }, "No values"));
     this.#painted();
   }
 
   #painted() {
-    const { extent, shown } = this.#drawn;
-    this.dataset.points = shown;
-    this.dispatchEvent(new CustomEvent("painted", { detail: { x: extent?.[1] ?? null, points: shown } }));
+    const points = sumOf(this.#drawn.shown);
+    this.dataset.points = points;
+    this.dispatchEvent(new CustomEvent("painted", { detail: { x: this.#drawn.extent?.[1] ?? null, points } }));
   }
 
   // -- uPlot
