@@ -81,6 +81,7 @@ export function render(root, params) {
 
   // What moves often is taken from the event; for anything else the job is looked up again.
   function onEvents(events) {
+    if (isOver) return;
     for (const { event } of events) {
       parts.forEach((part) => part.hear?.(event));
       if (event.type === "job.progressed") Object.assign(job, stepsOf(event));
@@ -168,8 +169,8 @@ function header(onRemoved) {
       replace(status, badge(job.status));
       replace(actions, actionsOf(job, onRemoved));
     }
-    const isTold = ["failed", "pending"].includes(job.status) || job.result?.message || job.notes.length > 0;
-    setText(line, isTold && !isLive(job) ? "" : saying(job) ?? "");
+    const isMoving = isLive(job) && (job.status !== "pending" || job.cancel_requested_at); // the rest stands in callouts
+    setText(line, isMoving ? saying(job) ?? "" : "");
     drawBar(job);
     replace(figures, figuresOf(job, elapsed));
     const sentences = calloutsOf(job);
@@ -212,7 +213,7 @@ function figuresOf(job, elapsed) {
 function calloutsOf(job) {
   const callout = (tone, heading, text) => h("p", { class: "callout", data: { tone } }, heading && h("b", {}, `${heading}. `), text);
   const why = job.status === "failed" ? callout("bad", FAILED[job.failure_reason], job.failure_detail)
-    : job.status === "pending" && job.waiting_reason ? callout("", "It waits", job.waiting_reason)
+    : job.status === "pending" && saying(job) ? callout("", "It waits", saying(job))
     : job.status === "paused" ? callout("", "It is paused", "Its state is saved and its device is free. Resume it to go on from there.")
     : job.status === "cancelled" ? callout("", "It was cancelled", job.kind === "finetune" ? "What it wrote so far is kept until you delete it." : "It has no result.") : null;
   return [why, ...job.notes.map((note) => callout("", "", note))].filter(Boolean);
