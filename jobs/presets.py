@@ -103,7 +103,7 @@ PRESETS = (
     Preset(
         name="memory_efficient",
         title="Memory efficient",
-        description="One row at a time and short answers, for a GPU that runs out of memory otherwise.",
+        description="One short row at a time, for a GPU that runs out of memory otherwise.",
         config=_lora(16, 32)
         | _batches(1, 16)
         | _FP16
