@@ -113,7 +113,7 @@ class LineChart extends HTMLElement {
     const isSmooth = (line) => smooth > 0 && line.smooth !== false;
     const raw = visible.map((line) => ({ ...line, y: forLog(line.y), alpha: isSmooth(line) ? FAINT : 1 }));
     const lines = [...raw, ...visible.filter(isSmooth).map((line) => ({ ...line, y: forLog(smoothed(line.y, smooth)), alpha: 1 }))];
-    const extent = extentOf([...visible, ...visible.map(({ notFinite }) => ({ x: notFinite ?? [] }))]);
+    const extent = extentOf([...visible.filter(({ y }) => y.some(isValue)), ...visible.map(({ notFinite }) => ({ x: notFinite ?? [] }))]);
     const [from, to] = this.#range ?? extent ?? [0, 1];
     const marks = visible.flatMap(({ tone, notFinite = [] }) => notFinite.filter((x) => x >= from && x <= to).map((x) => ({ x, tone })));
     return { lines, extent, from, to, marks, ...tableOf(lines, { from, to, width }) };

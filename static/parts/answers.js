@@ -105,8 +105,8 @@ export function samples({ query, set }) {
   }
 }
 
-// Control characters, which an untrained model likes, as the signs that stand for them.
+// Control characters, which an untrained model likes, as they are written in code.
 function visible(text) {
-  const shown = text.replace(/[\u0000-\u0009\u000b-\u001f]/g, (sign) => String.fromCharCode(0x2400 + sign.charCodeAt(0)));
+  const shown = text.replace(/[\u0000-\u0009\u000b-\u001f]/g, (sign) => `\\x${sign.charCodeAt(0).toString(16).padStart(2, "0")}`);
   return shown || h("i", { class: "note" }, "nothing");
 }
