@@ -10,11 +10,10 @@ const MOST_CELLS = 24_000; // of all lines together when reduced: 50 lines redra
 
 // → { xs, ys: [list of a line, …], shown: [points of a line, …], total: [points of a line, …] }
 export function tableOf(lines, { from, to, width }) {
-  const parts = lines.map(({ x, y }) => partOf(x, y, from, to));
-  const total = parts.map(({ count }) => count);
-  if (sumOf(total) <= FEW) return { ...exact(lines, parts), shown: total, total };
+  const parts = lines.map(({ x }) => partOf(x, from, to));
+  if (sumOf(parts.map(({ begin, end }) => end - begin)) <= FEW) return exact(lines, parts);
   const slots = Math.max(LEAST_SLOTS, Math.min(2 * width, Math.floor(MOST_CELLS / lines.length)));
-  return { ...bucketed(lines, parts, { from, to, buckets: slots / 2 }), total };
+  return bucketed(lines, parts, { from, to, buckets: slots / 2 });
 }
 
 export function sumOf(counts) {
@@ -46,18 +45,17 @@ export function evenly(length, most) {
   return Array.from({ length: most }, (_, index) => Math.round((index * (length - 1)) / (most - 1)));
 }
 
-// Which points lie within from..to, and how many of them have a value.
-function partOf(x, y, from, to) {
+// Which points lie within from..to.
+function partOf(x, from, to) {
   const begin = lowerBound(x, from);
   let end = lowerBound(x, to);
   while (end < x.length && x[end] <= to) end++;
-  let count = 0;
-  for (let i = begin; i < end; i++) if (isValue(y[i])) count++;
-  return { begin, end, count };
+  return { begin, end };
 }
 
 // With one more point at each side, so that a line reaches the edge of the plot.
 function exact(lines, parts) {
+  const total = lines.map(({ y }, n) => y.slice(parts[n].begin, parts[n].end).filter(isValue).length);
   parts.forEach((part, n) => widen(part, lines[n].y));
   const places = new Map();
   lines.forEach(({ x, y }, n) => {
@@ -70,7 +68,7 @@ function exact(lines, parts) {
     for (let i = parts[n].begin; i < parts[n].end; i++) if (isValue(y[i])) row[places.get(x[i])] = y[i];
     return row;
   });
-  return { xs, ys };
+  return { xs, ys, shown: total, total };
 }
 
 function widen(part, y) {
@@ -87,9 +85,11 @@ function bucketed(lines, parts, { from, to, buckets }) {
   const within = (x) => Math.min(to, Math.max(from, x));
   const xs = Array.from({ length: 2 * count }, (_, slot) => within(start + wide * (slot / 2 + 0.25)));
   const shown = lines.map(() => 0);
+  const total = lines.map(() => 0);
   const ys = lines.map(({ x, y }, n) => {
     const row = new Array(2 * count).fill(null);
-    let bucket = -1;
+    let bucket = 0;
+    let ends = -Infinity; // where the bucket ends
     let low = -1;
     let high = -1;
     const keep = () => {
@@ -100,10 +100,11 @@ function bucketed(lines, parts, { from, to, buckets }) {
     };
     for (let i = parts[n].begin; i < parts[n].end; i++) {
       if (!isValue(y[i])) continue;
-      const own = Math.min(count - 1, Math.max(0, Math.floor((x[i] - start) / wide)));
-      if (own !== bucket) {
+      total[n]++;
+      if (x[i] >= ends) {
         keep();
-        bucket = own;
+        bucket = Math.floor((x[i] - start) / wide);
+        ends = start + wide * (bucket + 1);
         low = high = i;
       } else if (y[i] < y[low]) low = i;
       else if (y[i] > y[high]) high = i;
@@ -111,7 +112,7 @@ function bucketed(lines, parts, { from, to, buckets }) {
     keep();
     return row;
   });
-  return { xs, ys, shown };
+  return { xs, ys, shown, total };
 }
 
 function lowerBound(list, value) {

@@ -8,7 +8,7 @@ import { answerCard } from "./answers.js";
 const BY_KIND = { convert, validate, split, finetune, evaluate, generate, export: exported };
 
 export function resultOf(job) {
-  return job.result ? BY_KIND[job.kind](job.result, job) : [];
+  return job.result ? BY_KIND[job.kind](job.result) : [];
 }
 
 function card(id, title, ...children) {

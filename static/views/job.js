@@ -158,6 +158,7 @@ function header(onRemoved) {
   const elapsed = h("dd");
   const callouts = h("div");
   const element = h("header", { class: "job-head" }, h("div", { class: "head" }, name, status, actions), bar, line, figures, callouts);
+  const entries = new Map(); // of the figures, by their term
   let drawn = "";
   return { element, update, tick };
 
@@ -169,10 +170,10 @@ function header(onRemoved) {
       replace(status, badge(job.status));
       replace(actions, actionsOf(job, onRemoved));
     }
-    const isMoving = isLive(job) && (job.status !== "pending" || job.cancel_requested_at); // the rest stands in callouts
-    setText(line, isMoving ? saying(job) ?? "" : "");
+    const isAsked = isLive(job) && (job.cancel_requested_at || job.pause_requested_at);
+    setText(line, job.status === "running" || isAsked ? saying(job) ?? "" : ""); // the rest stands in callouts
     drawBar(job);
-    replace(figures, figuresOf(job, elapsed));
+    drawFigures(job);
     const sentences = calloutsOf(job);
     if (callouts.textContent !== sentences.map((each) => each.textContent).join("")) replace(callouts, sentences);
     tick(job);
@@ -180,6 +181,17 @@ function header(onRemoved) {
 
   function tick(job) {
     setText(elapsed, duration(secondsBetween(job.started_at, isLive(job) ? null : job.completed_at ?? job.updated_at)));
+  }
+
+  // Each stays the same element, so that an id can be selected while a job runs.
+  function drawFigures(job) {
+    const pairs = figuresOf(job, elapsed);
+    for (const [term, value] of pairs) {
+      if (!entries.has(term)) entries.set(term, h("div", {}, h("dt", {}, term), value === elapsed ? elapsed : h("dd", {}, value)));
+      else if (typeof value === "string") setText(entries.get(term).lastChild, value);
+    }
+    const wanted = pairs.map(([term]) => entries.get(term));
+    if (wanted.length !== figures.children.length || wanted.some((entry, n) => entry !== figures.children[n])) replace(figures, wanted);
   }
 
   // Its place stays when the job ends, so that nothing below it jumps.
@@ -207,7 +219,7 @@ function figuresOf(job, elapsed) {
     ["Ended", job.completed_at && moment(job.completed_at)],
     ["Tags", job.spec.tags?.length > 0 && job.spec.tags.map((tag) => [h("span", { class: "tag" }, tag), " "])],
   ];
-  return pairs.filter(([, value]) => value).map(([term, value]) => h("div", {}, h("dt", {}, term), value === elapsed ? elapsed : h("dd", {}, value)));
+  return pairs.filter(([, value]) => value);
 }
 
 function calloutsOf(job) {
