@@ -123,7 +123,9 @@ function partsOf(job, params) {
   const printed = logTail(job, params);
   const past = history();
   if (job.kind !== "finetune") return [result(), past, specOf(job), printed];
-  return [result(), curves(job, params), samples(params), past, checkpoints(), configuration(job.spec.config), printed];
+  const first = [result(), curves(job, params)];
+  if (isLive(job)) first.reverse(); // so that the curves do not jump when the result comes
+  return [...first, samples(params), past, checkpoints(), configuration(job.spec.config), printed];
 }
 
 // The sections of the result stand as soon as there is one, and are not drawn again.
