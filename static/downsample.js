@@ -4,18 +4,20 @@
 // the same for all lines; of each bucket a line keeps its lowest and its highest point in their order, so that no
 // spike gets lost. A bucket is a power of two wide and begins at a multiple of it: as data grows the picture stands still.
 
-const FEW = 12_000; // points of all lines together that are drawn as they are
+const FEW = 8_000; // points of all lines together that are drawn as they are
 const LEAST_SLOTS = 400;
 const MOST_CELLS = 24_000; // of all lines together when reduced: 50 lines redraw within two frames
 
-// → { xs, ys: [list of a line, …], shown, total }: reduced where shown < total.
+// → { xs, ys: [list of a line, …], shown: [points of a line, …], total: [points of a line, …] }
 export function tableOf(lines, { from, to, width }) {
-  const parts = lines.map(({ x, y }) => partOf(x, y, from, to));
-  const total = parts.reduce((sum, part) => sum + part.count, 0);
-  const longest = Math.max(0, ...parts.map((part) => part.count));
-  const slots = Math.max(LEAST_SLOTS, Math.min(2 * width, Math.floor(MOST_CELLS / Math.max(1, lines.length))));
-  if (longest <= slots && total <= FEW) return exact(lines, parts, total);
-  return bucketed(lines, parts, { from, to, buckets: slots / 2, total });
+  const parts = lines.map(({ x }) => partOf(x, from, to));
+  if (sumOf(parts.map(({ begin, end }) => end - begin)) <= FEW) return exact(lines, parts);
+  const slots = Math.max(LEAST_SLOTS, Math.min(2 * width, Math.floor(MOST_CELLS / lines.length)));
+  return bucketed(lines, parts, { from, to, buckets: slots / 2 });
+}
+
+export function sumOf(counts) {
+  return counts.reduce((sum, count) => sum + count, 0);
 }
 
 // The first and the last x of all lines; null where there is no point.
@@ -43,18 +45,17 @@ export function evenly(length, most) {
   return Array.from({ length: most }, (_, index) => Math.round((index * (length - 1)) / (most - 1)));
 }
 
-// Which points lie within from..to, and how many of them have a value.
-function partOf(x, y, from, to) {
+// Which points lie within from..to.
+function partOf(x, from, to) {
   const begin = lowerBound(x, from);
   let end = lowerBound(x, to);
   while (end < x.length && x[end] <= to) end++;
-  let count = 0;
-  for (let i = begin; i < end; i++) if (isValue(y[i])) count++;
-  return { begin, end, count };
+  return { begin, end };
 }
 
 // With one more point at each side, so that a line reaches the edge of the plot.
-function exact(lines, parts, total) {
+function exact(lines, parts) {
+  const total = lines.map(({ y }, n) => y.slice(parts[n].begin, parts[n].end).filter(isValue).length);
   parts.forEach((part, n) => widen(part, lines[n].y));
   const places = new Map();
   lines.forEach(({ x, y }, n) => {
@@ -77,30 +78,33 @@ function widen(part, y) {
   part.end = Math.min(y.length, part.end);
 }
 
-function bucketed(lines, parts, { from, to, buckets, total }) {
+function bucketed(lines, parts, { from, to, buckets }) {
   const wide = 2 ** Math.ceil(Math.log2((to - from) / buckets || 1));
   const start = Math.floor(from / wide) * wide;
   const count = Math.floor((to - start) / wide) + 1;
   const within = (x) => Math.min(to, Math.max(from, x));
   const xs = Array.from({ length: 2 * count }, (_, slot) => within(start + wide * (slot / 2 + 0.25)));
-  let shown = 0;
+  const shown = lines.map(() => 0);
+  const total = lines.map(() => 0);
   const ys = lines.map(({ x, y }, n) => {
     const row = new Array(2 * count).fill(null);
-    let bucket = -1;
+    let bucket = 0;
+    let ends = -Infinity; // where the bucket ends
     let low = -1;
     let high = -1;
     const keep = () => {
       if (low < 0) return;
       row[2 * bucket] = y[Math.min(low, high)];
       if (low !== high) row[2 * bucket + 1] = y[Math.max(low, high)];
-      shown += low === high ? 1 : 2;
+      shown[n] += low === high ? 1 : 2;
     };
     for (let i = parts[n].begin; i < parts[n].end; i++) {
       if (!isValue(y[i])) continue;
-      const own = Math.min(count - 1, Math.max(0, Math.floor((x[i] - start) / wide)));
-      if (own !== bucket) {
+      total[n]++;
+      if (x[i] >= ends) {
         keep();
-        bucket = own;
+        bucket = Math.floor((x[i] - start) / wide);
+        ends = start + wide * (bucket + 1);
         low = high = i;
       } else if (y[i] < y[low]) low = i;
       else if (y[i] > y[high]) high = i;

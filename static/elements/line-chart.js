@@ -5,13 +5,14 @@
 // `smooth: false` leaves it as it is. The chart redraws at most once a frame; after it, `dataset.points` says how many points stand there and "painted" is fired.
 
 import { h, replace, setText, svg } from "../dom.js";
-import { evenly, extentOf, smoothed, tableOf } from "../downsample.js";
+import { evenly, extentOf, smoothed, sumOf, tableOf } from "../downsample.js";
 import { number, plural } from "../format.js";
 
 const HEIGHT = 240;
 const AXIS = { left: 58, bottom: 32, top: 14, right: 14 };
 const ROWS_OF_TABLE = 200;
 const FAINT = 0.3; // what the raw line keeps of its colour beside the smoothed one
+const DOTS = 30; // so few points of a line are marked one by one in the plain plot
 const NEAR = 40; // a value is shown on hover when it is at most so many pixels away
 const LIBRARY = "/ui/vendor/uplot/uPlot";
 
@@ -92,7 +93,8 @@ class LineChart extends HTMLElement {
     this.setAttribute("aria-label", `${this.getAttribute("label")}: ${summaryOf(lines, this.#spec.x)}`);
     this.#drawn = this.#tabulate(visible, plot.clientWidth - AXIS.left - AXIS.right);
     this.#drawLegend();
-    const { shown, total } = this.#drawn;
+    const ofLines = (counts) => sumOf(counts.filter((_, n) => this.#drawn.lines[n].alpha === 1)); // not their faint twins
+    const [shown, total] = [ofLines(this.#drawn.shown), ofLines(this.#drawn.total)];
     this.#parts.reduced.hidden = shown >= total;
     setText(this.#parts.reduced, `${number(shown)} of ${number(total)} points`);
     if (!this.#drawn.extent) this.#drawNothing();
@@ -111,7 +113,7 @@ class LineChart extends HTMLElement {
     const isSmooth = (line) => smooth > 0 && line.smooth !== false;
     const raw = visible.map((line) => ({ ...line, y: forLog(line.y), alpha: isSmooth(line) ? FAINT : 1 }));
     const lines = [...raw, ...visible.filter(isSmooth).map((line) => ({ ...line, y: forLog(smoothed(line.y, smooth)), alpha: 1 }))];
-    const extent = extentOf([...visible, ...visible.map(({ notFinite }) => ({ x: notFinite ?? [] }))]);
+    const extent = extentOf([...visible.filter(({ y }) => y.some(isValue)), ...visible.map(({ notFinite }) => ({ x: notFinite ?? [] }))]);
     const [from, to] = this.#range ?? extent ?? [0, 1];
     const marks = visible.flatMap(({ tone, notFinite = [] }) => notFinite.filter((x) => x >= from && x <= to).map((x) => ({ x, tone })));
     return { lines, extent, from, to, marks, ...tableOf(lines, { from, to, width }) };
@@ -119,14 +121,14 @@ class LineChart extends HTMLElement {
 
   #drawNothing() {
     this.#forget();
-    replace(this.#parts.plot, h("p", { class: "note nothing" }, "No values yet"));
+    replace(this.#parts.plot, h("p", { class: "note nothing" }, "No values"));
     this.#painted();
   }
 
   #painted() {
-    const { extent, shown } = this.#drawn;
-    this.dataset.points = shown;
-    this.dispatchEvent(new CustomEvent("painted", { detail: { x: extent?.[1] ?? null, points: shown } }));
+    const points = sumOf(this.#drawn.shown);
+    this.dataset.points = points;
+    this.dispatchEvent(new CustomEvent("painted", { detail: { x: this.#drawn.extent?.[1] ?? null, points } }));
   }
 
   // -- uPlot
@@ -373,22 +375,33 @@ function plain({ lines, extent, xs, ys, marks, from, to }, { log }, width) {
   const left = (x) => AXIS.left + ((x - first) / (last - first)) * (right - AXIS.left);
   const top = (y) => bottom - ((scaled(y) - low) / (high - low)) * (bottom - AXIS.top);
   const unscaled = (value) => log ? 10 ** value : value;
-  const heights = [0, 1, 2, 3, 4].map((n) => unscaled(low + (n * (high - low)) / 4));
-  const places = [0, 1, 2, 3, 4].map((n) => first + (n * (last - first)) / 4);
+  const heights = roundBetween(low, high).map(unscaled);
+  const places = roundBetween(first, last);
   const colour = (tone) => `var(--series-${tone % 8})`;
   return svg(
     "svg", { width, height: HEIGHT, viewBox: `0 0 ${width} ${HEIGHT}`, class: "plain" },
     heights.map((y) => [
       svg("line", { x1: AXIS.left, x2: right, y1: top(y), y2: top(y) }),
-      svg("text", { x: AXIS.left - 8, y: top(y) + 4, "text-anchor": "end" }, tick(+y.toPrecision(2))),
+      svg("text", { x: AXIS.left - 8, y: top(y) + 4, "text-anchor": "end" }, tick(Number(y.toPrecision(2)))),
     ]),
-    extent && places.map((x) => svg("text", { x: left(x), y: HEIGHT - 10, "text-anchor": "middle" }, number(+x.toPrecision(3)))),
+    extent && places.map((x) => svg("text", { x: left(x), y: HEIGHT - 10, "text-anchor": left(x) > right - 15 ? "end" : "middle" }, number(x))),
     lines.map(({ tone, dashed, alpha }, n) => {
-      const points = xs.flatMap((x, i) => ys[n][i] === null ? [] : [`${left(x).toFixed(1)},${top(ys[n][i]).toFixed(1)}`]);
-      return svg("polyline", { points: points.length === 1 ? `${points[0]} ${points[0]}` : points.join(" "), "stroke-dasharray": dashed ? "6 4" : null, "stroke-opacity": alpha, style: { stroke: colour(tone) } });
+      const points = xs.flatMap((x, i) => ys[n][i] === null ? [] : [[left(x).toFixed(1), top(ys[n][i]).toFixed(1)]]);
+      const line = svg("polyline", { points: points.join(" "), "stroke-dasharray": dashed ? "6 4" : null, "stroke-opacity": alpha, style: { stroke: colour(tone) } });
+      const dots = points.length <= DOTS && alpha === 1 ? points.map(([cx, cy]) => svg("circle", { cx, cy, r: 3, style: { fill: colour(tone) } })) : [];
+      return [line, ...dots];
     }),
     marks.map(({ x, tone }) => svg("path", { d: `M${left(x) - 5} ${AXIS.top - 5}h10l-5 10z`, style: { fill: colour(tone) } })),
   );
+}
+
+// A few round numbers from low to high.
+function roundBetween(low, high) {
+  const power = 10 ** Math.floor(Math.log10((high - low) / 4));
+  const step = [1, 2, 5, 10].find((digit) => digit * power * 5 >= high - low) * power;
+  const first = Math.ceil(low / step);
+  const count = Math.floor(high / step) - first + 1;
+  return Array.from({ length: count }, (_, n) => Number(((first + n) * step).toPrecision(12)));
 }
 
 function least(values) {

@@ -3,6 +3,7 @@
 import { address } from "../api.js";
 import { h, replace, setText } from "../dom.js";
 import { number } from "../format.js";
+import { isLive } from "../words.js";
 
 // The picture, the question, both answers, right or wrong in sign and word.
 export function answerCard({ row_id, image, prompt, expected, predicted, correct }) {
@@ -20,7 +21,7 @@ export function answerCard({ row_id, image, prompt, expected, predicted, correct
   );
 }
 
-// → { element, load(events), hear(event) }. The newest step is followed until another one is chosen.
+// → { element, load(events), hear(event), update(job) }. The newest step is followed until another one is chosen.
 export function samples({ query, set }) {
   const steps = new Map(); // step → row id → sample
   let chosen = query.has("sample") ? Number(query.get("sample")) : null;
@@ -35,7 +36,7 @@ export function samples({ query, set }) {
   const empty = h("p", { class: "note" }, "The model answers a few rows from time to time; its answers stand here then.");
   const element = h("section", { class: "card", id: "answers" }, h("div", { class: "head" }, h("h2", {}, "Sample answers"), controls), empty, list);
   draw();
-  return { element, load, hear };
+  return { element, load, hear, update };
 
   function load(events) {
     steps.clear();
@@ -45,6 +46,10 @@ export function samples({ query, set }) {
 
   function hear(event) {
     if (take(event)) draw();
+  }
+
+  function update(job) {
+    element.hidden = !isLive(job) && steps.size === 0;
   }
 
   function take(event) {
@@ -100,8 +105,8 @@ export function samples({ query, set }) {
   }
 }
 
-// Control characters, which an untrained model likes, as the signs that stand for them.
+// Control characters, which an untrained model likes, as they are written in code.
 function visible(text) {
-  const shown = text.replace(/[\u0000-\u0009\u000b-\u001f]/g, (sign) => String.fromCharCode(0x2400 + sign.charCodeAt(0)));
+  const shown = text.replace(/[\u0000-\u0009\u000b-\u001f]/g, (sign) => `\\x${sign.charCodeAt(0).toString(16).padStart(2, "0")}`);
   return shown || h("i", { class: "note" }, "nothing");
 }

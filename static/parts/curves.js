@@ -4,6 +4,7 @@ import "../elements/line-chart.js";
 import { get } from "../api.js";
 import { h, setText } from "../dom.js";
 import { keys } from "../keyboard.js";
+import { isLive } from "../words.js";
 
 const PLOTS = [
   { label: "Loss", canLog: true, lines: [["train_loss", "train loss", 0], ["eval_loss", "eval loss", 1]] },
@@ -16,7 +17,7 @@ const PLOTS = [
 const SMOOTHED = new Set(["train_loss", "grad_norm", "tokens_per_s"]); // the others are rare or exact
 const USUAL_SMOOTHING = 0.6;
 
-// → { element, load(), hear(event), stop() }
+// → { element, load(), hear(event), update(job), stop() }
 export function curves(job, { query, set }) {
   let table = new Columns({ steps: [], epochs: [] }, {});
   let smooth = Math.min(0.95, Number(query.get("smooth")) || 0);
@@ -28,13 +29,12 @@ export function curves(job, { query, set }) {
   const amount = h("output", { for: "smoothing" });
   const axis = h("select", { "aria-label": "Horizontal axis", onchange: redraw }, ["step", "epoch"].map((word) => h("option", { value: word, selected: word === query.get("x") }, `by ${word}`)));
   const toolbar = h("div", { class: "toolbar", role: "group", "aria-label": "All curves" }, logButton, h("label", { for: "smoothing", title: "s" }, "Smoothing"), slider, amount, axis);
-  const element = h(
-    "section", { class: "card", id: "curves" }, h("div", { class: "head" }, h("h2", {}, "Curves"), toolbar),
-    h("div", { class: "plots" }, plots.map(({ chart }) => chart)),
-  );
+  const grid = h("div", { class: "plots" }, plots.map(({ chart }) => chart));
+  const none = h("p", { class: "note", hidden: true }, "It ended before its first step was logged.");
+  const element = h("section", { class: "card", id: "curves" }, h("div", { class: "head" }, h("h2", {}, "Curves"), toolbar), none, grid);
   const stop = keys({ l: ["Curves: log scale", toggleLog], s: ["Curves: smoothing", () => setSmooth(smooth ? 0 : USUAL_SMOOTHING)] });
   draw();
-  return { element, load, hear, stop };
+  return { element, load, hear, update, stop };
 
   async function load() {
     const answer = await get(`/experiments/${encodeURIComponent(job.job_id)}/metrics`);
@@ -47,6 +47,12 @@ export function curves(job, { query, set }) {
     else if (event.type === "training.resumed") table.forgetBeyond(event.step);
     else return;
     draw();
+  }
+
+  function update(now) {
+    const isNothing = !isLive(now) && table.steps.length === 0;
+    none.hidden = !isNothing;
+    grid.hidden = toolbar.hidden = isNothing;
   }
 
   function toggleLog() {

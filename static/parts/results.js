@@ -8,7 +8,7 @@ import { answerCard } from "./answers.js";
 const BY_KIND = { convert, validate, split, finetune, evaluate, generate, export: exported };
 
 export function resultOf(job) {
-  return job.result ? BY_KIND[job.kind](job.result, job) : [];
+  return job.result ? BY_KIND[job.kind](job.result) : [];
 }
 
 function card(id, title, ...children) {
@@ -48,10 +48,12 @@ function validate(result) {
   const words = { passed: ["good", "Every check passed."], passed_with_warnings: ["", "The dataset can be trained on; look at the warnings first."], failed: ["bad", "The dataset has errors: a training would refuse it."] };
   const [tone, sentence] = words[result.result];
   const { labels, ...statistics } = result.statistics;
+  const remedies = [...result.errors, ...result.warnings].map(({ remedy }) => remedy).filter(Boolean);
+  const further = result.recommendations.filter((sentence) => !remedies.some((remedy) => sentence.endsWith(remedy))); // the others stand at their finding
   return [
     h("p", { class: "callout", data: { tone } }, h("b", {}, sentence), ` ${plural(result.num_errors, "error")}, ${plural(result.num_warnings, "warning")}.`),
     findings("errors", "Errors", result.errors), findings("warnings", "Warnings", result.warnings),
-    result.recommendations.length > 0 && card("recommendations", "What to do", h("ul", { class: "sentences" }, result.recommendations.map((sentence) => h("li", {}, sentence)))),
+    further.length > 0 && card("recommendations", "What to do", h("ul", { class: "sentences" }, further.map((sentence) => h("li", {}, sentence)))),
     card("statistics", "Statistics", facts(Object.entries(statistics).map(([name, value]) => [name.replaceAll("_", " "), statistic(value)])),
       h("p", { class: "actions" }, h("a", { class: "button", href: `/api/data/download_validation_report/${encodeURIComponent(result.report_id)}`, download: true }, "Download the report"))),
     labels && Object.keys(labels).length > 0 && card("labels", "Labels", bars(labels)),
@@ -66,9 +68,9 @@ function statistic(value) {
 
 function findings(id, title, found) {
   if (found.length === 0) return null;
-  return card(id, title, h("ul", { class: "findings" }, found.map(({ rule, message, count, rows, remedy }) => h(
+  return card(id, title, h("ul", { class: "findings" }, found.map(({ rule, message, rows, remedy }) => h(
     "li", {},
-    h("p", {}, h("b", {}, message), " ", h("span", { class: "tag" }, rule), " ", h("span", { class: "note" }, `${number(count)} ×`)),
+    h("p", {}, h("b", {}, message), " ", h("span", { class: "tag" }, rule)),
     remedy && h("p", {}, remedy),
     rows.length > 0 && h("details", {}, h("summary", { class: "note" }, plural(rows.length, "row")), h("p", { class: "wrap" }, rows.map((row) => [h("code", {}, row), " "]))),
   ))));

@@ -3,6 +3,7 @@
 import { get } from "../api.js";
 import { h, replace } from "../dom.js";
 import { bytes, number, plural } from "../format.js";
+import { isLive } from "../words.js";
 import "../elements/time-ago.js";
 
 // → { element, load(events), hear(event), update(job) }
@@ -32,6 +33,7 @@ export function checkpoints() {
   }
 
   function update(job) {
+    element.hidden = !isLive(job) && found.size === 0;
     if (job.result?.best_checkpoint_path === best) return;
     best = job.result?.best_checkpoint_path ?? null;
     draw();

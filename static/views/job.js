@@ -81,6 +81,7 @@ export function render(root, params) {
 
   // What moves often is taken from the event; for anything else the job is looked up again.
   function onEvents(events) {
+    if (isOver) return;
     for (const { event } of events) {
       parts.forEach((part) => part.hear?.(event));
       if (event.type === "job.progressed") Object.assign(job, stepsOf(event));
@@ -122,7 +123,9 @@ function partsOf(job, params) {
   const printed = logTail(job, params);
   const past = history();
   if (job.kind !== "finetune") return [result(), past, specOf(job), printed];
-  return [result(), curves(job, params), samples(params), past, checkpoints(), configuration(job.spec.config), printed];
+  const first = [result(), curves(job, params)];
+  if (isLive(job)) first.reverse(); // so that the curves do not jump when the result comes
+  return [...first, samples(params), past, checkpoints(), configuration(job.spec.config), printed];
 }
 
 // The sections of the result stand as soon as there is one, and are not drawn again.
@@ -157,6 +160,7 @@ function header(onRemoved) {
   const elapsed = h("dd");
   const callouts = h("div");
   const element = h("header", { class: "job-head" }, h("div", { class: "head" }, name, status, actions), bar, line, figures, callouts);
+  const entries = new Map(); // of the figures, by their term
   let drawn = "";
   return { element, update, tick };
 
@@ -168,10 +172,10 @@ function header(onRemoved) {
       replace(status, badge(job.status));
       replace(actions, actionsOf(job, onRemoved));
     }
-    const isTold = ["failed", "pending"].includes(job.status) || job.result?.message || job.notes.length > 0;
-    setText(line, isTold && !isLive(job) ? "" : saying(job) ?? "");
+    const isAsked = isLive(job) && (job.cancel_requested_at || job.pause_requested_at);
+    setText(line, job.status === "running" || isAsked ? saying(job) ?? "" : ""); // the rest stands in callouts
     drawBar(job);
-    replace(figures, figuresOf(job, elapsed));
+    drawFigures(job);
     const sentences = calloutsOf(job);
     if (callouts.textContent !== sentences.map((each) => each.textContent).join("")) replace(callouts, sentences);
     tick(job);
@@ -179,6 +183,17 @@ function header(onRemoved) {
 
   function tick(job) {
     setText(elapsed, duration(secondsBetween(job.started_at, isLive(job) ? null : job.completed_at ?? job.updated_at)));
+  }
+
+  // Each stays the same element, so that an id can be selected while a job runs.
+  function drawFigures(job) {
+    const pairs = figuresOf(job, elapsed);
+    for (const [term, value] of pairs) {
+      if (!entries.has(term)) entries.set(term, h("div", {}, h("dt", {}, term), value === elapsed ? elapsed : h("dd", {}, value)));
+      else if (typeof value === "string") setText(entries.get(term).lastChild, value);
+    }
+    const wanted = pairs.map(([term]) => entries.get(term));
+    if (wanted.length !== figures.children.length || wanted.some((entry, n) => entry !== figures.children[n])) replace(figures, wanted);
   }
 
   // Its place stays when the job ends, so that nothing below it jumps.
@@ -206,13 +221,13 @@ function figuresOf(job, elapsed) {
     ["Ended", job.completed_at && moment(job.completed_at)],
     ["Tags", job.spec.tags?.length > 0 && job.spec.tags.map((tag) => [h("span", { class: "tag" }, tag), " "])],
   ];
-  return pairs.filter(([, value]) => value).map(([term, value]) => h("div", {}, h("dt", {}, term), value === elapsed ? elapsed : h("dd", {}, value)));
+  return pairs.filter(([, value]) => value);
 }
 
 function calloutsOf(job) {
   const callout = (tone, heading, text) => h("p", { class: "callout", data: { tone } }, heading && h("b", {}, `${heading}. `), text);
   const why = job.status === "failed" ? callout("bad", FAILED[job.failure_reason], job.failure_detail)
-    : job.status === "pending" && job.waiting_reason ? callout("", "It waits", job.waiting_reason)
+    : job.status === "pending" && saying(job) ? callout("", "It waits", saying(job))
     : job.status === "paused" ? callout("", "It is paused", "Its state is saved and its device is free. Resume it to go on from there.")
     : job.status === "cancelled" ? callout("", "It was cancelled", job.kind === "finetune" ? "What it wrote so far is kept until you delete it." : "It has no result.") : null;
   return [why, ...job.notes.map((note) => callout("", "", note))].filter(Boolean);
