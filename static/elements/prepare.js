@@ -26,6 +26,7 @@ export function prepare({ query, set, taken }) {
   const steps = {}; // kind, or "upload" → its place in the list
   const refused = {}; // kind → why the service did not take it
   let sending = null; // the upload under way
+  let early = null; // a file that was chosen before the options were here
   let isMoving = false;
 
   const zone = dropZone(send);
@@ -62,6 +63,7 @@ export function prepare({ query, set, taken }) {
     }
     draw();
     if (query.get("convert")) next();
+    else if (early) send(early);
   }
 
   async function look(kind) {
@@ -87,14 +89,16 @@ export function prepare({ query, set, taken }) {
     await look(kind).catch((error) => say(error.message, "bad"));
     drawStep(kind);
     if (jobs[kind]?.status === "failed") say(jobs[kind].failure_detail, "bad");
-    else if (kind === "split" && isPassed(kind)) say(`${nameOfSplit()} is ready.`);
+    else if (kind === "split" && isPassed(kind)) say(`${nameOfSplit()} can be trained on.`);
     next();
   }
 
   // -- upload
 
   async function send(file) {
-    if (sending || !forms.split || query.get("convert")) return say("Finish this export first, or start over with another file.", "bad");
+    if (sending || query.get("convert")) return say("Finish this export first, or start over with another file.", "bad");
+    early = forms.split ? null : file;
+    if (early) return;
     tell(refusalOf(file));
     if (!wrong.hidden) return;
     startOver();
