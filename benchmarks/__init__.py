@@ -3,8 +3,8 @@
 Each prints ratios against a named baseline that runs in the same minute on the same machine, so a figure from a slow
 laptop means the same as one from a fast server. Nothing here is asserted by the tests.
 
-Read in this order: `report` (what a benchmark gives) · `programs` (the real service and runner, as processes) ·
-`document` (writes docs/benchmarks.md) · then the claims: `rest` (with its baseline `twin`) · `start`.
+Read in this order: `report` (what a benchmark gives) · `programs` (the real service, as a process) · `wrk` (load) ·
+`document` (writes docs/benchmarks.md) · then the claims: `rest` (its baseline is `twin`) · `start` (`fresh`).
 
 A benchmark is a module with a sentence `CLAIM` and a function `run() -> Report`, named in `__main__`.
 """

@@ -15,7 +15,7 @@ import msgspec
 
 from jobs import redis_server
 from jobs.settings import Settings
-from service.programs import Programs, free_port
+from service.programs import free_port
 
 _READY_WITHIN_S = 60
 _HOST = "127.0.0.1"
@@ -29,11 +29,17 @@ class Served:
     pid: int
     root: Path
 
+    @property
+    def cpu_s(self) -> float:
+        """Processor time of all its threads so far."""
+        ticks = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()[11:13]  # user and system
+        return sum(map(int, ticks)) / os.sysconf("SC_CLK_TCK")
+
 
 @contextmanager
 def service(**settings: object) -> Iterator[Served]:
     """The service alone, as `training-api serve` starts it, with an embedded Redis and no runner."""
-    with _settings(**settings) as chosen:
+    with scratch(**settings) as chosen:
         redis_server.ensure(chosen)
         try:
             with program(
@@ -42,13 +48,6 @@ def service(**settings: object) -> Iterator[Served]:
                 yield served
         finally:
             redis_server.stop(chosen)
-
-
-@contextmanager
-def everything(**settings: object) -> Iterator[Programs]:
-    """Redis, service and runner, as `training-api up` starts them; not waited for."""
-    with _settings(**settings) as chosen, Programs(chosen, log_folder=chosen.data_folder / "logs") as programs:
-        yield programs
 
 
 @contextmanager
@@ -68,7 +67,8 @@ def program(module: str, *, port: int, root: Path, **environment: str) -> Iterat
 
 
 @contextmanager
-def _settings(**given: object) -> Iterator[Settings]:
+def scratch(**given: object) -> Iterator[Settings]:
+    """Settings of a data root that is gone afterwards."""
     with tempfile.TemporaryDirectory(prefix="benchmark-", ignore_cleanup_errors=True) as root:
         plain = Settings(data_root=root, host=_HOST, port=free_port(_HOST), hf_offline=True)
         yield msgspec.structs.replace(plain, **given)
