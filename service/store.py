@@ -5,8 +5,9 @@ Opened by the app's lifespan; written by the recorder alone. All SQL is here, in
 
 import asyncio
 import sqlite3
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -72,33 +73,34 @@ _DELETE_JOB = tuple(
 class Store(Queries):
     """The reads of `Queries`, and the writes of the recorder."""
 
-    def __init__(self, writer: sqlite3.Connection, thread: Executor, readers: Sequence[aiosqlite.Connection]) -> None:
+    def __init__(
+        self,
+        writer: sqlite3.Connection,
+        thread: Executor,
+        readers: Sequence[aiosqlite.Connection],
+        opened: AsyncExitStack,
+    ) -> None:
         super().__init__(readers)
         self._writer = writer
         self._thread = thread
+        self._opened = opened
         self._validations: dict[str, bool | None] = {}
 
     @classmethod
     async def open(cls, path: Path) -> "Store":
         """The database at a path, made or brought up to the newest migration."""
         path.parent.mkdir(parents=True, exist_ok=True)
-        thread = ThreadPoolExecutor(1, "store")  # one thread: transactions on one connection must not mix
-        readers: list[aiosqlite.Connection] = []
-        try:
+        async with AsyncExitStack() as opened:
+            thread = ThreadPoolExecutor(1, "store")  # one thread: transactions on one connection must not mix
+            opened.callback(thread.shutdown)
             writer = await _in(thread, _open_writer, path)
-            for _ in range(_READERS):
-                readers.append(await _open_reader(path))
-        except BaseException:
-            await _close(readers)
-            thread.shutdown()
-            raise
-        return cls(writer, thread, readers)
+            opened.push_async_callback(_in, thread, writer.close)
+            readers = [await opened.enter_async_context(_reader(path)) for _ in range(_READERS)]
+            return cls(writer, thread, readers, opened.pop_all())
 
     async def close(self) -> None:
         """End the connections and their threads, which would keep the process alive."""
-        await _close(self._readers)
-        await _in(self._thread, self._writer.close)
-        self._thread.shutdown()
+        await self._opened.aclose()
 
     async def write(self, transaction: Transaction) -> None:
         """Make a transaction true, whole or not at all; it is on the disk when this returns."""
@@ -211,17 +213,13 @@ def _open_writer(path: Path) -> sqlite3.Connection:
     return writer
 
 
-async def _open_reader(path: Path) -> aiosqlite.Connection:
-    reader = await aiosqlite.connect(path, isolation_level=None)
-    reader.row_factory = sqlite3.Row
-    for pragma in (f"busy_timeout = {_BUSY_MS}", "query_only = ON"):
-        await reader.execute_fetchall(f"PRAGMA {pragma}")
-    return reader
-
-
-async def _close(readers: Iterable[aiosqlite.Connection]) -> None:
-    for reader in readers:
-        await reader.close()
+@asynccontextmanager
+async def _reader(path: Path) -> AsyncIterator[aiosqlite.Connection]:
+    async with aiosqlite.connect(path, isolation_level=None) as reader:
+        reader.row_factory = sqlite3.Row
+        for pragma in (f"busy_timeout = {_BUSY_MS}", "query_only = ON"):
+            await reader.execute_fetchall(f"PRAGMA {pragma}")
+        yield reader
 
 
 def _migrate(writer: sqlite3.Connection) -> None:
