@@ -59,7 +59,7 @@ static:
 	$(BIN)/mypy --no-error-summary
 	$(BIN)/lint-imports > $(VENV)/imports.log || { cat $(VENV)/imports.log; exit 1; }
 
-bench: install  ## time the product against named baselines; prints ratios, writes docs/benchmarks.md
+bench: install  ## time the product against named baselines (needs wrk); writes docs/benchmarks.md
 	$(BIN)/python -m pip install --disable-pip-version-check --quiet $(PIP_FLAGS) -e ".[bench]"
 	$(BIN)/python -m benchmarks
 

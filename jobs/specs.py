@@ -6,7 +6,7 @@ struct here with its tag, its result in `results.py`, a file in `gpu_runner/reci
 
 from enum import StrEnum
 from functools import partial
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import msgspec
 from msgspec import Meta
@@ -372,8 +372,11 @@ class Slot(StrEnum):
 _MODEL_KINDS = {Kind.FINETUNE, Kind.EVALUATE, Kind.GENERATE}
 
 
+_KINDS = {spec: Kind(str(spec.__struct_config__.tag)) for spec in get_args(JobSpec)}  # asked for each job that waits
+
+
 def kind_of(spec: Spec) -> Kind:
-    return Kind(str(spec.__struct_config__.tag))
+    return _KINDS[type(spec)]
 
 
 def slot_of(spec: Spec) -> Slot:

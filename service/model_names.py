@@ -4,6 +4,7 @@
 """
 
 import asyncio
+import time
 from pathlib import Path
 
 from jobs.errors import InvalidInput
@@ -13,6 +14,8 @@ from jobs.settings import Settings
 from jobs.specs import EvaluateSpec, ExportSpec, FinetuneSpec, GenerateSpec, JobSpec
 from service.ledger import Ledger
 from service.placement import SIZE_UNKNOWN, TOO_LARGE_FOR_CPU
+
+_REMEMBERED_S = 1.0  # many jobs submitted together name the same model
 
 
 def model_roots(settings: Settings, root: DataRoot) -> list[Path]:
@@ -26,14 +29,21 @@ class ModelNames:
     def __init__(self, settings: Settings, root: DataRoot, ledger: Ledger) -> None:
         self._roots = model_roots(settings, root)
         self._ledger = ledger
+        self._known: dict[str, tuple[float, ModelSource]] = {}
 
     async def source(self, name: str) -> ModelSource:
-        """What the name means.
+        """What the name means; the disk is asked again after a moment.
 
         Raises:
             InvalidInput: it can never work.
         """
-        return await asyncio.to_thread(resolve, name, self._roots)
+        oldest = time.monotonic() - _REMEMBERED_S
+        at, source = self._known.get(name, (0.0, None))
+        if source is None or at < oldest:
+            source = await asyncio.to_thread(resolve, name, self._roots)
+            self._known = {name: known for name, known in self._known.items() if known[0] >= oldest}
+            self._known[name] = time.monotonic(), source
+        return source
 
     async def why_not_on_cpu(self, spec: JobSpec) -> str | None:
         """Why the job's model runs on a CPU only when that is asked for; None when it is small or there is none."""

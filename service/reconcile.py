@@ -33,6 +33,8 @@ from service.records import JobRecord, RunnerView
 log = structlog.get_logger()
 
 REDIS_AWAY = "Redis cannot be reached, so no runner can be told; the job starts when it is back."
+_TOGETHER = 500  # events a transaction; listeners and other writers get their turn in between
+_PAUSE = 19.0  # times what deciding took: with thousands of jobs waiting, requests still get most of the time
 _PLACED = (Status.QUEUED, Status.RUNNING)
 
 
@@ -256,6 +258,7 @@ class Reconciler:
         self._not_on_cpu: dict[str, str | None] = {}
         self._awake_since = time.monotonic()
         self._last_pass = self._awake_since
+        self._decided_in_s = 0.0
 
     async def start(self) -> None:
         self._recorder.on_change = self.wake
@@ -273,13 +276,26 @@ class Reconciler:
     async def run(self) -> None:
         """Look once, and do what there is to do."""
         situation = await self._situation()
+        began = time.monotonic()
         actions = decide(situation, self._settings)
+        self._decided_in_s = time.monotonic() - began
         for action in actions:
             if isinstance(action, CatchUp):
                 await self._record(action, action.job.job_id)
-        stated = [self._record(action, action.event.job_id) for action in actions if isinstance(action, State)]
-        await asyncio.gather(*stated)  # one transaction, unless one of them is refused
+        await self._state([action for action in actions if isinstance(action, State)])
         await self._send([action for action in actions if isinstance(action, Send)])
+
+    async def _state(self, stated: Sequence[State]) -> None:
+        """Record events together; where that is refused, each by itself."""
+        for begin in range(0, len(stated), _TOGETHER):
+            together = stated[begin : begin + _TOGETHER]
+            try:
+                await self._recorder.commit(Write([(action.event, None) for action in together]))
+            except Unavailable:
+                raise
+            except Exception:
+                for action in together:
+                    await self._record(action, action.event.job_id)
 
     async def _record(self, action: State | CatchUp, job_id: str) -> None:
         """What concerns one job; a fault of its own is logged, and keeps no other job waiting."""
@@ -302,6 +318,7 @@ class Reconciler:
                 log.warning("reconcile.waiting", error=str(error))
             except Exception:
                 log.exception("reconcile.failed")
+            await asyncio.sleep(min(_PAUSE * self._decided_in_s, self._settings.report_every_s))
             with suppress(TimeoutError):
                 async with asyncio.timeout(self._settings.report_every_s):
                     await self._news.wait()

@@ -5,14 +5,16 @@ Opened by the app's lifespan; written by the recorder alone. All SQL is here, in
 
 import asyncio
 import sqlite3
-from collections.abc import AsyncIterator, Iterable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
+from typing import Any, TypeVar
 
 import aiosqlite
 import msgspec
 
-from jobs.specs import ConvertSpec, ExportSpec, SplitSpec, ValidateSpec
+from jobs.specs import ConvertSpec, ExportSpec, Kind, SplitSpec, ValidateSpec
 from service.queries import Queries, Series, SortBy
 from service.records import JobRecord
 from service.transaction import Transaction
@@ -22,6 +24,10 @@ __all__ = ["Series", "SortBy", "Store"]
 MIGRATIONS = Path(__file__).parent / "migrations"
 _READERS = 2
 _BUSY_MS = 5000
+
+T = TypeVar("T")
+Statements = list[tuple[str, list[tuple[object, ...]]]]
+"""SQL, and the rows it runs for."""
 
 _encode = msgspec.json.Encoder().encode
 
@@ -57,6 +63,7 @@ _TRIM_DEAD_LETTERS = """
 """
 _DEAD_LETTERS_KEPT = 1000
 _UPSERT_POSITION = "INSERT OR REPLACE INTO stream (only, epoch, after) VALUES (1, ?, ?)"
+_ABOUT_DATA = (Kind.CONVERT, Kind.VALIDATE, Kind.SPLIT)
 _DELETE_JOB = tuple(
     f"DELETE FROM {table} WHERE job_id = ?"
     for table in ("events", "metrics", "checkpoints", "artifacts", "tags", "jobs")
@@ -66,63 +73,72 @@ _DELETE_JOB = tuple(
 class Store(Queries):
     """The reads of `Queries`, and the writes of the recorder."""
 
-    def __init__(self, writer: aiosqlite.Connection, readers: Sequence[aiosqlite.Connection]) -> None:
+    def __init__(
+        self,
+        writer: sqlite3.Connection,
+        thread: Executor,
+        readers: Sequence[aiosqlite.Connection],
+        opened: AsyncExitStack,
+    ) -> None:
         super().__init__(readers)
         self._writer = writer
-        self._writing = asyncio.Lock()  # two transactions on one connection would become one
+        self._thread = thread
+        self._opened = opened
+        self._validations: dict[str, bool | None] = {}
 
     @classmethod
     async def open(cls, path: Path) -> "Store":
         """The database at a path, made or brought up to the newest migration."""
         path.parent.mkdir(parents=True, exist_ok=True)
-        connections: list[aiosqlite.Connection] = []
-        try:
-            connections.append(await _connect(path, "PRAGMA journal_mode = WAL", "PRAGMA synchronous = FULL"))
-            await _migrate(connections[0])
-            for _ in range(_READERS):
-                connections.append(await _connect(path, "PRAGMA query_only = ON"))
-        except BaseException:
-            await _close(connections)
-            raise
-        return cls(connections[0], connections[1:])
+        async with AsyncExitStack() as opened:
+            thread = ThreadPoolExecutor(1, "store")  # one thread: transactions on one connection must not mix
+            opened.callback(thread.shutdown)
+            writer = await _in(thread, _open_writer, path)
+            opened.push_async_callback(_in, thread, writer.close)
+            readers = [await opened.enter_async_context(_reader(path)) for _ in range(_READERS)]
+            return cls(writer, thread, readers, opened.pop_all())
 
     async def close(self) -> None:
-        """End the connections' threads, which would keep the process alive."""
-        async with self._writing:
-            await _close([*self._readers, self._writer])
+        """End the connections and their threads, which would keep the process alive."""
+        await self._opened.aclose()
 
     async def write(self, transaction: Transaction) -> None:
         """Make a transaction true, whole or not at all; it is on the disk when this returns."""
-        async with self._transaction() as writer:
-            for sql, rows in _statements(transaction):
-                if rows:
-                    await writer.executemany(sql, rows)
+        await _in(self._thread, self._run, lambda: _statements(transaction))
+        if any(record.has_ended and record.kind in _ABOUT_DATA for record in transaction.records.values()):
+            self._validations = {}
 
     async def remove(self, job_ids: Iterable[str]) -> None:
         """Forget jobs and everything about them."""
         rows = [(job_id,) for job_id in job_ids]
-        async with self._transaction() as writer:
-            for sql in _DELETE_JOB:
-                await writer.executemany(sql, rows)
+        await _in(self._thread, self._run, lambda: [(sql, rows) for sql in _DELETE_JOB])
+        self._validations = {}
+
+    async def last_validation(self, name: str) -> bool | None:
+        """As in `Queries`, remembered until a job that makes or judges datasets ends or is forgotten."""
+        remembered = self._validations  # replaced, never cleared: an answer from before a change goes with the old one
+        if name not in remembered:
+            remembered[name] = await super().last_validation(name)
+        return remembered[name]
 
     async def checkpoint(self) -> None:
         """Move what the write-ahead log holds into the database file."""
-        async with self._writing:
-            await self._writer.execute_fetchall("PRAGMA wal_checkpoint(TRUNCATE)")
+        await _in(self._thread, lambda: self._writer.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall())
 
-    @asynccontextmanager
-    async def _transaction(self) -> AsyncIterator[aiosqlite.Connection]:
-        async with self._writing:
-            await self._writer.execute("BEGIN IMMEDIATE")
-            try:
-                yield self._writer
-                await self._writer.execute("COMMIT")
-            except BaseException:
-                await self._writer.rollback()  # does nothing where SQLite has rolled back by itself
-                raise
+    def _run(self, statements: Callable[[], Statements]) -> None:
+        """A transaction, in the thread as a whole: going there costs more than a statement does."""
+        self._writer.execute("BEGIN IMMEDIATE")
+        try:
+            for sql, rows in statements():
+                if rows:
+                    self._writer.executemany(sql, rows)
+            self._writer.execute("COMMIT")
+        except BaseException:
+            self._writer.rollback()  # does nothing where SQLite has rolled back by itself
+            raise
 
 
-def _statements(transaction: Transaction) -> list[tuple[str, list[tuple[object, ...]]]]:
+def _statements(transaction: Transaction) -> Statements:
     """Statements and their rows, in the order they must run."""
     records = transaction.records.values()
     letters = transaction.dead_letters
@@ -180,28 +196,41 @@ def _job_row(record: JobRecord) -> tuple[object, ...]:
     )
 
 
-async def _connect(path: Path, *pragmas: str) -> aiosqlite.Connection:
-    connection = await aiosqlite.connect(path, isolation_level=None)  # transactions are begun by hand
-    connection.row_factory = sqlite3.Row
-    for pragma in (f"PRAGMA busy_timeout = {_BUSY_MS}", *pragmas):
-        await connection.execute_fetchall(pragma)
-    return connection
+async def _in(thread: Executor, call: Callable[..., T], *arguments: Any) -> T:
+    return await asyncio.get_running_loop().run_in_executor(thread, call, *arguments)
 
 
-async def _close(connections: Iterable[aiosqlite.Connection]) -> None:
-    for connection in connections:
-        await connection.close()
+def _open_writer(path: Path) -> sqlite3.Connection:
+    """Transactions are begun by hand; the thread that opens it is the only one that uses it."""
+    writer = sqlite3.connect(path, isolation_level=None)
+    try:
+        for pragma in (f"busy_timeout = {_BUSY_MS}", "journal_mode = WAL", "synchronous = FULL"):
+            writer.execute(f"PRAGMA {pragma}")
+        _migrate(writer)
+    except BaseException:
+        writer.close()
+        raise
+    return writer
 
 
-async def _migrate(writer: aiosqlite.Connection) -> None:
+@asynccontextmanager
+async def _reader(path: Path) -> AsyncIterator[aiosqlite.Connection]:
+    async with aiosqlite.connect(path, isolation_level=None) as reader:
+        reader.row_factory = sqlite3.Row
+        for pragma in (f"busy_timeout = {_BUSY_MS}", "query_only = ON"):
+            await reader.execute_fetchall(f"PRAGMA {pragma}")
+        yield reader
+
+
+def _migrate(writer: sqlite3.Connection) -> None:
     """Run the numbered scripts the database has not seen, each in a transaction of its own."""
-    ((version,),) = await writer.execute_fetchall("PRAGMA user_version")
+    ((version,),) = writer.execute("PRAGMA user_version")
     for script in sorted(MIGRATIONS.glob("[0-9]*.sql")):
         number = int(script.name.partition("_")[0])
         if number > version:
             text = f"BEGIN IMMEDIATE;\n{script.read_text()}\nPRAGMA user_version = {number};\nCOMMIT;"
             try:
-                await writer.executescript(text)
+                writer.executescript(text)
             except sqlite3.Error:
-                await writer.rollback()
+                writer.rollback()
                 raise

@@ -118,7 +118,8 @@ async def delete_job(job_id: str, dispatch: Dispatch) -> Done:
 
 
 def _answer(record: JobRecord, recorder: Recorder) -> JobAnswer:
-    return answers.job(record, answers.queue_positions(recorder.live.values()))
+    waits = record.status is Status.PENDING  # a running job is asked about often, and has no place in the queue
+    return answers.job(record, answers.queue_positions(recorder.live.values() if waits else ()))
 
 
 class _Piece(NamedTuple):

@@ -257,9 +257,10 @@ async def test_opening_again_migrates_nothing_and_finds_everything(store, ledger
 
 
 async def test_the_database_is_durable_and_readers_cannot_write(store):
-    ((synchronous,),) = await store._writer.execute_fetchall("PRAGMA synchronous")
-    ((mode,),) = await store._writer.execute_fetchall("PRAGMA journal_mode")
-    assert (synchronous, mode) == (2, "wal")  # 2 is FULL
+    def pragma(name: str) -> object:
+        return store._thread.submit(lambda: store._writer.execute(f"PRAGMA {name}").fetchone()[0]).result()
+
+    assert (pragma("synchronous"), pragma("journal_mode")) == (2, "wal")  # 2 is FULL
     with pytest.raises(sqlite3.OperationalError, match="readonly"):
         await store._rows("DELETE FROM jobs")
 

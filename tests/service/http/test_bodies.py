@@ -17,10 +17,10 @@ from service.refusal import Refusal
 @pytest.mark.parametrize("begin", [b"", b'"', b'{"a":"'], ids=["bare", "in text", "in an object"])
 def test_a_body_of_any_kind_is_judged_in_time(begin, piece) -> None:
     body = (begin + piece * (2**20 // len(piece)))[: 2**20]
-    began = time.perf_counter()
+    began = time.process_time()
     with contextlib.suppress(Refusal):
         bodies.check_json(body)
-    assert time.perf_counter() - began < 0.5
+    assert time.process_time() - began < 0.5
 
 
 @pytest.mark.parametrize(

@@ -67,10 +67,10 @@ def test_a_long_queue_is_sorted_once_a_listing() -> None:
         JobRecord(job_id=f"job_{n}", spec=spec, submitted_at=at, updated_at=at, submitted_seq=n, last_seq=n)
         for n in range(2000)
     ]
-    began = time.perf_counter()
+    began = time.process_time()
     positions = answers.queue_positions(records)
     listed = [answers.job(record, positions) for record in records]
-    assert time.perf_counter() - began < 0.2
+    assert time.process_time() - began < 0.2
     assert [job.queue_position for job in listed] == list(range(1, 2001))
 
 

@@ -1,0 +1,10 @@
+"""What is timed: one file a claim. `python -m benchmarks` runs all of them, `python -m benchmarks rest` one.
+
+Each prints ratios against a named baseline that runs in the same minute on the same machine, so a figure from a slow
+laptop means the same as one from a fast server. Nothing here is asserted by the tests.
+
+Read in this order: `report` (what a benchmark gives) · `programs` (the real service, as a process) · `wrk` (load) ·
+`document` (writes docs/benchmarks.md) · then the claims: `rest` (its baseline is `twin`) · `start` (`fresh`).
+
+A benchmark is a module with a sentence `CLAIM` and a function `run() -> Report`, named in `__main__`.
+"""
