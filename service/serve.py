@@ -4,7 +4,6 @@ One process owns a data root. It refuses, with status 2 and a sentence, what wou
 before it binds its port.
 """
 
-import asyncio
 import fcntl
 import os
 import socket
@@ -82,7 +81,7 @@ def configure(app: Litestar, settings: Settings) -> Server:
 def _serve(settings: Settings) -> int:
     server = configure(create_app(settings), settings)
     log.info("service.starting", host=settings.host, port=settings.port, data_root=str(settings.data_folder))
-    asyncio.run(server.serve())
+    server.run()  # on uvloop, which asyncio.run would not take
     return 0 if server.started else 1
 
 

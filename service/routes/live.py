@@ -22,8 +22,8 @@ from jobs.errors import InvalidInput, UnknownJob
 from jobs.frames import ServerFrame
 from jobs.lifecycle import TERMINAL, TRANSITIONS
 from service.cursors import After, EventTypes, LastEventId, types_of
-from service.feed import Feed, Gap, Piece, with_silences
-from service.hub import Hub, Types
+from service.feed import Feed, Gap
+from service.hub import Hub, Piece, Types
 from service.problems import documented
 from service.recorder import Recorder
 from service.store import Store
@@ -122,13 +122,13 @@ async def event_stream(
 async def _stream(feed: Feed, wanted: Types, recorder: Recorder) -> AsyncIterator[bytes]:
     """Ends with the feed's job; `wanted` are the types it tells."""
     yield b"retry: 2000\n\n"
-    async for said in with_silences(feed.follow()):
-        if said is None:
-            yield b": still here\n\n"
-        elif isinstance(said, Gap):
+    async for said in feed.follow():
+        if isinstance(said, Gap):
             yield b"event: reset\ndata: " + frames.encode(_reset(said, feed.job_id)) + b"\n\n"
-        else:
+        elif said.items:
             yield b"".join(_encode(seq, kind, body, wanted) for seq, kind, body in said.items)
+        else:
+            yield b": still here\n\n"
         if feed.job_id is not None and await _is_told(feed.job_id, feed, recorder):
             return
 
@@ -166,9 +166,9 @@ async def _tell(socket: AnySocket, welcome: ServerFrame, feed: Feed) -> None:
         OSError, WebSocketDisconnect: it has left.
     """
     await _send(socket, welcome)
-    async for said in with_silences(feed.follow()):
+    async for said in feed.follow():
         async with asyncio.timeout(SEND_WITHIN_S):
-            await _send(socket, _frame(said, feed))
+            await socket.send_text(_text(said, feed))
 
 
 async def _listen(socket: AnySocket) -> None:
@@ -212,13 +212,8 @@ async def _send(socket: AnySocket, frame: ServerFrame) -> None:
     await socket.send_text(frames.encode(frame).decode())
 
 
-def _frame(said: Piece | Gap | None, feed: Feed) -> ServerFrame:
-    if said is None:
-        return frames.Bookmark(seq=feed.position)
-    if isinstance(said, Gap):
-        return _reset(said, feed.job_id)
-    numbered = tuple(frames.Numbered(event=msgspec.Raw(body), seq=seq) for seq, _, body in said.items)
-    return frames.Events(events=numbered, from_seq=said.from_seq, to_seq=said.to_seq)
+def _text(said: Piece | Gap, feed: Feed) -> str:
+    return said.frame if isinstance(said, Piece) else frames.encode(_reset(said, feed.job_id)).decode()
 
 
 def _reset(gap: Gap, job_id: str | None) -> frames.Reset:
