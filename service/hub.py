@@ -7,7 +7,7 @@ tick's end, as one piece that all of them share and that is encoded once.
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -27,6 +27,7 @@ TICK_S = 0.04
 QUIET_S = 15.0
 PIECE_BYTES = 256 * 1024  # of event JSON; common clients refuse a message beyond 1 MiB
 QUEUE_BYTES = 1 << 20
+AT_ONCE = 50  # listeners woken in one turn of the event loop
 
 
 class Published(msgspec.Struct, frozen=True):
@@ -136,8 +137,12 @@ class Group:
         self._hub = hub
         self._told = hub.head  # the end of the last piece, where the next one begins
         self._pending: dict[int | str, Item] = {}
+        self._pieces: Sequence[Piece] = ()
+        self._left: list[Subscription] = []  # the members that have not got `_pieces` yet
         self._is_quiet = True
-        self._timer = self._after(QUIET_S, self._remind)
+        self._loop = asyncio.get_running_loop()
+        self._next_at = 0.0
+        self._timer = self._loop.call_later(QUIET_S, self._remind)
 
     def take(self, events: Iterable[Published]) -> None:
         for event in events:
@@ -149,7 +154,10 @@ class Group:
 
     def close(self) -> None:
         """Tell what waits, and end every listener."""
+        self._timer.cancel()
+        self._push_all()
         self._tell()
+        self._push_all()
         for member in list(self.members):
             member.close()
 
@@ -158,32 +166,45 @@ class Group:
         self._timer.cancel()
 
     def _tell(self) -> None:
+        self._is_quiet = False
         pieces = list(in_pieces(self._pending.values(), self._told, self._hub.head))
         self._told = self._hub.head
         self._pending.clear()
-        self._push(pieces)
-        self._is_quiet = False
-        self._timer.cancel()
-        self._timer = self._after(TICK_S, self._tick)
+        self._begin(pieces, TICK_S)
 
     def _tick(self) -> None:
         if self._pending:
             self._tell()
         else:
             self._is_quiet = True
-            self._timer = self._after(QUIET_S, self._remind)
+            self._timer = self._loop.call_later(QUIET_S, self._remind)
 
     def _remind(self) -> None:
-        self._push([Piece((), self._told, self._hub.head)])
-        self._timer = self._after(QUIET_S, self._remind)
+        self._is_quiet = False
+        self._begin([Piece((), self._told, self._hub.head)], 0)
 
-    def _push(self, pieces: Iterable[Piece]) -> None:
-        for member in list(self.members):
-            for piece in pieces:
+    def _begin(self, pieces: Sequence[Piece], pause_s: float) -> None:
+        """Push pieces to every member, and tick when that is done, but not before the pause is over."""
+        self._timer.cancel()
+        self._pieces, self._left = pieces, list(self.members)
+        self._next_at = self._loop.time() + pause_s
+        self._push_some()
+
+    def _push_some(self) -> None:
+        """To a part of the members: what else the process does, such as recording, takes its turn in between."""
+        part, self._left = self._left[:AT_ONCE], self._left[AT_ONCE:]
+        for member in part:
+            for piece in self._pieces:
                 member.push(piece)
+        if self._left:
+            self._timer = self._loop.call_later(0, self._push_some)
+        else:
+            self._timer = self._loop.call_at(self._next_at, self._tick)
 
-    def _after(self, delay_s: float, call: Callable[[], None]) -> asyncio.TimerHandle:
-        return asyncio.get_running_loop().call_later(delay_s, call)
+    def _push_all(self) -> None:
+        while self._left:
+            self._push_some()
+        self._timer.cancel()
 
 
 class Hub:

@@ -18,7 +18,13 @@ LISTENERS = 25
 def _small(monkeypatch):
     """Limits so small that everything happens: pages, split pieces, slow listeners, bookmarks, ticks."""
     monkeypatch.setattr(feed, "PAGE", 7)
-    for name, value in {"TICK_S": 0.004, "QUIET_S": 0.05, "PIECE_BYTES": 800, "QUEUE_BYTES": 4000}.items():
+    for name, value in {
+        "AT_ONCE": 3,
+        "TICK_S": 0.004,
+        "QUIET_S": 0.05,
+        "PIECE_BYTES": 800,
+        "QUEUE_BYTES": 4000,
+    }.items():
         monkeypatch.setattr(hub, name, value)
 
 
