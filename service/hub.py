@@ -1,21 +1,33 @@
 """Fan-out after the commit: whoever listens in this process hears what was just recorded.
 
-The recorder publishes; sockets and event streams subscribe; a synchronous route expects a job's end.
+The recorder publishes; sockets and event streams subscribe; a synchronous route expects a job's end. Those who listen
+to the same events are a group. A group that was quiet hears at once, and from then on whatever a tick brings at the
+tick's end, as one piece that all of them share and that is encoded once.
 """
 
 import asyncio
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 
 import msgspec
 
+from jobs import frames
 from service.records import JobRecord
 
 Item = tuple[int | None, str, bytes]
 """(seq, type, event as JSON); `job.progressed` has no seq."""
 
 Types = frozenset[str] | None
+Interest = tuple[str | None, Types]
+"""Events of one job or of all, of these types or of all."""
+
+TICK_S = 0.04
+QUIET_S = 15.0
+PIECE_BYTES = 256 * 1024  # of event JSON; common clients refuse a message beyond 1 MiB
 QUEUE_BYTES = 1 << 20
+AT_ONCE = 50  # listeners woken in one turn of the event loop
 
 
 class Published(msgspec.Struct, frozen=True):
@@ -27,21 +39,58 @@ class Published(msgspec.Struct, frozen=True):
     body: bytes
 
 
-class Subscription:
-    """What one listener has not taken yet, at most `QUEUE_BYTES`.
+@dataclass(frozen=True, eq=False)
+class Piece:
+    """Everything with from_seq < seq ≤ to_seq that a listener asked for, in order.
 
-    Iterate it for batches in the order of `seq`. Of `job.progressed` only the newest of each job waits. The iteration
-    ends when the hub closes, when `close` is called, or when the listener was too slow: then `lagging` is True, what
-    waited is dropped, and the listener goes on from the store.
+    Without items it says that nothing came for a while, and that the listener is fresh up to `to_seq`.
     """
 
-    def __init__(self, hub: "Hub", key: tuple[str | None, Types]) -> None:
+    items: Sequence[Item]
+    from_seq: int
+    to_seq: int
+
+    @cached_property
+    def frame(self) -> str:
+        """As a WebSocket tells it."""
+        if not self.items:
+            return frames.encode(frames.Bookmark(seq=self.to_seq)).decode()
+        numbered = tuple(frames.Numbered(event=msgspec.Raw(body), seq=seq) for seq, _, body in self.items)
+        return frames.encode(frames.Events(events=numbered, from_seq=self.from_seq, to_seq=self.to_seq)).decode()
+
+    @cached_property
+    def size(self) -> int:
+        return sum(len(body) for _, _, body in self.items)
+
+
+def in_pieces(items: Iterable[Item], from_seq: int, to_seq: int) -> Iterator[Piece]:
+    """Items in pieces of a size that every client takes; without items, none."""
+    gathered: list[Item] = []
+    size, reached = 0, from_seq
+    for item in items:
+        if gathered and size + len(item[2]) > PIECE_BYTES:
+            yield Piece(gathered, from_seq, reached)
+            gathered, size, from_seq = [], 0, reached
+        gathered.append(item)
+        size += len(item[2])
+        reached = item[0] or reached
+    if gathered:
+        yield Piece(gathered, from_seq, to_seq)
+
+
+class Subscription:
+    """The pieces that one listener has not taken yet, at most `QUEUE_BYTES`.
+
+    The iteration ends when the hub closes, when `close` is called, or when the listener was too slow: then `lagging`
+    is True, what waited is dropped, and the listener goes on from the store.
+    """
+
+    def __init__(self, hub: "Hub", interest: Interest) -> None:
         self.lagging = False
+        self.interest = interest
         self._hub = hub
-        self.key = key
-        self._waiting: deque[Item] = deque()
+        self._waiting: deque[Piece] = deque()
         self._waiting_bytes = 0
-        self._progress: dict[str, Item] = {}
         self._news = asyncio.Event()
         self._closed = False
 
@@ -54,17 +103,15 @@ class Subscription:
     def __aiter__(self) -> "Subscription":
         return self
 
-    async def __anext__(self) -> list[Item]:
-        await self._news.wait()
-        batch = [*self._waiting, *self._progress.values()]
-        if not batch:  # only a close rings without leaving anything
-            raise StopAsyncIteration
-        self._waiting.clear()
-        self._progress.clear()
-        self._waiting_bytes = 0
-        if not self._closed:
+    async def __anext__(self) -> Piece:
+        while not self._waiting:
+            if self._closed:
+                raise StopAsyncIteration
             self._news.clear()
-        return batch
+            await self._news.wait()
+        piece = self._waiting.popleft()
+        self._waiting_bytes -= piece.size
+        return piece
 
     def close(self) -> None:
         """Hear no more; what waits can still be taken."""
@@ -72,19 +119,92 @@ class Subscription:
         self._closed = True
         self._news.set()
 
-    def push(self, events: Iterable[Published]) -> None:
-        for event in events:
-            if event.seq is None:
-                self._progress[event.job_id] = (None, event.type, event.body)
-            else:
-                self._waiting.append((event.seq, event.type, event.body))
-                self._waiting_bytes += len(event.body)
+    def push(self, piece: Piece) -> None:
+        self._waiting.append(piece)
+        self._waiting_bytes += piece.size
         self._news.set()
         if self._waiting_bytes > QUEUE_BYTES:
             self.lagging = True
             self._waiting.clear()
-            self._progress.clear()
             self.close()
+
+
+class Group:
+    """Those who listen to the same events. Of `job.progressed` only the newest of each job waits for the tick."""
+
+    def __init__(self, hub: "Hub") -> None:
+        self.members: set[Subscription] = set()
+        self._hub = hub
+        self._told = hub.head  # the end of the last piece, where the next one begins
+        self._pending: dict[int | str, Item] = {}
+        self._pieces: Sequence[Piece] = ()
+        self._left: list[Subscription] = []  # the members that have not got `_pieces` yet
+        self._is_quiet = True
+        self._loop = asyncio.get_running_loop()
+        self._next_at = 0.0
+        self._timer = self._loop.call_later(QUIET_S, self._remind)
+
+    def take(self, events: Iterable[Published]) -> None:
+        for event in events:
+            key = event.job_id if event.seq is None else event.seq
+            self._pending.pop(key, None)  # the newer progress also comes later
+            self._pending[key] = (event.seq, event.type, event.body)
+        if self._is_quiet and self._pending:
+            self._tell()
+
+    def close(self) -> None:
+        """Tell what waits, and end every listener."""
+        self._timer.cancel()
+        self._push_all()
+        self._tell()
+        self._push_all()
+        for member in list(self.members):
+            member.close()
+
+    def dissolve(self) -> None:
+        """Nobody listens any more."""
+        self._timer.cancel()
+
+    def _tell(self) -> None:
+        self._is_quiet = False
+        pieces = list(in_pieces(self._pending.values(), self._told, self._hub.head))
+        self._told = self._hub.head
+        self._pending.clear()
+        self._begin(pieces, TICK_S)
+
+    def _tick(self) -> None:
+        if self._pending:
+            self._tell()
+        else:
+            self._is_quiet = True
+            self._timer = self._loop.call_later(QUIET_S, self._remind)
+
+    def _remind(self) -> None:
+        self._is_quiet = False
+        self._begin([Piece((), self._told, self._hub.head)], 0)
+
+    def _begin(self, pieces: Sequence[Piece], pause_s: float) -> None:
+        """Push pieces to every member, and tick when that is done, but not before the pause is over."""
+        self._timer.cancel()
+        self._pieces, self._left = pieces, list(self.members)
+        self._next_at = self._loop.time() + pause_s
+        self._push_some()
+
+    def _push_some(self) -> None:
+        """To a part of the members: what else the process does, such as recording, takes its turn in between."""
+        part, self._left = self._left[:AT_ONCE], self._left[AT_ONCE:]
+        for member in part:
+            for piece in self._pieces:
+                member.push(piece)
+        if self._left:
+            self._timer = self._loop.call_later(0, self._push_some)
+        else:
+            self._timer = self._loop.call_at(self._next_at, self._tick)
+
+    def _push_all(self) -> None:
+        while self._left:
+            self._push_some()
+        self._timer.cancel()
 
 
 class Hub:
@@ -92,23 +212,28 @@ class Hub:
 
     def __init__(self) -> None:
         self.closing = asyncio.Event()
-        self._subscriptions: dict[tuple[str | None, Types], set[Subscription]] = {}
+        self.head = 0
+        """The newest event that was handed out."""
+        self._groups: dict[Interest, Group] = {}
         self._expected: dict[str, set[asyncio.Future[JobRecord]]] = {}
 
     def subscribe(self, job_id: str | None = None, types: Types = None) -> Subscription:
-        """Events of one job or of all, of these types or of all, from now on."""
+        """Events of one job or of all, of these types or of all, from now on; maybe some from just before, too."""
         subscription = Subscription(self, (job_id, types))
         if self.closing.is_set():
             subscription.close()
         else:
-            self._subscriptions.setdefault(subscription.key, set()).add(subscription)
+            if subscription.interest not in self._groups:
+                self._groups[subscription.interest] = Group(self)
+            self._groups[subscription.interest].members.add(subscription)
         return subscription
 
     def forget(self, subscription: Subscription) -> None:
-        group = self._subscriptions.get(subscription.key, set())
-        group.discard(subscription)
-        if not group:
-            self._subscriptions.pop(subscription.key, None)
+        group = self._groups.get(subscription.interest)
+        if group is not None:
+            group.members.discard(subscription)
+            if not group.members:
+                self._groups.pop(subscription.interest).dissolve()
 
     def expect(self, job_id: str) -> "asyncio.Future[JobRecord]":
         """The job's record at its end; cancel the future to stop waiting. Call it before the job can end."""
@@ -122,12 +247,10 @@ class Hub:
         by_job: dict[str, list[Published]] = {}
         for event in events:
             by_job.setdefault(event.job_id, []).append(event)
-        for (job_id, types), group in list(self._subscriptions.items()):
+            self.head = event.seq or self.head
+        for (job_id, types), group in list(self._groups.items()):
             about = events if job_id is None else by_job.get(job_id, [])
-            wanted = [event for event in about if types is None or event.type in types]
-            if wanted:
-                for subscription in list(group):
-                    subscription.push(wanted)
+            group.take(event for event in about if types is None or event.type in types)
         for record in ended:
             for future in list(self._expected.get(record.job_id, ())):
                 if not future.done():
@@ -136,9 +259,8 @@ class Hub:
     def close(self) -> None:
         """The service ends: end every subscription; whoever waits for a job watches `closing`."""
         self.closing.set()
-        for group in list(self._subscriptions.values()):
-            for subscription in list(group):
-                subscription.close()
+        for group in list(self._groups.values()):
+            group.close()
 
     def _expect_no_more(self, job_id: str, future: "asyncio.Future[JobRecord]") -> None:
         futures = self._expected.get(job_id, set())

@@ -143,7 +143,7 @@ class Ledger:
 
     async def open(self) -> None:
         """Load the live jobs and begin to write."""
-        self._head = await self._store.head_seq()
+        self._head = self._hub.head = await self._store.head_seq()
         self._live = {record.job_id: record for record in await self._store.live_jobs()}
         self._writer = asyncio.create_task(self._write_forever(), name="ledger")
 

@@ -83,7 +83,7 @@ def configure(app: Litestar, settings: Settings) -> Server:
 def _serve(settings: Settings) -> int:
     server = configure(create_app(settings), settings)
     log.info("service.starting", host=settings.host, port=settings.port, data_root=str(settings.data_folder))
-    server.run()  # not asyncio.run(server.serve()): this one takes uvloop's loop
+    server.run()  # on uvloop, which asyncio.run would not take
     return 0 if server.started else 1
 
 

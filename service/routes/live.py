@@ -22,8 +22,8 @@ from jobs.errors import InvalidInput, UnknownJob
 from jobs.frames import ServerFrame
 from jobs.lifecycle import TERMINAL, TRANSITIONS
 from service.cursors import After, EventTypes, LastEventId, types_of
-from service.feed import Feed, Gap, Piece, with_silences
-from service.hub import Hub, Types
+from service.feed import Feed, Gap
+from service.hub import Hub, Piece, Types
 from service.problems import documented
 from service.recorder import Recorder
 from service.store import Store
@@ -122,13 +122,13 @@ async def event_stream(
 async def _stream(feed: Feed, wanted: Types, recorder: Recorder) -> AsyncIterator[bytes]:
     """Ends with the feed's job; `wanted` are the types it tells."""
     yield b"retry: 2000\n\n"
-    async for said in with_silences(feed.follow()):
-        if said is None:
-            yield b": still here\n\n"
-        elif isinstance(said, Gap):
+    async for said in feed.follow():
+        if isinstance(said, Gap):
             yield b"event: reset\ndata: " + frames.encode(_reset(said, feed.job_id)) + b"\n\n"
-        else:
+        elif said.items:
             yield b"".join(_encode(seq, kind, body, wanted) for seq, kind, body in said.items)
+        else:
+            yield b": still here\n\n"
         if feed.job_id is not None and await _is_told(feed.job_id, feed, recorder):
             return
 
@@ -145,12 +145,32 @@ def _encode(seq: int | None, kind: str, body: bytes, wanted: Types) -> bytes:
     return number + (b"data: " + body + b"\n\n" if wanted is None or kind in wanted else b"\n")
 
 
+class _Sends:
+    """The sends of a conversation: whether one of them goes nowhere. A timeout around each cost a third of it all."""
+
+    def __init__(self, socket: AnySocket) -> None:
+        self._socket = socket
+        self._begun = self._ended = self._seen = 0
+
+    async def text(self, text: str) -> None:
+        self._begun += 1
+        await self._socket.send_text(text)
+        self._ended += 1
+
+    def is_stuck(self) -> bool:
+        """Whether the one under way was so already when this was asked last."""
+        seen, self._seen = self._seen, self._begun
+        return self._ended < self._begun == seen
+
+
 async def _converse(socket: AnySocket, welcome: ServerFrame, feed: Feed) -> None:
     """Tell and listen side by side: a handler that only tells never notices that its client has left."""
-    telling = asyncio.ensure_future(_tell(socket, welcome, feed))
+    sends = _Sends(socket)
+    telling = asyncio.ensure_future(_tell(sends, welcome, feed))
     listening = asyncio.ensure_future(_listen(socket))
     try:
-        await asyncio.wait({telling, listening}, return_when=asyncio.FIRST_COMPLETED)
+        while not telling.done() and not listening.done() and not sends.is_stuck():
+            await asyncio.wait({telling, listening}, timeout=SEND_WITHIN_S, return_when=asyncio.FIRST_COMPLETED)
         await _part(socket, telling, listening)
     finally:
         telling.cancel()
@@ -158,17 +178,11 @@ async def _converse(socket: AnySocket, welcome: ServerFrame, feed: Feed) -> None
         await asyncio.gather(telling, listening, return_exceptions=True)
 
 
-async def _tell(socket: AnySocket, welcome: ServerFrame, feed: Feed) -> None:
-    """Ends when the hub closes.
-
-    Raises:
-        TimeoutError: the client does not take what it is sent.
-        OSError, WebSocketDisconnect: it has left.
-    """
-    await _send(socket, welcome)
-    async for said in with_silences(feed.follow()):
-        async with asyncio.timeout(SEND_WITHIN_S):
-            await _send(socket, _frame(said, feed))
+async def _tell(sends: _Sends, welcome: ServerFrame, feed: Feed) -> None:
+    """Ends when the hub closes. Raises OSError or WebSocketDisconnect when the client has left."""
+    await sends.text(frames.encode(welcome).decode())
+    async for said in feed.follow():
+        await sends.text(said.frame if isinstance(said, Piece) else frames.encode(_reset(said, feed.job_id)).decode())
 
 
 async def _listen(socket: AnySocket) -> None:
@@ -190,11 +204,12 @@ async def _part(socket: AnySocket, telling: asyncio.Future[None], listening: asy
     if listening.done():
         message = "The one frame a client may send is its token."
         await _end(socket, frames.CLOSE_BAD_FRAME, frames.Problem(code="bad_frame", message=message))
+    elif not telling.done():  # and neither is what it sends: the client takes nothing
+        telling.cancel()
+        await _end(socket, frames.CLOSE_SLOW)
     elif telling.exception() is None:
         farewell = frames.Bye(code="restarting", retry_after_s=COME_BACK_AFTER_S)
         await _end(socket, frames.CLOSE_RESTARTING, farewell)
-    elif isinstance(telling.exception(), TimeoutError):
-        await _end(socket, frames.CLOSE_SLOW)
     elif not isinstance(telling.exception(), (OSError, WebSocketDisconnect)):
         telling.result()
 
@@ -210,15 +225,6 @@ async def _end(socket: AnySocket, code: int, last: ServerFrame | None = None) ->
 
 async def _send(socket: AnySocket, frame: ServerFrame) -> None:
     await socket.send_text(frames.encode(frame).decode())
-
-
-def _frame(said: Piece | Gap | None, feed: Feed) -> ServerFrame:
-    if said is None:
-        return frames.Bookmark(seq=feed.position)
-    if isinstance(said, Gap):
-        return _reset(said, feed.job_id)
-    numbered = tuple(frames.Numbered(event=msgspec.Raw(body), seq=seq) for seq, _, body in said.items)
-    return frames.Events(events=numbered, from_seq=said.from_seq, to_seq=said.to_seq)
 
 
 def _reset(gap: Gap, job_id: str | None) -> frames.Reset:

@@ -3,26 +3,31 @@
 import asyncio
 
 from jobs.events import JobCancelled
-from service.hub import QUEUE_BYTES, Hub, Published
+from service import hub as fan_out
+from service.hub import QUEUE_BYTES, Hub, Piece, Published
 
 
 def _event(seq: int | None, job_id: str = "job_a", name: str = "metrics.logged", body: bytes = b"{}") -> Published:
     return Published(seq, job_id, name, body)
 
 
+def _seqs(piece: Piece) -> list[int]:
+    return [seq for seq, _, _ in piece.items]
+
+
 async def test_a_listener_hears_its_job_only_and_in_order():
     hub = Hub()
     with hub.subscribe("job_a") as news, hub.subscribe() as everything:
         hub.publish([_event(1), _event(2, "job_b"), _event(3)])
-        assert [seq for seq, _, _ in await anext(news)] == [1, 3]
-        assert [seq for seq, _, _ in await anext(everything)] == [1, 2, 3]
+        assert _seqs(await anext(news)) == [1, 3]
+        assert _seqs(await anext(everything)) == [1, 2, 3]
 
 
 async def test_a_listener_hears_the_types_it_asked_for():
     hub = Hub()
     with hub.subscribe("job_a", frozenset({"job.started"})) as news:
         hub.publish([_event(1), _event(2, name="job.started")])
-        assert [name for _, name, _ in await anext(news)] == ["job.started"]
+        assert [name for _, name, _ in (await anext(news)).items] == ["job.started"]
 
 
 async def test_a_listener_waits_until_something_comes():
@@ -32,16 +37,62 @@ async def test_a_listener_waits_until_something_comes():
         await asyncio.sleep(0)
         assert not waiting.done()
         hub.publish([_event(1)])
-        assert await waiting == [(1, "metrics.logged", b"{}")]
+        assert (await waiting).items == [(1, "metrics.logged", b"{}")]
 
 
-async def test_of_progress_only_the_newest_waits():
+async def test_who_was_quiet_hears_at_once_and_then_what_a_tick_brings_together(monkeypatch):
+    monkeypatch.setattr(fan_out, "TICK_S", 0.2)
     hub = Hub()
     with hub.subscribe("job_a") as news:
-        for step in (b"1", b"2", b"3"):
-            hub.publish([_event(None, name="job.progressed", body=step)])
+        for seq in range(1, 5):
+            hub.publish([_event(seq)])
+        async with asyncio.timeout(0.1):
+            assert _seqs(await anext(news)) == [1]
+        assert _seqs(await anext(news)) == [2, 3, 4]
+        await asyncio.sleep(0.3)
+        hub.publish([_event(5)])
+        async with asyncio.timeout(0.1):
+            assert _seqs(await anext(news)) == [5]
+
+
+async def test_those_who_listen_to_the_same_share_one_encoded_piece():
+    hub = Hub()
+    with hub.subscribe("job_a") as first, hub.subscribe("job_a") as second:
+        hub.publish([_event(1), _event(2, "job_b")])
+        piece = await anext(first)
+        assert piece is await anext(second)
+        assert piece.frame is piece.frame
+        assert (piece.from_seq, piece.to_seq) == (0, 2)
+
+
+async def test_pieces_follow_one_another_and_none_is_larger_than_clients_take(monkeypatch):
+    monkeypatch.setattr(fan_out, "PIECE_BYTES", 10)
+    hub = Hub()
+    with hub.subscribe("job_a") as news:
+        hub.publish([_event(seq, "job_a" if seq % 2 else "job_b", body=b"12345") for seq in range(1, 11)])
+        pieces = [await anext(news) for _ in range(3)]
+    assert [_seqs(piece) for piece in pieces] == [[1, 3], [5, 7], [9]]
+    assert [(piece.from_seq, piece.to_seq) for piece in pieces] == [(0, 3), (3, 7), (7, 10)]
+
+
+async def test_of_progress_only_the_newest_of_a_tick_is_told_and_in_its_place():
+    hub = Hub()
+    with hub.subscribe("job_a") as news:
         hub.publish([_event(1)])
-        assert await anext(news) == [(1, "metrics.logged", b"{}"), (None, "job.progressed", b"3")]
+        for seq, step in enumerate((b"1", b"2", b"3"), 2):
+            hub.publish([_event(None, name="job.progressed", body=step)])
+            hub.publish([_event(seq)])
+        await anext(news)
+        assert [seq or body for seq, _, body in (await anext(news)).items] == [2, 3, b"3", 4]
+
+
+async def test_who_hears_nothing_for_long_is_told_how_far_it_is_fresh(monkeypatch):
+    monkeypatch.setattr(fan_out, "QUIET_S", 0.05)
+    hub = Hub()
+    with hub.subscribe("job_a") as news:
+        hub.publish([_event(7, "job_b")])
+        piece = await anext(news)
+    assert (piece.items, piece.to_seq) == ((), 7)
 
 
 async def test_a_slow_listener_is_let_go_and_told_and_the_others_are_not_disturbed():
@@ -49,36 +100,29 @@ async def test_a_slow_listener_is_let_go_and_told_and_the_others_are_not_disturb
     with hub.subscribe("job_a") as slow, hub.subscribe("job_a") as quick:
         for seq in range(1, 4):
             hub.publish([_event(seq, body=b"x" * (QUEUE_BYTES // 2))])
-            assert [got for got, _, _ in await anext(quick)] == [seq]
+            assert _seqs(await anext(quick)) == [seq]
         assert slow.lagging
-        assert [batch async for batch in slow] == []
+        assert [piece async for piece in slow] == []
         assert not quick.lagging
-
-
-async def test_progress_of_any_amount_never_fills_a_queue():
-    hub = Hub()
-    with hub.subscribe() as news:
-        for _ in range(3):
-            hub.publish([_event(None, name="job.progressed", body=b"x" * QUEUE_BYTES)])
-        assert not news.lagging
 
 
 async def test_a_closed_hub_ends_every_listener_after_what_it_already_had():
     hub = Hub()
     news, idle = hub.subscribe("job_a"), hub.subscribe()
     hub.publish([_event(1)])
+    hub.publish([_event(2)])  # waits for the tick
     hub.close()
-    assert [len(batch) async for batch in news] == [1]
-    assert [len(batch) async for batch in idle] == [1]
+    assert [_seqs(piece) async for piece in news] == [[1], [2]]
+    assert [_seqs(piece) async for piece in idle] == [[1], [2]]
     assert hub.closing.is_set()
-    assert [batch async for batch in hub.subscribe()] == []
+    assert [piece async for piece in hub.subscribe()] == []
 
 
 async def test_a_listener_that_left_is_forgotten():
     hub = Hub()
     with hub.subscribe("job_a"):
         pass
-    assert not hub._subscriptions
+    assert not hub._groups
 
 
 async def test_who_expects_an_end_gets_the_record_once_it_ends(ledger, history):

@@ -209,7 +209,7 @@ async def test_progress_is_shown_and_not_stored(quiet, history):
     await quiet.recorder.record([job.submitted(), *job.started()])
     with quiet.hub.subscribe("job_a") as news:
         await _publish(quiet, job.event(events.JobProgressed, step=3, total_steps=9, fraction=0.3))
-        ((seq, name, _),) = await anext(news)
+        ((seq, name, _),) = (await anext(news)).items
     assert (seq, name) == (None, "job.progressed")
     assert (quiet.recorder.live["job_a"].step, quiet.recorder.live["job_a"].fraction) == (3, 0.3)
     assert await quiet.store.event_count("job_a") == 3

@@ -14,7 +14,7 @@ from websockets.sync.client import connect
 from jobs import events, frames
 from jobs.lifecycle import Status
 from jobs.specs import Kind
-from service import feed
+from service import feed, hub
 from service.routes import live
 
 
@@ -146,7 +146,7 @@ def test_a_slow_listener_goes_on_from_the_store_without_a_gap(house, http, datas
 
 
 def test_a_quiet_socket_gets_bookmarks(house, http, trained, monkeypatch) -> None:
-    monkeypatch.setattr(feed, "QUIET_S", 0.05)
+    monkeypatch.setattr(hub, "QUIET_S", 0.05)
     last = http.get(f"/api/jobs/{trained}").json()["last_seq"]
     with _socket(house, trained) as socket:
         while (frame := _frame(socket))["frame"] != "bookmark":
@@ -262,7 +262,7 @@ def test_a_client_that_takes_nothing_is_dropped_without_delaying_others(house, h
 
 
 def test_a_departed_stream_frees_its_place(house, http) -> None:
-    listeners, mine = house.app.state.hub._subscriptions, (None, frozenset({"nobody.says"}))
+    listeners, mine = house.app.state.hub._groups, (None, frozenset({"nobody.says"}))
     with http.stream("GET", "/api/events?types=nobody.says") as answer:
         lines = answer.iter_lines()  # kept: an iterator that is dropped closes the connection
         assert next(lines) == "retry: 2000"
@@ -339,7 +339,7 @@ def test_a_stream_that_was_told_to_load_a_snapshot_ends_as_well(http, trained, m
 
 
 def test_a_quiet_stream_gets_comments(http, trained, monkeypatch) -> None:
-    monkeypatch.setattr(feed, "QUIET_S", 0.05)
+    monkeypatch.setattr(hub, "QUIET_S", 0.05)
     with http.stream("GET", "/api/events?types=none.such") as answer:
         assert answer.headers["content-type"].startswith("text/event-stream")
         assert next(line for line in answer.iter_lines() if line.startswith(":"))
