@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 import aiosqlite
 import msgspec
 
+from jobs.results import ValidateResult
 from jobs.specs import ConvertSpec, ExportSpec, Kind, SplitSpec, ValidateSpec
 from service.queries import Queries, Series, SortBy
 from service.records import JobRecord
@@ -84,7 +85,7 @@ class Store(Queries):
         self._writer = writer
         self._thread = thread
         self._opened = opened
-        self._validations: dict[str, bool | None] = {}
+        self._validations: dict[str, ValidateResult | None] = {}
 
     @classmethod
     async def open(cls, path: Path) -> "Store":
@@ -114,7 +115,7 @@ class Store(Queries):
         await _in(self._thread, self._run, lambda: [(sql, rows) for sql in _DELETE_JOB])
         self._validations = {}
 
-    async def last_validation(self, name: str) -> bool | None:
+    async def last_validation(self, name: str) -> ValidateResult | None:
         """As in `Queries`, remembered until a job that makes or judges datasets ends or is forgotten."""
         remembered = self._validations  # replaced, never cleared: an answer from before a change goes with the old one
         if name not in remembered:
