@@ -4,7 +4,7 @@ from jobs import errors
 from jobs.errors import FailureReason, TrainingError
 from service import problems
 
-NEVER_ANSWERED = {errors.Misconfigured, errors.RemoteProblem, errors.Unreachable}
+NEVER_ANSWERED = {errors.Misconfigured, errors.NotCompleted, errors.RemoteProblem, errors.Unreachable}
 
 
 def _all(kind: type[TrainingError]) -> set[type[TrainingError]]:
