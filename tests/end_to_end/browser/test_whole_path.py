@@ -1,6 +1,7 @@
 """What a person does with the page, from an export on their disk to a model on their disk."""
 
 import re
+import time
 import zipfile
 
 from playwright.sync_api import Page, expect
@@ -8,9 +9,8 @@ from playwright.sync_api import Page, expect
 WARM_WITHIN_MS = 90_000  # the runner may still be importing when the first job comes
 
 
-def points(page: Page, chart: str = "Loss") -> int:
-    """How many points stand in a chart."""
-    return int(page.locator(f'line-chart[label="{chart}"]').get_attribute("data-points") or 0)
+def loss(page: Page):
+    return page.locator('line-chart[label="Loss"]')
 
 
 def job_of(page: Page) -> str:
@@ -18,10 +18,21 @@ def job_of(page: Page) -> str:
 
 
 def until_it_grows(page: Page, beyond: int) -> int:
-    page.wait_for_function(
-        "least => Number(document.querySelector('line-chart[label=Loss]')?.dataset.points ?? 0) > least", arg=beyond
-    )
-    return points(page)
+    """Wait until more points stand in the plot of the loss; how many those are."""
+    deadline = time.monotonic() + WARM_WITHIN_MS / 1000
+    while time.monotonic() < deadline:
+        points = int(loss(page).get_attribute("data-points") or 0)
+        if points > beyond:
+            return points
+        page.wait_for_timeout(100)
+    raise AssertionError(f"the plot did not grow beyond {beyond} points")
+
+
+def expect_every_point(page: Page, house, job_id: str) -> None:
+    """The plot of the loss has as many points as the service has values."""
+    history = house.client.get(f"/api/experiments/{job_id}/metrics")["metrics"]
+    values = sum(value is not None for name in ("train_loss", "eval_loss") for value in history[name])
+    expect(loss(page)).to_have_attribute("data-points", str(values))
 
 
 def test_from_an_export_to_a_downloaded_model(page, house, sample_zip, tmp_path) -> None:
@@ -69,11 +80,9 @@ def watch_it_grow(page: Page, house, job_id: str) -> None:
     grown = until_it_grows(page, beyond=2)
     until_it_grows(page, beyond=grown)
     expect(page.locator("main")).to_contain_text("completed")
-    history = house.client.get(f"/api/experiments/{job_id}/metrics")["metrics"]
-    logged = sum(value is not None for name in ("train_loss", "eval_loss") for value in history[name])
-    page.wait_for_function(f"document.querySelector('line-chart[label=Loss]').dataset.points == {logged}")
+    expect_every_point(page, house, job_id)
     page.reload()
-    page.wait_for_function(f"document.querySelector('line-chart[label=Loss]')?.dataset.points == {logged}")
+    expect_every_point(page, house, job_id)
 
 
 def cancel(page: Page, house, job_id: str) -> None:
@@ -121,9 +130,7 @@ def test_a_second_device_sees_the_same_curve(page, open_context, watch, house, c
     other = watch.page(open_context(viewport={"width": 390, "height": 844}).new_page())
     other.goto(f"/ui/#/job/{job_id}")
     assert house.end_of(job_id)["status"] == "completed"
-    history = house.client.get(f"/api/experiments/{job_id}/metrics")["metrics"]
-    logged = sum(value is not None for name in ("train_loss", "eval_loss") for value in history[name])
     for each in (page, other):
-        each.wait_for_function(f"document.querySelector('line-chart[label=Loss]').dataset.points == {logged}")
+        expect_every_point(each, house, job_id)
     page.reload()
-    page.wait_for_function(f"document.querySelector('line-chart[label=Loss]')?.dataset.points == {logged}")
+    expect_every_point(page, house, job_id)
