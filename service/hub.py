@@ -198,7 +198,7 @@ class Group:
                 member.push(piece)
         if self._left:
             self._timer = self._loop.call_later(0, self._push_some)
-        else:
+        elif self.members:  # the last one may have been let go just now
             self._timer = self._loop.call_at(self._next_at, self._tick)
 
     def _push_all(self) -> None:

@@ -106,6 +106,27 @@ async def test_a_slow_listener_is_let_go_and_told_and_the_others_are_not_disturb
         assert not quick.lagging
 
 
+async def test_a_group_ends_with_its_last_listener_also_when_that_was_too_slow():
+    hub = Hub()
+    with hub.subscribe("job_a") as slow:
+        (group,) = hub._groups.values()
+        hub.publish([_event(1, body=b"x" * (QUEUE_BYTES + 1))])
+        assert slow.lagging
+        assert not hub._groups
+        assert group._timer.cancelled()
+
+
+async def test_listeners_are_woken_in_parts_and_each_hears_all_in_order(monkeypatch):
+    monkeypatch.setattr(fan_out, "AT_ONCE", 2)
+    hub = Hub()
+    news = [hub.subscribe("job_a") for _ in range(5)]
+    hub.publish([_event(1)])
+    assert sum(bool(each._waiting) for each in news) == 2
+    hub.publish([_event(2)])
+    assert [(_seqs(await anext(each)), _seqs(await anext(each))) for each in news] == [([1], [2])] * 5
+    hub.close()
+
+
 async def test_a_closed_hub_ends_every_listener_after_what_it_already_had():
     hub = Hub()
     news, idle = hub.subscribe("job_a"), hub.subscribe()
