@@ -74,7 +74,7 @@ def run() -> Report:
         listing_ms = _listing_ms(served)
     pending = sum(borne.load.requests for borne in ours.starts)
     start, status = _ratio(ours.starts, twin.starts), _ratio(ours.statuses, twin.statuses)
-    kept_up = ours.starts[-1].load.rate / ours.starts[0].load.rate
+    kept_up = ours.starts[0].cpu_us / ours.starts[-1].cpu_us
     return Report(
         claim=CLAIM,
         setup=f"{wrk.CONNECTIONS} connections of wrk, {ROUNDS} rounds of {ROUND_S} s a route and server in turn, "
@@ -93,7 +93,7 @@ def run() -> Report:
         aims=[
             at_least("start against the twin", start, 0.6),
             at_least("status against the twin", status, 1.2),
-            at_least(f"start with {pending:,} jobs pending against an empty queue", kept_up, 0.8),
+            at_least(f"processor time of a start: empty queue against {pending:,} jobs pending", kept_up, 0.8),
         ],
     )
 
