@@ -5,7 +5,6 @@
 // too much was missed, the snapshot is loaded anew.
 
 import { session, socketAddress } from "./api.js";
-import { say } from "./notices.js";
 
 const SILENCE_MS = 40_000; // the service bookmarks every 15 s: after this long the connection is dead
 const FIRST_WAIT_MS = 500;
@@ -153,17 +152,4 @@ function publish() {
   const worst = WORST_FIRST.find((name) => states.some((state) => state.name === name));
   connection.state = states.find((state) => state.name === worst) ?? { name: "idle" };
   connection.dispatchEvent(new Event("change"));
-}
-
-// → run(), which does the work once for a burst of calls; run.stop() forgets what is due.
-export function gather(work, wait = 200) {
-  let due;
-  const run = () => {
-    due ??= setTimeout(() => {
-      due = undefined;
-      work().catch((error) => say(error.message, "bad"));
-    }, wait);
-  };
-  run.stop = () => clearTimeout(due);
-  return run;
 }

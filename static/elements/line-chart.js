@@ -5,7 +5,7 @@
 // `smooth: false` leaves it as it is. The chart redraws at most once a frame; after it, `dataset.points` says how many points stand there and "painted" is fired.
 
 import { h, replace, setText, svg } from "../dom.js";
-import { evenly, extentOf, smoothed, sumOf, tableOf } from "../downsample.js";
+import { evenly, extentOf, smoothed, sumOf, tableOf } from "./downsample.js";
 import { number, plural } from "../format.js";
 
 const HEIGHT = 240;

@@ -4,10 +4,11 @@ import * as api from "../api.js";
 import { h, replace, setText } from "../dom.js";
 import { plural } from "../format.js";
 import { listKeys } from "../keyboard.js";
-import { follow, gather } from "../live.js";
-import { classBars, datasetAddress, splitBar, validationBadge } from "../elements/dataset-parts.js";
-import { reportLink, splitButton, useLink, validateButton } from "../elements/dataset-actions.js";
-import { prepare } from "../elements/prepare.js";
+import { gather } from "../gather.js";
+import { follow } from "../live.js";
+import { classBars, datasetAddress, splitBar, validationBadge } from "../parts/dataset-parts.js";
+import { reportLink, splitButton, useLink, validateButton } from "../parts/dataset-actions.js";
+import { prepare } from "../parts/prepare.js";
 import "../elements/time-ago.js";
 import { renderDataset } from "./dataset.js";
 

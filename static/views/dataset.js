@@ -3,9 +3,10 @@
 import * as api from "../api.js";
 import { h, replace } from "../dom.js";
 import { moment, number, percent, plural } from "../format.js";
-import { follow, gather } from "../live.js";
-import { datasetAddress, findingsList, PARTS, splitBar, validationBadge } from "../elements/dataset-parts.js";
-import { reportLink, splitButton, useLink, validateButton } from "../elements/dataset-actions.js";
+import { gather } from "../gather.js";
+import { follow } from "../live.js";
+import { datasetAddress, findingsList, PARTS, splitBar, validationBadge } from "../parts/dataset-parts.js";
+import { reportLink, splitButton, useLink, validateButton } from "../parts/dataset-actions.js";
 
 const ENDS = ["job.completed", "job.failed", "job.cancelled"];
 

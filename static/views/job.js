@@ -1,6 +1,6 @@
 // One job, live: how it stands, what can be done with it, and by its kind the parts that show its work.
 //
-// Table of contents: the parts are in parts/ (curves, answers, history, log, tables, results). Each is a function that
+// The parts are in parts/ (plots, answers, history, log, tables, results). Each is a function that
 // gives `{ element, load?, hear?, update?, stop? }`: `load` takes the past events, `hear` an event, `update` the job.
 
 import * as api from "../api.js";
@@ -9,7 +9,7 @@ import { duration, moment, number, secondsBetween } from "../format.js";
 import { follow } from "../live.js";
 import { attempt, confirm, say } from "../notices.js";
 import { samples } from "../parts/answers.js";
-import { curves } from "../parts/curves.js";
+import { plots } from "../parts/plots.js";
 import { history, TYPES as HISTORY } from "../parts/history.js";
 import { logTail } from "../parts/log.js";
 import { resultOf } from "../parts/results.js";
@@ -123,7 +123,7 @@ function partsOf(job, params) {
   const printed = logTail(job, params);
   const past = history();
   if (job.kind !== "finetune") return [result(), past, specOf(job), printed];
-  const first = [result(), curves(job, params)];
+  const first = [result(), plots(job, params)];
   if (isLive(job)) first.reverse(); // so that the curves do not jump when the result comes
   return [...first, samples(params), past, checkpoints(), configuration(job.spec.config), printed];
 }

@@ -7,11 +7,12 @@ import * as api from "../api.js";
 import { h, replace, setText } from "../dom.js";
 import { number, plural } from "../format.js";
 import { keys } from "../keyboard.js";
-import { follow, gather } from "../live.js";
+import { gather } from "../gather.js";
+import { follow } from "../live.js";
 import { attempt, say } from "../notices.js";
 import { titleOf } from "../words.js";
-import { datasetAddress, splitBar, validationBadge } from "../elements/dataset-parts.js";
-import { schemaForm } from "../elements/schema-form.js";
+import { datasetAddress, splitBar, validationBadge } from "../parts/dataset-parts.js";
+import { schemaForm } from "../parts/schema-form.js";
 
 export const title = "New training";
 
