@@ -4,7 +4,8 @@ Each prints ratios against a named baseline that runs in the same minute on the 
 laptop means the same as one from a fast server. Nothing here is asserted by the tests.
 
 Read in this order: `report` (what a benchmark gives) · `programs` (the real service, as a process) · `wrk` (load) ·
-`document` (writes docs/benchmarks.md) · then the claims: `rest` (its baseline is `twin`) · `start` (`fresh`).
+`document` (writes docs/benchmarks.md) · then the claims: `rest` (its baseline is `twin`) · `start` (`fresh`) ·
+`live` (`channels`; its `source` says, its `listeners` hear) · `paint`.
 
 A benchmark is a module with a sentence `CLAIM` and a function `run() -> Report`, named in `__main__`.
 """

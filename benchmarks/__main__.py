@@ -6,10 +6,10 @@ A full run takes about ten minutes. Let nothing else run meanwhile.
 import argparse
 from types import ModuleType
 
-from benchmarks import document, rest, start
+from benchmarks import document, live, paint, rest, start
 from benchmarks.report import Report
 
-BENCHMARKS: dict[str, ModuleType] = {"rest": rest, "start": start}
+BENCHMARKS: dict[str, ModuleType] = {"rest": rest, "start": start, "live": live, "paint": paint}
 
 
 def main() -> None:

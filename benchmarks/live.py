@@ -89,7 +89,7 @@ async def _measure(load: Load) -> tuple[Measured, Measured]:
     with programs.service() as served:
         url = redis_server.address(Settings(data_root=str(served.root)))
         async with Source(url, load.jobs) as source:
-            job_ids = await asyncio.to_thread(_start_jobs, served, load.jobs)
+            job_ids = await asyncio.to_thread(start_jobs, served, load.jobs)
             await source.all_started()
             path = f"/api/train/{job_ids[0]}/ws" if load.jobs == 1 else "/api/ws"
             ours = await _tell(served, path, load, source, source.bus.publish)
@@ -105,7 +105,7 @@ async def _measure(load: Load) -> tuple[Measured, Measured]:
                 return ours, await _tell(baseline, f"/{channels.CHANNEL}", load, source, publish)
 
 
-def _start_jobs(served: Served, count: int) -> list[str]:
+def start_jobs(served: Served, count: int) -> list[str]:
     """Trainings that the source will be given."""
     dataset = served.root / "datasets" / "made" / "train.jsonl"
     dataset.parent.mkdir(parents=True)
