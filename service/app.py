@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from litestar import Litestar, Router
+from litestar.config.compression import CompressionConfig
 from litestar.datastructures import State
 from litestar.di import Provide
 from litestar.openapi.config import OpenAPIConfig
@@ -50,6 +51,7 @@ def create_app(settings: Settings) -> Litestar:
         exception_handlers=problems.HANDLERS,
         request_max_body_size=bodies.JSON_MAX_BYTES,
         openapi_config=_openapi(),
+        compression_config=_only_pages_compressed(),
         logging_config=None,
     )
     app.asgi_handler = Access(app.asgi_handler, settings)  # around the routing: 401 comes before 404
@@ -99,6 +101,11 @@ def _from_state(name: str) -> Provide:
         return state[name]
 
     return Provide(provide, sync_to_thread=False)
+
+
+def _only_pages_compressed() -> CompressionConfig:
+    """Scripts, styles and the schema: the API answers are small, its streams must not wait, its archives are packed."""
+    return CompressionConfig(backend="gzip", gzip_compress_level=6, exclude=["^/api", "^/health"])
 
 
 def _openapi() -> OpenAPIConfig:

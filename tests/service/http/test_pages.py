@@ -126,3 +126,13 @@ def _first_line(house, path: str) -> bytes:
     with socket.create_connection((host, int(port)), timeout=5) as connection:
         connection.sendall(f"GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n".encode())
         return b"".join(iter(lambda: connection.recv(65536), b"")).splitlines()[0]
+
+
+def test_scripts_travel_compressed_and_answers_of_the_api_do_not(http) -> None:
+    wanted = {"accept-encoding": "gzip"}
+    script = http.get("/ui/app.js", headers=wanted)
+    assert script.headers["content-encoding"] == "gzip"
+    assert script.headers["vary"] == "Accept-Encoding"
+    assert int(script.headers["content-length"]) < len(script.content)
+    assert "content-encoding" not in http.get("/api/jobs", headers=wanted).headers
+    assert "content-encoding" not in http.get("/api/training/train/presets", headers=wanted).headers
