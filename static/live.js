@@ -58,6 +58,7 @@ class Follower {
     clearTimeout(this.watchdog);
     const { socket } = this;
     this.socket = null;
+    this.waiting = null; // a snapshot that is still loading hands nothing to a view that was left
     socket?.close();
   }
 

@@ -1,0 +1,164 @@
+"""Every page as people meet it: readable, usable by keyboard, on a phone, in the dark, without the plotting library."""
+
+from pathlib import Path
+
+import axe_playwright_python
+import pytest
+from playwright.sync_api import Page, expect
+
+AXE = (Path(axe_playwright_python.__file__).parent / "axe.min.js").read_text()
+PAGES = ("jobs", "job", "train", "data", "dataset", "experiments", "compare", "exports")
+SERIOUS = ("serious", "critical")
+
+
+@pytest.fixture(scope="package")
+def addresses(house, config) -> dict[str, str]:
+    """The address of each page, with work to show on it."""
+    ids = [
+        house.run({"kind": "finetune", "config": config | {"learning_rate": rate}, "experiment_name": f"rate {rate}"})
+        for rate in (1e-3, 1e-4)
+    ]
+    first, second = (job["job_id"] for job in ids)
+    house.run({"kind": "validate", "data_path": "datasets/shared/llava"})
+    house.run({"kind": "export", "job_id": first, "export_format": "lora_adapter"})
+    return {
+        "jobs": "/ui/#/jobs",
+        "job": f"/ui/#/job/{first}",
+        "train": "/ui/#/train?preset=demo",
+        "data": "/ui/#/data",
+        "dataset": "/ui/#/data/shared/llava",
+        "experiments": "/ui/#/experiments",
+        "compare": f"/ui/#/compare?ids={first},{second}",
+        "exports": f"/ui/#/exports?job={first}",
+    }
+
+
+def settled(page: Page) -> Page:
+    """The page once it shows what it loaded."""
+    expect(page.get_by_role("heading", level=1)).to_be_visible()
+    expect(page.locator(".loading:visible")).to_have_count(0)
+    page.wait_for_load_state("networkidle")
+    return page
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_axe_finds_nothing_serious(addresses, open_context, watch, scheme) -> None:
+    page = watch.page(open_context(color_scheme=scheme).new_page())
+    for name in PAGES:
+        page.goto(addresses[name])
+        settled(page)
+        page.evaluate(AXE)
+        found = page.evaluate("axe.run(document, {resultTypes: ['violations']})")["violations"]
+        serious = [
+            (each["id"], [node["html"] for node in each["nodes"]]) for each in found if each["impact"] in SERIOUS
+        ]
+        assert not serious, f"{name}, {scheme}: {serious}"
+
+
+def test_on_a_phone_nothing_sticks_out(addresses, open_context, watch) -> None:
+    page = watch.page(open_context(viewport={"width": 390, "height": 844}).new_page())
+    for name in PAGES:
+        page.goto(addresses[name])
+        settled(page)
+        width = page.evaluate("document.scrollingElement.scrollWidth")
+        assert width <= 390, f"{name} is {width} px wide"
+
+
+def test_every_page_has_its_address_and_survives_a_reload(addresses, page) -> None:
+    for name in PAGES:
+        page.goto(addresses[name])
+        heading = settled(page).get_by_role("heading", level=1).inner_text()
+        page.reload()
+        assert settled(page).get_by_role("heading", level=1).inner_text() == heading
+
+
+def test_the_keyboard_goes_through_the_pages_and_the_list(addresses, page) -> None:
+    page.goto("/ui/#/exports")
+    settled(page)
+    page.keyboard.press("1")
+    expect(page.get_by_role("heading", level=1)).to_have_text("Jobs")
+    expect(page.locator(".row").first).to_be_visible()
+    page.keyboard.press("/")
+    expect(page.get_by_role("searchbox")).to_be_focused()
+    page.keyboard.type("rate 0.0001")
+    expect(page.locator(".row")).to_have_count(1)
+    page.keyboard.press("Escape")
+    page.keyboard.press("j")
+    expect(page.locator(".row").first.get_by_role("link")).to_be_focused()
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("heading", level=1)).to_contain_text("rate 0.0001")
+    page.keyboard.press("?")
+    expect(page.get_by_role("dialog")).to_contain_text("Curves: log scale")
+
+
+def test_the_theme_is_the_systems_until_one_is_chosen(page) -> None:
+    page.goto("/ui/#/jobs")
+    settled(page)
+    background = "getComputedStyle(document.body).backgroundColor"
+    light = page.evaluate(background)
+    page.emulate_media(color_scheme="dark")
+    dark = page.evaluate(background)
+    assert dark != light
+    page.get_by_role("button", name="Theme: system").click()
+    assert page.evaluate(background) == light
+    page.reload()
+    settled(page)
+    assert page.evaluate(background) == light
+
+
+def test_filters_are_in_the_address(addresses, page) -> None:
+    page.goto("/ui/#/jobs?status=completed&kind=validate")
+    expect(settled(page).locator(".row")).to_have_count(1)
+    page.get_by_label("Kind").select_option("finetune")
+    expect(page.locator(".row")).to_have_count(2)
+    assert "kind=finetune" in page.url
+
+
+def test_without_the_plotting_library_the_page_draws_plain_curves(addresses, page, watch) -> None:
+    watch.expect("404")
+    page.route("**/vendor/**", lambda route: route.fulfill(status=404))
+    page.goto(addresses["job"])
+    chart = page.locator('line-chart[label="Loss"]')
+    expect(chart.locator("svg path, svg polyline").first).to_be_visible()
+    chart.get_by_text("Values as a table").click()
+    expect(chart.get_by_role("table")).to_contain_text("12")
+
+
+_DIVERGED = """async () => {
+  await import("/ui/elements/line-chart.js");
+  const chart = document.createElement("line-chart");
+  chart.setAttribute("label", "Diverged");
+  document.querySelector("main").prepend(chart);
+  const line = { key: "loss", label: "loss", tone: 0, x: [1, 2, 3], y: [3, 2, 1], notFinite: [4, 5] };
+  const painted = new Promise(resolve => chart.addEventListener("painted", resolve, { once: true }));
+  chart.show({ x: "step", lines: [line] });
+  await painted;
+}"""
+
+
+def test_a_value_that_is_no_number_is_said_in_the_plot(page) -> None:
+    page.goto("/ui/#/jobs")
+    settled(page)
+    page.evaluate(_DIVERGED)
+    expect(page.locator('line-chart[label="Diverged"]')).to_contain_text("not finite")
+
+
+_REDUCED = """async () => {
+  const { tableOf } = await import("/ui/elements/downsample.js");
+  const x = Array.from({ length: 20000 }, (_, step) => step);
+  const y = x.map(step => Math.sin(step / 50));
+  y[7777] = 99; y[12345] = -99;
+  const reduce = () => tableOf([{ x, y }], { from: 0, to: 19999, width: 600 });
+  const { ys } = reduce();
+  const values = ys[0].filter(value => value !== null);
+  return { points: values.length, highest: Math.max(...values), lowest: Math.min(...values),
+           again: JSON.stringify(reduce()) === JSON.stringify(reduce()) };
+}"""
+
+
+def test_a_long_curve_is_reduced_and_keeps_its_extremes(page) -> None:
+    page.goto("/ui/#/jobs")
+    settled(page)
+    reduced = page.evaluate(_REDUCED)
+    assert 500 < reduced["points"] < 3000
+    assert (reduced["highest"], reduced["lowest"], reduced["again"]) == (99, -99, True)
