@@ -81,7 +81,7 @@ class FakeRunner:
         self.commands: list[commands.Command] = []
         self.attempts: dict[tuple[str, int], Attempt] = {}
         self._devices = devices
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks: set[asyncio.Task[Any]] = set()
 
     async def __aenter__(self) -> "FakeRunner":
         after = await self.bus.commands_end(self.name)
@@ -91,7 +91,8 @@ class FakeRunner:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        await tasks.end(*self._tasks)
+        while going_on := {task for task in self._tasks if not task.done()}:  # one that ends may have begun another
+            await tasks.end(*going_on)
         await self.bus.close()
 
     async def report(self) -> None:
@@ -130,8 +131,8 @@ class FakeRunner:
 
     async def _execute(self, attempt: Attempt) -> None:
         script = self.scripts.get(kind_of(attempt.spec), run_at_once)
-        working = asyncio.ensure_future(script(attempt))
-        stopping = asyncio.ensure_future(attempt.cancelled.wait())
+        working = self._spawn(script(attempt))
+        stopping = self._spawn(attempt.cancelled.wait())
         try:
             await asyncio.wait({working, stopping}, return_when=asyncio.FIRST_COMPLETED)
         finally:
@@ -139,9 +140,10 @@ class FakeRunner:
         if attempt.cancelled.is_set() and attempt.state != "finished":
             await attempt.say(events.JobCancelled)
 
-    def _spawn(self, work: Any) -> None:
+    def _spawn(self, work: Any) -> "asyncio.Task[Any]":
         task = asyncio.ensure_future(work)
         self._tasks.add(task)
+        return task
 
 
 async def run_at_once(attempt: Attempt) -> None:
