@@ -8,7 +8,7 @@ import os
 import platform
 import re
 from datetime import UTC, datetime
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from benchmarks.report import Report
@@ -58,5 +58,13 @@ def _markers(name: str) -> tuple[str, str]:
 def _when_and_where() -> str:
     memory_gib = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     where = f"{os.cpu_count()} cores ({platform.machine()}), {memory_gib:.0f} GiB of memory, {platform.system()}"
-    versions = ", ".join(f"{package} {version(package)}" for package in _VERSIONS)
+    versions = ", ".join(f"{package} {found}" for package in _VERSIONS if (found := _version(package)))
     return f"on {datetime.now(UTC):%Y-%m-%d} on {where}; Python {platform.python_version()}, {versions}"
+
+
+def _version(package: str) -> str | None:
+    """None where it is not installed: not every benchmark needs them all."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None

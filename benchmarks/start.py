@@ -102,9 +102,7 @@ def _submit(client: Client) -> str:
 
 def _first_step_at(client: Client, job_id: str) -> float:
     """When the first step was done; returns once the job has ended, so that the next one finds its place free."""
-    *_, last = client.follow(job_id)
-    if last["status"] != "completed":
-        raise SystemExit(f"The training {last['status']}: {last['failure_detail']}")
+    client.wait(job_id)
     logged = client.get(f"/api/jobs/{job_id}/events?types=metrics.logged")["events"][0]["event"]
     return datetime.fromisoformat(logged["at"]).timestamp()
 

@@ -372,7 +372,8 @@ class Slot(StrEnum):
 _MODEL_KINDS = {Kind.FINETUNE, Kind.EVALUATE, Kind.GENERATE}
 
 
-_KINDS = {spec: Kind(str(spec.__struct_config__.tag)) for spec in get_args(JobSpec)}  # asked for each job that waits
+SPECS: dict[str, type[Spec]] = {str(spec.__struct_config__.tag): spec for spec in get_args(JobSpec)}
+_KINDS = {spec: Kind(tag) for tag, spec in SPECS.items()}  # asked for each job that waits
 
 
 def kind_of(spec: Spec) -> Kind:

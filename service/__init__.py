@@ -3,7 +3,7 @@
 Read in this order. The memory: `records` · `projection` · `hub` · `transaction` · `queries` · `store` · `ledger` ·
 `recorder`. The decisions: `placement` · `model_names` · `reconcile` · `admission` · `trash` · `dispatch`. The front:
 `refusal` · `violations` · `problems` · `bodies` · `sessions` · `access` · `uploads` · `answers` · `datasets` ·
-`pictures` · `experiments` · `links` · `downloads` · `cursors` · `feed` · `waiting` · `pages` · `routes` · `app` ·
+`experiments` · `links` · `downloads` · `pictures` · `cursors` · `feed` · `waiting` · `pages` · `routes` · `app` ·
 `serve`. The command: `programs` · `watching` · `demo` · `remote` · `cli`. Imports no arq, no torch, and nothing of
 `gpu_runner`.
 """

@@ -104,8 +104,9 @@ def _from_state(name: str) -> Provide:
 
 
 def _only_pages_compressed() -> CompressionConfig:
-    """Scripts, styles and the schema: the API answers are small, its streams must not wait, its archives are packed."""
-    return CompressionConfig(backend="gzip", gzip_compress_level=6, exclude=["^/api", "^/health"])
+    """The page's files and the schema. The API's answers are small, its streams must not wait, its archives are packed;
+    the bundles of the API pages are so large that packing them would hold the loop."""
+    return CompressionConfig(backend="gzip", gzip_compress_level=6, exclude=["^/api", "^/health", "^/docs", "^/redoc"])
 
 
 def _openapi() -> OpenAPIConfig:

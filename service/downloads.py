@@ -6,7 +6,7 @@ Called by `routes/exports`. Source of the ranges: RFC 9110, section 14.
 import asyncio
 import os
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from datetime import datetime
 from pathlib import Path
 from typing import BinaryIO
@@ -87,7 +87,7 @@ def answer_file(path: Path, etag: str, range_header: str | None, if_range: str |
     part = range(size) if wanted is None else wanted
     headers["content-length"] = str(len(part))
     status = 200 if wanted is None else 206
-    return Stream(_blocks(path, part), status_code=status, media_type="application/zip", headers=headers)
+    return Stream(blocks(lambda: _open(path), part), status_code=status, media_type="application/zip", headers=headers)
 
 
 def _range(header: str | None, size: int) -> range | None:
@@ -106,8 +106,9 @@ def _range(header: str | None, size: int) -> range | None:
     return wanted
 
 
-async def _blocks(path: Path, part: range) -> AsyncIterator[bytes]:
-    file: BinaryIO = await asyncio.to_thread(_open, path)
+async def blocks(open_file: Callable[[], BinaryIO], part: range) -> AsyncIterator[bytes]:
+    """Bytes of a file, as its client takes them; it is opened when the first are wanted, and closed."""
+    file = await asyncio.to_thread(open_file)
     try:
         await asyncio.to_thread(file.seek, part.start)
         left = len(part)

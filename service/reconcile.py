@@ -325,7 +325,7 @@ class Reconciler:
 
     async def _situation(self) -> Situation:
         now = time.monotonic()
-        if now - self._last_pass > self._settings.report_every_s + self._settings.lease_s / 2:
+        if now - self._last_pass > 2 * self._settings.report_every_s + self._settings.lease_s / 2:
             self._awake_since = now  # this process stood still: the runners spoke and it could not hear
         self._last_pass = now
         redis_up_since = self._recorder.up_since

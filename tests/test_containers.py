@@ -211,8 +211,6 @@ def test_the_runner_keeps_its_name_over_containers_and_gets_the_time_to_save(com
 
 @pytest.mark.parametrize("command", commands(), ids=" ".join)
 def test_every_command_that_is_named_exists(command: tuple[str, ...]) -> None:
-    if command == ("training-api", "health"):
-        pytest.xfail("comes with the client")
     program, *arguments = command
     if program == "python":
         assert arguments[0] == "-m"

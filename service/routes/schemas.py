@@ -1,21 +1,20 @@
 """What a job of a kind takes, as JSON Schema: for forms that draw themselves."""
 
-from typing import Any, get_args
+from typing import Any
 
 import msgspec
 from litestar import get
 from litestar.exceptions import NotFoundException
 
-from jobs.specs import JobSpec
+from jobs.specs import SPECS
 from service.problems import documented
 
 _DIALECT = "https://json-schema.org/draft/2020-12/schema"
-_SPECS = {str(spec.__struct_config__.tag): spec for spec in get_args(JobSpec)}
 
 
 @get("/schemas/{kind:str}", tags=["jobs"], responses=documented(404))
 async def get_schema(kind: str) -> dict[str, Any]:
     """The JSON Schema of a kind's spec. In a training's config `x-group` and `x-advanced` say where a form shows it."""
-    if kind not in _SPECS:
+    if kind not in SPECS:
         raise NotFoundException
-    return {"$schema": _DIALECT} | msgspec.json.schema(_SPECS[kind])
+    return {"$schema": _DIALECT} | msgspec.json.schema(SPECS[kind])

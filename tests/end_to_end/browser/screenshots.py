@@ -12,7 +12,9 @@ from pathlib import Path
 
 from playwright.sync_api import Browser, sync_playwright
 
-from jobs.client import Client, Json
+from jobs.calls import Json
+from jobs.client import Client
+from jobs.events import MetricsLogged
 from jobs.settings import Settings
 from service.programs import Programs, free_port
 
@@ -72,8 +74,8 @@ def _fill(client: Client, archive: Path) -> dict[str, str]:
     _run(client, {"kind": "export", "job_id": finished[0], "export_format": "huggingface"})
     running = client.submit(_training("all weights, long", tags=["street"], num_epochs=60))
     client.submit(_training("waits for its turn", tags=["street"], num_epochs=60))
-    for job in client.follow(running):
-        if (job["step"] or 0) >= 60:
+    for _, event in client.events(running):
+        if isinstance(event, MetricsLogged) and event.step >= 60:
             break
     return {
         "jobs": "#/jobs",
@@ -90,10 +92,7 @@ def _training(name: str, tags: list[str], **changes: object) -> Json:
 
 
 def _run(client: Client, spec: Json) -> str:
-    *_, job = client.follow(client.submit(spec))
-    if job["status"] != "completed":
-        raise SystemExit(f"{spec['kind']} {job['status']}: {job['failure_detail']}")
-    return str(job["job_id"])
+    return str(client.wait(client.submit(spec))["job_id"])
 
 
 def _take(browser: Browser, page_address: str, addresses: dict[str, str], target: Path) -> None:

@@ -48,7 +48,7 @@ def test_a_browser_may_only_look_at_it(http, folder) -> None:
     headers = _get(http, "pictures/a.png").headers
     assert headers["content-security-policy"] == "sandbox; default-src 'none'"
     assert headers["x-content-type-options"] == "nosniff"
-    assert headers["content-disposition"] == "inline"
+    assert headers["content-disposition"] == "attachment"
     assert headers["content-type"] == "image/png"
 
 
