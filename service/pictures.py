@@ -53,9 +53,7 @@ def answer(root: DataRoot, path: str, if_none_match: str | None) -> Response[Any
         }
         if _has(if_none_match, etag):
             return Response(b"", status_code=HTTPStatus.NOT_MODIFIED, headers=headers | {"content-length": "0"})
-    return Stream(
-        downloads.blocks(lambda: root.open(path), range(found.st_size)), headers=headers, media_type=media_type
-    )
+    return Stream(downloads.blocks(lambda: root.open(path), range(found.st_size)), headers=headers)
 
 
 def _has(if_none_match: str | None, etag: str) -> bool:

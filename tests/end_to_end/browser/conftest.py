@@ -6,6 +6,7 @@ one) or an uncaught exception fails the test that caused it.
 
 import os
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import pytest
 from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
 
 WITHIN_MS = 30_000
+GROWS_WITHIN_S = 90  # the runner may still be importing when the first job comes
 expect.set_options(timeout=WITHIN_MS)
 _NAMES = ("chromium", "chromium-headless-shell", "chromium-browser", "google-chrome")
 _QUIET = ("--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update")
@@ -100,3 +102,33 @@ def open_context(chromium: Browser, house: Any) -> Iterator[Callable[..., Browse
 def page(open_context: Callable[..., BrowserContext], watch: Watch) -> Page:
     """A watched page in a fresh profile."""
     return watch.page(open_context().new_page())
+
+
+class Plot:
+    """The plot of a training's loss on a page."""
+
+    def __init__(self, page: Page, house: Any) -> None:
+        self._page = page
+        self._house = house
+        self._chart = page.locator('line-chart[label="Loss"]')
+
+    def grows(self, beyond: int) -> int:
+        """Wait until more points stand in it; how many those are."""
+        deadline = time.monotonic() + GROWS_WITHIN_S
+        while time.monotonic() < deadline:
+            points = int(self._chart.get_attribute("data-points") or 0)
+            if points > beyond:
+                return points
+            self._page.wait_for_timeout(100)
+        raise AssertionError(f"the plot did not grow beyond {beyond} points")
+
+    def has_every_point_of(self, job_id: str) -> None:
+        """Wait until as many points stand in it as the service has values: none is missing, none doubled."""
+        history = self._house.client.get(f"/api/experiments/{job_id}/metrics")["metrics"]
+        values = sum(value is not None for name in ("train_loss", "eval_loss") for value in history[name])
+        expect(self._chart).to_have_attribute("data-points", str(values))
+
+
+@pytest.fixture
+def plot_of(house: Any) -> Callable[[Page], Plot]:
+    return lambda page: Plot(page, house)

@@ -18,13 +18,12 @@ def service_of(house) -> int:
     return next(pid for pid, command in house.processes().items() if "service.serve" in command)
 
 
-def test_a_restart_of_the_service_shows_and_is_recovered_from_without_a_hole(house, config, page, watch) -> None:
+def test_a_restart_of_the_service_shows_and_costs_no_point(house, config, page, watch, plot_of) -> None:
     for words in _AWAY:
         watch.expect(words)
     job_id = house.client.submit({"kind": "finetune", "config": config | {"max_steps": 60, "logging_steps": 1}})
-    page.goto("/ui/#/jobs")
-    row = page.locator(f'[data-id="{job_id}"]')
-    expect(row).to_contain_text("running")
+    page.goto(f"/ui/#/job/{job_id}")
+    plot_of(page).grows(beyond=5)
     expect(page.locator("#connection")).to_have_attribute("data-state", "live")
     os.kill(service_of(house), signal.SIGKILL)
     expect(page.locator("#banner")).to_be_visible()
@@ -33,7 +32,8 @@ def test_a_restart_of_the_service_shows_and_is_recovered_from_without_a_hole(hou
     expect(page.locator("#banner")).to_be_hidden()
     expect(page.get_by_role("status").filter(has_text="Nothing was missed")).to_be_visible()
     assert house.end_of(job_id)["status"] == "completed"
-    expect(row).to_contain_text("completed")
+    expect(page.locator("main")).to_contain_text("completed")
+    plot_of(page).has_every_point_of(job_id)
 
 
 @pytest.fixture

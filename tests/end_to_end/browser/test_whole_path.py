@@ -1,46 +1,21 @@
 """What a person does with the page, from an export on their disk to a model on their disk."""
 
 import re
-import time
 import zipfile
 
 from playwright.sync_api import Page, expect
-
-WARM_WITHIN_MS = 90_000  # the runner may still be importing when the first job comes
-
-
-def loss(page: Page):
-    return page.locator('line-chart[label="Loss"]')
 
 
 def job_of(page: Page) -> str:
     return re.findall(r"#/job/(\w+)", page.url)[0]
 
 
-def until_it_grows(page: Page, beyond: int) -> int:
-    """Wait until more points stand in the plot of the loss; how many those are."""
-    deadline = time.monotonic() + WARM_WITHIN_MS / 1000
-    while time.monotonic() < deadline:
-        points = int(loss(page).get_attribute("data-points") or 0)
-        if points > beyond:
-            return points
-        page.wait_for_timeout(100)
-    raise AssertionError(f"the plot did not grow beyond {beyond} points")
-
-
-def expect_every_point(page: Page, house, job_id: str) -> None:
-    """The plot of the loss has as many points as the service has values."""
-    history = house.client.get(f"/api/experiments/{job_id}/metrics")["metrics"]
-    values = sum(value is not None for name in ("train_loss", "eval_loss") for value in history[name])
-    expect(loss(page)).to_have_attribute("data-points", str(values))
-
-
-def test_from_an_export_to_a_downloaded_model(page, house, sample_zip, tmp_path) -> None:
+def test_from_an_export_to_a_downloaded_model(page, house, sample_zip, tmp_path, plot_of) -> None:
     dataset = prepare(page, sample_zip)
     first = train(page, dataset, "first by hand", steps=24)
-    watch_it_grow(page, house, first)
+    watch_it_grow(page, plot_of(page), first)
     second = train(page, dataset, "cancelled by hand", steps=4000)
-    cancel(page, house, second)
+    cancel(page, house, plot_of(page), second)
     third = train(page, dataset, "second by hand", steps=8)
     compare(page, house, first, third)
     export_and_download(page, first, tmp_path)
@@ -52,7 +27,7 @@ def prepare(page: Page, archive) -> str:
     page.locator("#export-file").set_input_files(archive)
     page.get_by_label("Name", exact=True).fill("by-hand")
     page.get_by_role("button", name="Prepare", exact=True).click()
-    expect(page.locator(".prepare")).to_contain_text("is ready.", timeout=WARM_WITHIN_MS)
+    expect(page.locator(".prepare")).to_contain_text("is ready.", timeout=90_000)
     for step in ("upload", "convert", "validate", "split"):
         expect(page.locator(f'[data-step="{step}"]')).to_have_attribute("data-status", "completed")
     page.reload()  # the flow is in the address
@@ -76,17 +51,16 @@ def train(page: Page, dataset: str, name: str, steps: int) -> str:
     return job_of(page)
 
 
-def watch_it_grow(page: Page, house, job_id: str) -> None:
-    grown = until_it_grows(page, beyond=2)
-    until_it_grows(page, beyond=grown)
+def watch_it_grow(page: Page, plot, job_id: str) -> None:
+    plot.grows(beyond=plot.grows(beyond=2))
     expect(page.locator("main")).to_contain_text("completed")
-    expect_every_point(page, house, job_id)
+    plot.has_every_point_of(job_id)
     page.reload()
-    expect_every_point(page, house, job_id)
+    plot.has_every_point_of(job_id)
 
 
-def cancel(page: Page, house, job_id: str) -> None:
-    until_it_grows(page, beyond=1)
+def cancel(page: Page, house, plot, job_id: str) -> None:
+    plot.grows(beyond=1)
     page.get_by_role("button", name="Cancel").first.click()
     page.get_by_role("dialog").get_by_role("button", name="Cancel").click()
     expect(page.locator("main")).to_contain_text("cancelled")
@@ -122,15 +96,15 @@ def export_and_download(page: Page, job_id: str, folder) -> None:
     assert any(name.endswith("README.md") for name in names), names
 
 
-def test_a_second_device_sees_the_same_curve(page, open_context, watch, house, config) -> None:
+def test_a_second_device_sees_the_same_curve(page, open_context, watch, house, config, plot_of) -> None:
     spec = {"kind": "finetune", "config": config | {"logging_steps": 1, "max_steps": 40}, "experiment_name": "watched"}
     job_id = house.client.submit(spec)
     page.goto(f"/ui/#/job/{job_id}")
-    until_it_grows(page, beyond=3)
+    plot_of(page).grows(beyond=3)
     other = watch.page(open_context(viewport={"width": 390, "height": 844}).new_page())
     other.goto(f"/ui/#/job/{job_id}")
     assert house.end_of(job_id)["status"] == "completed"
     for each in (page, other):
-        expect_every_point(each, house, job_id)
+        plot_of(each).has_every_point_of(job_id)
     page.reload()
-    expect_every_point(page, house, job_id)
+    plot_of(page).has_every_point_of(job_id)
