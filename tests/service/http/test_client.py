@@ -150,8 +150,6 @@ def test_an_export_is_made_and_fetched_with_its_checksum(house, http, trained, s
     content = bytes(range(256)) * 3000
 
     async def writes_an_archive(attempt) -> None:
-
-        content = bytes(range(256)) * 3000
         result = scripts.default_result(attempt.job_id, attempt.spec)
         archive = house.root.folder / result.archive_path
         archive.parent.mkdir(parents=True)
