@@ -145,7 +145,7 @@ def _up(_: argparse.Namespace) -> int:
     wanted = _Ending()
     with Programs(settings) as programs:
         programs.wait_until_ready(on_wait=wanted.check)
-        print(_banner(programs.address, settings.token), flush=True)
+        print(_banner(settings.address, settings.token), flush=True)
         while not wanted.now:
             programs.revive()
             wanted.sleep(1)
