@@ -6,7 +6,6 @@ What a program may want to read goes to stdout, what is for a person beside it t
 import argparse
 import re
 import sys
-import time
 from collections.abc import Callable, Iterable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -29,7 +28,6 @@ from service.programs import health as health_of
 COMPLETED, FAILED, CANCELLED = 0, 1, 3
 """Exit statuses of what watches a job; 2 is argparse's and that of wrong settings."""
 
-LOOK_EVERY_S = 1.0
 _NARROWEST_TABLE = 160  # where nobody says how wide the output is
 _WHOLE_ID = re.compile(r"job_[0-9a-f]{24}")
 _OWN_OPTIONS = {"model": "model_name", "train": "train_data_path", "val": "val_data_path"}
@@ -72,22 +70,14 @@ def cancel(chosen: argparse.Namespace, settings: Settings) -> int:
 
 def logs(chosen: argparse.Namespace, settings: Settings) -> int:
     with _client(settings) as client:
-        job_id = _named(client, chosen.job)
-        offset, attempt = 0, 0
-        while True:
-            has_ended = client.job(job_id)["status"] in TERMINAL  # looked at before the log, which may still grow
-            text, end, its_attempt = client.log(job_id, offset)
-            if its_attempt != attempt and offset:
-                _say(f"attempt {its_attempt} of {job_id}:")
-                offset, attempt = 0, its_attempt
-                continue
-            sys.stdout.write(text)
+        job_id, attempt = _named(client, chosen.job), 0
+        for piece in client.read_log(job_id, follow=chosen.follow):
+            if attempt not in (0, piece.attempt):
+                _say(f"attempt {piece.attempt} of {job_id}:")
+            attempt = piece.attempt
+            sys.stdout.write(piece.text)
             sys.stdout.flush()
-            offset, attempt = end, its_attempt
-            if not text and (has_ended or not chosen.follow):
-                return 0
-            if not text:
-                time.sleep(LOOK_EVERY_S)
+    return 0
 
 
 def export(chosen: argparse.Namespace, settings: Settings) -> int:
