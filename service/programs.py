@@ -156,7 +156,7 @@ def health(address: str, token: str | None = None) -> str | None:
     try:
         body = httpx.get(f"{address}/health", headers=headers, timeout=2, trust_env=False).json()
         return str(body["status"])
-    except (httpx.HTTPError, ValueError, KeyError, TypeError):
+    except (httpx.HTTPError, httpx.InvalidURL, ValueError, KeyError, TypeError):
         return None
 
 

@@ -16,6 +16,7 @@ from rich.console import Console
 from jobs import calls, events, logs, presets
 from jobs.client import Client
 from jobs.errors import FailureReason, NotCompleted
+from jobs.lifecycle import Status
 from jobs.paths import DataRoot
 from jobs.specs import Kind
 from service import cli, demo, remote, watching
@@ -109,6 +110,12 @@ def test_a_file_without_a_kind_is_a_training_and_options_win_over_it(run, http, 
         (["logs", "nope"], "no job with that id"),
         (["export", "nope", "--format", "lora_adapter"], "no job with that id"),
         (["cancel", "nope"], "no job with that id"),
+        (["cancel", ""], "'' could be any job"),
+        (["cancel", "job_"], "'job_' could be any job"),
+        (["watch", "job_019"], "'job_019' could be any job"),
+        (["export", "nope", "--format", "lora_adapter", "-o", "nowhere/x.zip"], "There is no folder nowhere"),
+        (["jobs", "--url", "http://x:abc"], "http://x:abc is no address of a service: Invalid port"),
+        (["health", "--url", "http://x:abc"], "No healthy service at http://x:abc"),
     ],
 )
 def test_what_cannot_be_done_is_said_in_one_sentence(run, arguments, words) -> None:
@@ -116,6 +123,14 @@ def test_what_cannot_be_done_is_said_in_one_sentence(run, arguments, words) -> N
     assert (status, out) == (1, "")
     assert words in err.splitlines()[-1]
     assert "Traceback" not in err
+
+
+@pytest.mark.parametrize("config", ["abc", ["abc"], 3])
+def test_a_config_that_is_no_object_is_refused_with_a_sentence(run, tmp_path, config) -> None:
+    (tmp_path / "spec.json").write_text(json.dumps({"config": config}))
+    status, out, err = run("submit", str(tmp_path / "spec.json"), "--model", "demo-llava")
+    assert (status, out) == (1, "")
+    assert "`config` must be an object" in err
 
 
 def test_options_of_a_training_are_refused_for_other_kinds(run, tmp_path) -> None:
@@ -221,18 +236,35 @@ def test_a_terminal_gets_a_line_that_moves_with_what_is_worth_keeping_above(hous
 def test_the_line_says_where_a_job_stands() -> None:
     job = dict.fromkeys(("fraction", "phase", "step", "total_steps", "train_loss", "eta_s"))
     view = watching.View(job | {"status": "pending", "waiting_reason": "no runner"})
-    about = {"job_id": "j", "attempt": 1, "at": "2026-01-01T00:00:00Z"}
     assert view.note == "no runner"
-    for kind, fields in (
+    _hear(
+        view,
         (events.JobPlaced, {"runner_id": "r", "device": "cpu"}),
         (events.JobStarted, {"device": "cpu"}),
         (events.PhaseEntered, {"phase": "training"}),
         (events.MetricsLogged, {"step": 3, "values": {"train_loss": 0.5}}),
         (events.JobProgressed, {"step": 4, "total_steps": 8, "fraction": 0.5, "eta_s": 83.2}),
-    ):
-        view.hear(msgspec.convert({"type": events.type_of(kind), **about, **fields}, kind))
+    )
     assert view.note == "training  step 4/8  loss 0.500  0:01:23 left"
     assert view.fraction == 0.5
+
+
+def test_the_line_forgets_what_an_earlier_attempt_said() -> None:
+    job = dict.fromkeys(("fraction", "phase", "step", "total_steps", "train_loss", "eta_s"))
+    view = watching.View(job | {"status": "pending", "waiting_reason": "no runner"})
+    _hear(view, (events.JobPlaced, {"runner_id": "r", "device": "cpu"}), (events.JobStarted, {"device": "cpu"}))
+    _hear(view, (events.PhaseEntered, {"phase": "training"}))
+    _hear(view, (events.JobProgressed, {"step": 4, "total_steps": 8, "fraction": 0.5, "eta_s": 83.2}))
+    _hear(view, (events.JobInterrupted, {"cause": "it fell"}))
+    assert view.note == "waiting for a place", "not for the runner that came"
+    _hear(view, (events.JobPlaced, {"runner_id": "r", "device": "cpu"}), (events.JobStarted, {"device": "cpu"}))
+    assert view.note == "starting"
+
+
+def _hear(view: watching.View, *said: tuple[type[events.Event], dict]) -> None:
+    about = {"job_id": "j", "attempt": 1, "at": "2026-01-01T00:00:00Z"}
+    for kind, fields in said:
+        view.hear(msgspec.convert({"type": events.type_of(kind), **about, **fields}, kind))
 
 
 # -- logs
@@ -319,20 +351,18 @@ def test_jobs_are_listed_as_a_table_and_as_json(run, trained) -> None:
 
 def test_several_jobs_are_cancelled_at_once(run, house, dataset, trained, scripts) -> None:
     house.runner.scripts[Kind.FINETUNE] = scripts.run_until_stopped
-    running = run(*_training(dataset))[1].strip()
-    status, out, err = run("cancel", running, trained, "nope")
+    running, other = (run(*_training(dataset))[1].strip() for _ in range(2))
+    house.wait_for(running, lambda job: job.status is Status.RUNNING)
+    shared = running[:8]
+    status, out, err = run("cancel", shared, "nope", trained, running)
     assert status == 1
-    assert out.splitlines() == [f"{running} is cancelled", f"{trained} had already completed"]
-    assert err.startswith("nope: ")
+    assert out.splitlines() == [f"{trained} had already completed", f"{running} is being cancelled"]
+    assert f"{shared}: " in err
+    assert f"jobs could be meant by '{shared}'" in err
+    assert "nope: There is no job" in err
     assert run("watch", running)[0] == 3
-
-
-def test_a_begin_that_several_ids_share_is_refused(run, dataset) -> None:
-    run(*_training(dataset))
-    run(*_training(dataset))
-    status, _, err = run("cancel", "job_")
-    assert status == 1
-    assert "jobs could be meant by 'job_'" in err
+    assert run("cancel", running)[1] == f"{running} is cancelled\n"
+    run("cancel", other)
 
 
 def test_an_export_is_made_downloaded_and_verified(run, house, trained, tmp_path, scripts, monkeypatch) -> None:
