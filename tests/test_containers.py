@@ -333,18 +333,37 @@ def test_the_units_of_the_page_give_a_runner_the_time_to_save() -> None:
     assert "KillMode=mixed" in unit, "systemd would signal the jobs themselves, too"
 
 
-def test_the_backup_of_the_page_copies_a_database_in_use(tmp_path: Path) -> None:
-    (program,) = re.findall(r"-c '(import sqlite3, sys\n.*?)'", PAGE, re.DOTALL)
-    used, copy = tmp_path / "training.db", tmp_path / "copy.db"
+def _back_up(where: str, database: Path, folder: Path) -> subprocess.CompletedProcess[str]:
+    """Run the page's backup of a database; the copy is `folder`/backup.db."""
+    programs = re.findall(r"-c '(import [a-z, ]*sqlite3.*?)'", PAGE, re.DOTALL)
+    program = programs[("bare metal", "container").index(where)].replace("/data/", f"{folder}/")
+    arguments = [database, folder / "backup.db"] if where == "bare metal" else []
+    environment = {"TRAINING_DATABASE": str(database)}  # the container's, where it is set
+    command = [sys.executable, "-c", program, *arguments]
+    return subprocess.run(command, capture_output=True, text=True, env=environment)
+
+
+@pytest.mark.parametrize("where", ["bare metal", "container"])
+def test_the_backup_of_the_page_copies_a_database_in_use(tmp_path: Path, where: str) -> None:
+    used, copy = tmp_path / "database" / "training.db", tmp_path / "backup.db"
+    used.parent.mkdir()
     with contextlib.closing(sqlite3.connect(used, isolation_level=None)) as database:
         database.execute("PRAGMA journal_mode = WAL")
         database.execute("CREATE TABLE jobs (job_id TEXT)")
         database.executemany("INSERT INTO jobs VALUES (?)", [("a",), ("b",)])
-        answer = subprocess.run([sys.executable, "-c", program, used, copy], capture_output=True, text=True)
+        answer = _back_up(where, used, tmp_path)
         assert answer.stdout == "ok 2 jobs\n", answer.stderr
     assert Path(f"{copy}-wal").exists() is False
     with contextlib.closing(sqlite3.connect(copy)) as copied_one:
         assert copied_one.execute("SELECT job_id FROM jobs").fetchall() == [("a",), ("b",)]
+
+
+@pytest.mark.parametrize("where", ["bare metal", "container"])
+def test_the_backup_of_the_page_makes_nothing_of_a_database_that_is_elsewhere(tmp_path: Path, where: str) -> None:
+    answer = _back_up(where, tmp_path / "training.db", tmp_path)
+    assert answer.returncode != 0
+    assert "ok" not in answer.stdout
+    assert list(tmp_path.iterdir()) == []
 
 
 # -- the service's image, without an engine
