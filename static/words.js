@@ -1,7 +1,7 @@
 // How jobs are called on the page: titles, kinds and statuses, and what is said of one in a line.
 
 import { h } from "./dom.js";
-import { duration, number } from "./format.js";
+import { duration, number, percent } from "./format.js";
 
 export const LIVE = ["pending", "queued", "running", "paused"];
 export const STATUSES = [...LIVE, "completed", "failed", "cancelled"];
@@ -48,7 +48,15 @@ export function saying(job) {
     const left = job.eta_s ? `${duration(job.eta_s)} left` : "";
     return [job.phase, steps, left].filter(Boolean).join(" · ");
   }
-  return job.result?.message || job.notes?.at(-1) || "";
+  return said(job) || job.notes?.at(-1) || "";
+}
+
+// What a job that ended with a result has to show for it.
+function said({ result, best_eval_loss, best_eval_accuracy }) {
+  if (result?.kind === "validate") return result.passed ? "valid" : `not valid: ${result.errors[0]?.message}`;
+  if (result?.kind === "evaluate") return result.label_accuracy === null ? `exact match ${percent(result.exact_match)}` : `label accuracy ${percent(result.label_accuracy)}`;
+  if (result?.kind !== "finetune" || best_eval_loss === null) return result?.message;
+  return [`best eval loss ${number(best_eval_loss)}`, best_eval_accuracy !== null && `accuracy ${percent(best_eval_accuracy)}`].filter(Boolean).join(" · ");
 }
 
 // A bar with its share in words; without a known share it moves.

@@ -9,7 +9,7 @@ import { isLive } from "../words.js";
 
 const PLOTS = [
   { label: "Loss", canLog: true, lines: [["train_loss", "train loss", 0], ["eval_loss", "eval loss", 1]] },
-  { label: "Eval accuracy", lines: [["eval_accuracy", "eval accuracy", 2]] },
+  { label: "Eval accuracy", isShare: true, lines: [["eval_accuracy", "eval accuracy", 2]] },
   { label: "Learning rate", canLog: true, lines: [["learning_rate", "learning rate", 3]] },
   { label: "Gradient norm", canLog: true, lines: [["grad_norm", "gradient norm", 5]] },
   { label: "Throughput", unit: "tokens per second", lines: [["tokens_per_s", "throughput", 6]] },
@@ -75,8 +75,8 @@ export function plots(job, { query, set }) {
     logButton.setAttribute("aria-pressed", log);
     slider.value = smooth;
     setText(amount, smooth ? smooth.toFixed(2) : "off");
-    for (const { chart, unit, canLog, lines } of shown) {
-      chart.show({ x: axis.value, unit, log: log && canLog, smooth, lines: lines.map(([name, label, tone]) => ({ key: name, label, tone, dashed: name === "eval_loss", smooth: SMOOTHED.has(name), ...curves.line(name, axis.value) })) });
+    for (const { chart, unit, isShare, canLog, lines } of shown) {
+      chart.show({ x: axis.value, unit, isShare, log: log && canLog, smooth, lines: lines.map(([name, label, tone]) => ({ key: name, label, tone, dashed: name === "eval_loss", smooth: SMOOTHED.has(name), ...curves.line(name, axis.value) })) });
     }
   }
 }

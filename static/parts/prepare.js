@@ -8,8 +8,8 @@ import { h, replace, setText } from "../dom.js";
 import { number, plural } from "../format.js";
 import { attempt, say } from "../notices.js";
 import { badge, isLive, progressBar, saying } from "../words.js";
-import { optionsOf, SPLIT_FIELDS, sumsToOne } from "./data-options.js";
-import { datasetAddress, findingsList } from "./dataset-parts.js";
+import { freeName, optionsOf, SPLIT_FIELDS, sumsToOne } from "./data-options.js";
+import { datasetAddress, findingsList, nameOfData } from "./dataset-parts.js";
 import { dropZone, refusalOf, upload } from "./upload.js";
 
 const STEPS = [
@@ -123,9 +123,8 @@ export function prepare({ query, set, taken }) {
   // A name that no dataset has yet, from that of the file.
   function nameAfter(filename) {
     const stem = filename.replace(/\.zip$/i, "").replace(/[^\w.-]+/g, "-").replace(/^[.-]+|-+$/g, "") || "dataset";
-    let name = stem;
-    for (let number = 2; taken().includes(name) || taken().includes(`${name}-split`); number++) name = `${stem}-${number}`;
-    forms.convert.form.write("output_dir", name);
+    const isFree = (name) => !taken().includes(name) && !taken().includes(`${name}-split`);
+    forms.convert.form.write("output_dir", freeName(stem, isFree));
     onOption("convert");
   }
 
@@ -219,7 +218,7 @@ export function prepare({ query, set, taken }) {
   }
 
   function nameOfSplit() {
-    return jobs.split.spec.output_dir.replace(/^datasets\//, "");
+    return nameOfData(jobs.split.spec.output_dir);
   }
 
   // -- what is shown
