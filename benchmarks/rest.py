@@ -71,8 +71,7 @@ def run() -> Report:
                 side.starts.append(_start(side, ROUND_S))
             for side in (ours, twin):
                 side.statuses.append(_status(side, ROUND_S))
-        listing_ms = _listing_ms(served)
-    pending = sum(borne.load.requests for borne in ours.starts)
+        pending, listing_ms = _pending(served), _listing_ms(served)
     start, status = _ratio(ours.starts, twin.starts), _ratio(ours.statuses, twin.statuses)
     kept_up = ours.starts[0].cpu_us / ours.starts[-1].cpu_us
     return Report(
@@ -122,6 +121,13 @@ def _status(side: Side, for_s: int) -> Borne:
     before = side.served.cpu_s
     load = wrk.get(side.served.address, [f"/api/train/{answer['job_id']}/status" for answer in answers], for_s)
     return Borne(load, side.served.cpu_s - before)
+
+
+def _pending(served: Served) -> int:
+    """How many jobs wait: the place in the queue of the newest."""
+    with httpx.Client(base_url=served.address, trust_env=False, timeout=60) as client:
+        newest = client.get("/api/jobs", params={"limit": 1}).raise_for_status().json()["jobs"][0]
+    return int(newest["queue_position"])
 
 
 def _listing_ms(served: Served) -> float:

@@ -60,7 +60,7 @@ def run() -> Report:
 
 def _warm(settings: Settings) -> tuple[list[float], list[float]]:
     warm, fresh = [], []
-    with Programs(settings, log_folder=settings.data_folder / "logs") as running, Client(running.address) as client:
+    with Programs(settings, log_folder=settings.data_folder / "logs") as running, Client(settings.address) as client:
         running.wait_until_ready()
         _prepare(client, settings.data_folder)
         _first_step_at(client, _submit(client))  # builds demo-llava
@@ -74,7 +74,7 @@ def _warm(settings: Settings) -> tuple[list[float], list[float]]:
 
 def _cold(settings: Settings) -> float:
     began = time.time()
-    with Programs(settings, log_folder=settings.data_folder / "logs") as running, Client(running.address) as client:
+    with Programs(settings, log_folder=settings.data_folder / "logs"), Client(settings.address) as client:
         return _first_step_at(client, _submit(client)) - began
 
 

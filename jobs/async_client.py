@@ -19,7 +19,7 @@ from jobs.backoff import Backoff
 from jobs.calls import Answer, Call, Json, Log
 from jobs.connection import LOST, Connection
 from jobs.errors import TrainingError
-from jobs.lifecycle import Status
+from jobs.lifecycle import TERMINAL, Status
 from jobs.specs import ExportFormat, Kind
 from jobs.subscription import SILENCE_S, Heard, Subscription
 from jobs.transfer import Form, Landing, OnBytes, quiet
@@ -80,6 +80,22 @@ class AsyncClient(Connection):
 
     async def log(self, job_id: str, offset: int = 0) -> Log:
         return await self.do(calls.log(job_id, offset))
+
+    async def read_log(self, job_id: str, *, follow: bool = False) -> AsyncIterator[Log]:
+        has_ended = (await self.job(job_id))["status"] in TERMINAL or not follow
+        offset = attempt = 0
+        while True:
+            piece = await self._patiently(calls.log(job_id, offset))
+            if piece.attempt != attempt and offset:
+                piece = await self._patiently(calls.log(job_id, 0))
+            offset, attempt = piece.offset, piece.attempt
+            if piece.text:
+                yield piece
+            elif has_ended:
+                return
+            else:
+                await asyncio.sleep(calls.LOOK_EVERY_S)
+                has_ended = (await self._patiently(calls.job(job_id)))["status"] in TERMINAL
 
     async def wait(self, job_id: str) -> Json:
         job = await self.job(job_id)

@@ -1,7 +1,7 @@
 """How long a client waits before it tries again: ever longer, at random, and not for ever.
 
-Used by `subscription` and `client`. Source of the randomness: full jitter, so that many clients of one service that
-comes back do not all knock at once.
+Used by `connection`, `subscription`, `client` and `async_client`. Source of the randomness: full jitter, so that many
+clients of one service that comes back do not all knock at once.
 """
 
 import random

@@ -20,6 +20,9 @@ Json = dict[str, Any]
 T = TypeVar("T")
 
 PAGE = 1000
+LOOK_EVERY_S = 1.0
+"""How often a log that is followed is asked for."""
+
 _READ_MAX_BYTES = 300  # of an answer that is no problem document
 
 

@@ -9,7 +9,7 @@
 `calls`, `subscription` and `transfer`.
 
 Every verb raises `RemoteProblem` for an answer of 400 and above, and `Unreachable` when nobody answers. `events`,
-`wait` and `download`, once they were in contact, go on over broken connections and restarts of the service.
+`wait`, `read_log` and `download`, once they were in contact, go on over broken connections and restarts of the service.
 """
 
 import time
@@ -26,7 +26,7 @@ from jobs.backoff import Backoff
 from jobs.calls import Answer, Call, Json, Log
 from jobs.connection import LOST, Connection
 from jobs.errors import TrainingError
-from jobs.lifecycle import Status
+from jobs.lifecycle import TERMINAL, Status
 from jobs.specs import ExportFormat, Kind
 from jobs.subscription import SILENCE_S, Heard, Subscription
 from jobs.transfer import Form, Landing, OnBytes, quiet
@@ -96,6 +96,23 @@ class Client(Connection):
     def log(self, job_id: str, offset: int = 0) -> Log:
         """What the job's newest attempt printed behind an offset; ask again with the offset it says."""
         return self.do(calls.log(job_id, offset))
+
+    def read_log(self, job_id: str, *, follow: bool = False) -> Iterator[Log]:
+        """What the job's newest attempt printed, piece by piece; with `follow` to the job's end, over all attempts."""
+        has_ended = self.job(job_id)["status"] in TERMINAL or not follow
+        offset = attempt = 0
+        while True:
+            piece = self._patiently(calls.log(job_id, offset))
+            if piece.attempt != attempt and offset:
+                piece = self._patiently(calls.log(job_id, 0))
+            offset, attempt = piece.offset, piece.attempt
+            if piece.text:
+                yield piece
+            elif has_ended:
+                return
+            else:
+                time.sleep(calls.LOOK_EVERY_S)
+                has_ended = self._patiently(calls.job(job_id))["status"] in TERMINAL  # then the log grows no more
 
     def wait(self, job_id: str) -> Json:
         """The job once it is completed; its `result` is there then.

@@ -12,7 +12,7 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus, WebSocketExce
 
 from jobs import calls
 from jobs.backoff import Backoff
-from jobs.errors import TrainingError, Unreachable
+from jobs.errors import InvalidInput, TrainingError, Unreachable
 from jobs.subscription import Subscription
 
 OnRetry = Callable[[TrainingError, float], None]
@@ -37,7 +37,12 @@ class Connection:
         patience_s: float = 600,
         on_retry: OnRetry = lambda error, pause_s: None,
     ) -> None:
+        """Raises InvalidInput when the address is none."""
         self.address = base_url.rstrip("/")
+        try:
+            httpx.URL(self.address)
+        except httpx.InvalidURL as error:
+            raise InvalidInput(f"{self.address} is no address of a service: {error}.") from None
         self._headers = {"authorization": f"Bearer {token}"} if token else {}
         self._http_options: dict[str, Any] = {
             "base_url": self.address,

@@ -1,7 +1,7 @@
 """Every path on disk, and the one door for paths that clients send.
 
     <data root>/
-      training.db (unless TRAINING_DATABASE names another file)
+      training.db, training.db.lock (unless TRAINING_DATABASE names another file)
       service.lock   programs.lock   export_links.key   redis/   .trash/
       uploads/<id>/<file>.zip
       datasets/<name>/

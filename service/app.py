@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from litestar import Litestar, Router
-from litestar.config.compression import CompressionConfig
 from litestar.datastructures import State
 from litestar.di import Provide
 from litestar.openapi.config import OpenAPIConfig
@@ -51,7 +50,6 @@ def create_app(settings: Settings) -> Litestar:
         exception_handlers=problems.HANDLERS,
         request_max_body_size=bodies.JSON_MAX_BYTES,
         openapi_config=_openapi(),
-        compression_config=_only_pages_compressed(),
         logging_config=None,
     )
     app.asgi_handler = Access(app.asgi_handler, settings)  # around the routing: 401 comes before 404
@@ -101,12 +99,6 @@ def _from_state(name: str) -> Provide:
         return state[name]
 
     return Provide(provide, sync_to_thread=False)
-
-
-def _only_pages_compressed() -> CompressionConfig:
-    """The page's files and the schema. The API's answers are small, its streams must not wait, its archives are packed;
-    the bundles of the API pages are so large that packing them would hold the loop."""
-    return CompressionConfig(backend="gzip", gzip_compress_level=6, exclude=["^/api", "^/health", "^/docs", "^/redoc"])
 
 
 def _openapi() -> OpenAPIConfig:

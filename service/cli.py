@@ -26,7 +26,7 @@ from service.programs import Programs
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 _OPTIONS = ("data_root", "host", "port", "url")
-_JOB = "the job's id, or a begin or end of it that no other recent job has"
+_JOB = "the job's id, or four characters or more of its begin or end that no other recent job has"
 _TOKEN = "The service's token is read from TRAINING_TOKEN or TRAINING_TOKEN_FILE."
 
 
@@ -145,7 +145,7 @@ def _up(_: argparse.Namespace) -> int:
     wanted = _Ending()
     with Programs(settings) as programs:
         programs.wait_until_ready(on_wait=wanted.check)
-        print(_banner(programs.address, settings.token), flush=True)
+        print(_banner(settings.address, settings.token), flush=True)
         while not wanted.now:
             programs.revive()
             wanted.sleep(1)

@@ -149,7 +149,7 @@ class _Steps:
 def _service(settings: Settings, console: Console) -> Iterator[str]:
     """The address of a running service: the one of this data root if it is up, else one started for the demo."""
     if not is_free(settings.host, settings.port):
-        address = Programs(settings).address
+        address = settings.address
         if health(address, settings.token) is not None:
             console.print(f"Using the service that runs at {address}")
             yield address
@@ -158,7 +158,7 @@ def _service(settings: Settings, console: Console) -> Iterator[str]:
     with Programs(settings, log_folder=settings.data_folder / "logs") as programs:
         with console.status("Starting Redis, service and runner …"):
             programs.wait_until_ready()
-        yield programs.address
+        yield settings.address
 
 
 def _print_summary(console: Console, outcome: Outcome, address: str, settings: Settings, took_s: float) -> None:

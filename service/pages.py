@@ -11,7 +11,10 @@ from typing import Any
 
 import msgspec
 from litestar import Request, Response, get
+from litestar.config.compression import CompressionConfig
 from litestar.datastructures import CacheControlHeader
+from litestar.middleware import DefineMiddleware
+from litestar.middleware.compression import CompressionMiddleware
 from litestar.static_files import create_static_files_router
 from litestar.types import ControllerRouterHandler
 
@@ -38,6 +41,10 @@ _REDOC = _PAGE.format(
 _SWAGGER_START = 'SwaggerUIBundle({url: "/openapi.json", dom_id: "#page", deepLinking: true});\n'
 _REDOC_START = 'Redoc.init("/openapi.json", {}, document.getElementById("page"));\n'
 _REDOC_LOGO = (b"https://cdn.redoc.ly/redoc/logo-mini.svg", b"/docs/assets/logo-mini.svg")
+
+
+_PACKED = DefineMiddleware(CompressionMiddleware, config=CompressionConfig(backend="gzip", gzip_compress_level=6))
+"""For the page's files only: answers of the API are small, and packing the large bundles would hold the loop."""
 
 
 def program_version() -> str:
@@ -110,6 +117,7 @@ def handlers() -> list[ControllerRouterHandler]:
         html_mode=True,
         include_in_schema=False,
         cache_control=CacheControlHeader(no_cache=True),
+        middleware=[_PACKED],
     )
     return [root, swagger, redoc, swagger_start, redoc_start, redoc_bundle, schema, assets, page]
 

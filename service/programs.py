@@ -106,10 +106,6 @@ class Programs:
         self._service = Program("service", _SERVE, environment, _log(log_folder, "service"))
         self._runner = Program("runner", _RUNNER, environment, _log(log_folder, "runner"))
 
-    @property
-    def address(self) -> str:
-        return self.settings.address
-
     def __enter__(self) -> "Programs":
         """Raises Misconfigured, before anything is started, when the data root or the port is somebody else's."""
         self._claim = _claim(DataRoot(self.settings.data_folder))
@@ -146,11 +142,12 @@ class Programs:
         deadline = time.monotonic() + within_s
         while time.monotonic() < deadline:
             self.revive()
-            if health(self.address, self.settings.token) == "healthy":
+            if health(self.settings.address, self.settings.token) == "healthy":
                 return
             on_wait()
             time.sleep(0.1)
-        raise Misconfigured(f"The service at {self.address} is not ready after {within_s:g} s; its output says why.")
+        address = self.settings.address
+        raise Misconfigured(f"The service at {address} is not ready after {within_s:g} s; its output says why.")
 
 
 def health(address: str, token: str | None = None) -> str | None:
@@ -159,7 +156,7 @@ def health(address: str, token: str | None = None) -> str | None:
     try:
         body = httpx.get(f"{address}/health", headers=headers, timeout=2, trust_env=False).json()
         return str(body["status"])
-    except (httpx.HTTPError, ValueError, KeyError, TypeError):
+    except (httpx.HTTPError, httpx.InvalidURL, ValueError, KeyError, TypeError):
         return None
 
 

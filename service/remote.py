@@ -6,7 +6,6 @@ What a program may want to read goes to stdout, what is for a person beside it t
 import argparse
 import re
 import sys
-import time
 from collections.abc import Callable, Iterable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -20,7 +19,7 @@ from rich.text import Text
 from jobs.calls import Json
 from jobs.client import Client
 from jobs.errors import InvalidInput, NotCompleted, RemoteProblem, TrainingError
-from jobs.lifecycle import TERMINAL, Status
+from jobs.lifecycle import Status
 from jobs.settings import Settings
 from jobs.specs import Kind, TrainingConfig
 from service import watching
@@ -29,9 +28,14 @@ from service.programs import health as health_of
 COMPLETED, FAILED, CANCELLED = 0, 1, 3
 """Exit statuses of what watches a job; 2 is argparse's and that of wrong settings."""
 
-LOOK_EVERY_S = 1.0
 _NARROWEST_TABLE = 160  # where nobody says how wide the output is
 _WHOLE_ID = re.compile(r"job_[0-9a-f]{24}")
+_LEAST_OF_AN_ID = 4  # characters behind `job_` that tell one job from another
+_OUTCOMES = {
+    Status.COMPLETED: "had already completed",
+    Status.FAILED: "had already failed",
+    Status.CANCELLED: "is cancelled",
+}
 _OWN_OPTIONS = {"model": "model_name", "train": "train_data_path", "val": "val_data_path"}
 
 
@@ -72,22 +76,14 @@ def cancel(chosen: argparse.Namespace, settings: Settings) -> int:
 
 def logs(chosen: argparse.Namespace, settings: Settings) -> int:
     with _client(settings) as client:
-        job_id = _named(client, chosen.job)
-        offset, attempt = 0, 0
-        while True:
-            has_ended = client.job(job_id)["status"] in TERMINAL  # looked at before the log, which may still grow
-            text, end, its_attempt = client.log(job_id, offset)
-            if its_attempt != attempt and offset:
-                _say(f"attempt {its_attempt} of {job_id}:")
-                offset, attempt = 0, its_attempt
-                continue
-            sys.stdout.write(text)
+        job_id, attempt = _named(client, chosen.job), 0
+        for piece in client.read_log(job_id, follow=chosen.follow):
+            if attempt not in (0, piece.attempt):
+                _say(f"attempt {piece.attempt} of {job_id}:")
+            attempt = piece.attempt
+            sys.stdout.write(piece.text)
             sys.stdout.flush()
-            offset, attempt = end, its_attempt
-            if not text and (has_ended or not chosen.follow):
-                return 0
-            if not text:
-                time.sleep(LOOK_EVERY_S)
+    return 0
 
 
 def export(chosen: argparse.Namespace, settings: Settings) -> int:
@@ -153,11 +149,10 @@ def _ended(error: NotCompleted) -> int:
 def _cancel(client: Client, name: str) -> int:
     try:
         job = client.cancel(_named(client, name))
-    except RemoteProblem as error:
+    except (RemoteProblem, InvalidInput) as error:  # the others are still to be cancelled
         _say(f"{name}: {error.message}")
         return 1
-    is_late = job["status"] in TERMINAL and job["status"] != Status.CANCELLED
-    print(job["job_id"], f"had already {job['status']}" if is_late else "is cancelled")
+    print(job["job_id"], _OUTCOMES.get(job["status"], "is being cancelled"))
     return 0
 
 
@@ -165,13 +160,15 @@ def _named(client: Client, text: str) -> str:
     """The id of the job that is meant: by its id, or by a begin or an end that only one recent job's id has.
 
     Raises:
-        InvalidInput: several jobs could be meant.
+        InvalidInput: several jobs could be meant, or any: a variable that is not set must not cancel the only one.
     """
     if _WHOLE_ID.fullmatch(text):
         return text
+    if len(text.removeprefix("job_")) < _LEAST_OF_AN_ID:
+        raise InvalidInput(f"{text!r} could be any job: give {_LEAST_OF_AN_ID} characters or more of its id.")
     ids = [job["job_id"] for job in client.jobs(limit=1000)]
     found = [job_id for job_id in ids if job_id.startswith(text) or job_id.endswith(text)]
-    if len(found) > 1 and text not in found:
+    if len(found) > 1:
         raise InvalidInput(f"{len(found)} jobs could be meant by {text!r}: give more of the id (`training-api jobs`).")
     return found[0] if len(found) == 1 else text  # the service says what is wrong with it
 
@@ -179,6 +176,8 @@ def _named(client: Client, text: str) -> str:
 def _target(wanted: Path | None, default: str) -> Path:
     """Where the download goes. Only a name that was given is written over."""
     target = wanted / default if wanted is not None and wanted.is_dir() else wanted or Path(default)
+    if not target.parent.is_dir():
+        raise InvalidInput(f"There is no folder {target.parent}: make it, or name another file with -o.")
     if wanted is None and target.exists():
         raise InvalidInput(f"{target} exists already: name another file with -o.")
     return target
@@ -193,7 +192,10 @@ def _spec(chosen: argparse.Namespace, client: Client) -> Json:
     if spec["kind"] == Kind.FINETUNE:
         own = {field: getattr(chosen, option) for option, field in _OWN_OPTIONS.items()}
         given = {field: value for field, value in own.items() if value is not None}
-        spec["config"] = _preset(client, chosen.preset) | dict(spec.get("config") or {}) | given
+        config = spec.get("config") or {}
+        if not isinstance(config, dict):
+            raise InvalidInput("`config` must be an object: the training's settings by their names.")
+        spec["config"] = _preset(client, chosen.preset) | config | given
         spec |= {"experiment_name": chosen.name} if chosen.name else {}
         spec |= {"tags": chosen.tag} if chosen.tag else {}
     elif chosen.preset or chosen.name or chosen.tag or any(getattr(chosen, option) for option in _OWN_OPTIONS):

@@ -1,7 +1,7 @@
 """The program behind `training-api serve`: `python -m service.serve`, set up by the environment alone.
 
-One process owns a data root. It refuses, with status 2 and a sentence, what would not be safe or would not work,
-before it binds its port.
+One process owns a data root and its database. It refuses, with status 2 and a sentence, what would not be safe or
+would not work, before it binds its port.
 """
 
 import fcntl
@@ -10,6 +10,7 @@ import socket
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import structlog
 import uvicorn
@@ -38,8 +39,7 @@ def main(arguments: list[str]) -> int:
         access.check_settings(settings)
         logs.set_up(settings.log_level)
         root = DataRoot(settings.data_folder)
-        with _owned(root):
-            _check_database(settings, root)
+        with _owned(settings, root):
             return _serve(settings)
     except Misconfigured as error:
         sys.stderr.write(f"training-api: {error.message}\n")
@@ -88,21 +88,30 @@ def _serve(settings: Settings) -> int:
 
 
 @contextmanager
-def _owned(root: DataRoot) -> Iterator[None]:
-    """Hold the data root's lock.
+def _owned(settings: Settings, root: DataRoot) -> Iterator[None]:
+    """Hold the locks of the data root and of its database, which may lie elsewhere and be named by several.
 
     Raises:
-        Misconfigured: another service holds it.
+        Misconfigured: another service holds one, or this is not the database of what lies below the root.
     """
-    root.folder.mkdir(parents=True, exist_ok=True)
-    with root.service_lock.open("a+") as lock:
+    with _locked(root.service_lock, f"serves {root.folder}", "set TRAINING_DATA_ROOT to another folder"):
+        file = database_file(settings, root)
+        _check_database(file, root)
+        with _locked(Path(f"{file}.lock"), f"writes {file}", "set TRAINING_DATABASE to another file"):
+            yield
+
+
+@contextmanager
+def _locked(file: Path, doing: str, remedy: str) -> Iterator[None]:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with file.open("a+") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             lock.seek(0)
             raise Misconfigured(
-                f"Another service (process {lock.read().strip() or 'unknown'}) already serves {root.folder}: "
-                "stop it, or set TRAINING_DATA_ROOT to another folder. One process serves a data root."
+                f"Another service (process {lock.read().strip() or 'unknown'}) already {doing}: stop it, or {remedy}. "
+                "One process serves a data root and its database."
             ) from None
         lock.truncate(0)
         lock.write(str(os.getpid()))
@@ -110,18 +119,22 @@ def _owned(root: DataRoot) -> Iterator[None]:
         yield
 
 
-def _check_database(settings: Settings, root: DataRoot) -> None:
+def _check_database(file: Path, root: DataRoot) -> None:
     """Whether this is the database of what lies below the root.
 
     Raises:
         Misconfigured: the setting is new and the file did not move with it: an empty one would know none of the jobs.
     """
-    file = database_file(settings, root)
-    if root.database.exists() and not file.exists():
+    if file.exists():
+        return
+    if root.database.exists():
         raise Misconfigured(
             f"TRAINING_DATABASE={file} does not exist, but {root.database} does: move it there, "
             f"and {root.database.name}-wal with it if there is one."
         )
+    if root.jobs.is_dir() and any(root.jobs.iterdir()):
+        remedy = "if there is a database of theirs, stop this service, restore it or set TRAINING_DATABASE"
+        log.warning("database.empty", file=str(file), unknown_jobs=str(root.jobs), remedy=remedy)
 
 
 if __name__ == "__main__":

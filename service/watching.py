@@ -38,6 +38,10 @@ class View:
         match event:
             case events.JobWaiting():
                 self._waiting = event.reason
+            case events.JobPlaced():
+                self._waiting = None
+            case events.JobInterrupted() | events.JobPaused():
+                self._phase = self._eta_s = None
             case events.PhaseEntered():
                 self._phase = event.phase
             case events.JobProgressed():

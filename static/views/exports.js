@@ -37,7 +37,7 @@ export function render(root, { query, set }) {
   const training = h("select", { id: "training", required: true, onchange: () => choose({ job: training.value }) });
   const formats = h("fieldset", { class: "formats" }, h("legend", {}, "Format"), Object.keys(FORMATS).map(formatOf));
   const card = h("input", { type: "checkbox", id: "card", checked: true, "aria-describedby": "card-text" });
-  const start = h("button", { class: "primary" }, "Make the export");
+  const start = h("button", { class: "primary", disabled: true }, "Make the export"); // until a training can be chosen
   const form = h(
     "form", { class: "making", onsubmit: make },
     h("div", { class: "field" }, h("label", { for: "training" }, "Training"), training),

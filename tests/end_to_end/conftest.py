@@ -117,7 +117,7 @@ def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
     )
     with Programs(settings, log_folder=root / "logs") as programs:
         programs.wait_until_ready()
-        with Client(programs.address) as client:
+        with Client(settings.address) as client:
             yield House(programs, settings, client)
     left = processes_of(root)
     assert not left, f"processes were left behind: {left}"

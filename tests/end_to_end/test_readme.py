@@ -14,7 +14,7 @@ def test_the_snippets_start_a_training_poll_it_to_its_end_and_read_its_events(ho
     script = "\n".join(snippets)
     assert ADDRESS in script
     names: dict[str, object] = {}
-    exec(compile(script.replace(ADDRESS, house.programs.address), "README.md", "exec"), names)
+    exec(compile(script.replace(ADDRESS, house.settings.address), "README.md", "exec"), names)
     names["api"].close()
     assert names["status"]["status"] == "completed", names["status"]
     printed = capsys.readouterr().out

@@ -13,7 +13,7 @@ def terminal(house, tmp_path):
     """Runs `training-api …` in an empty folder and waits for its end."""
 
     def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-        environment = os.environ | {"TRAINING_URL": house.programs.address}
+        environment = os.environ | {"TRAINING_URL": house.settings.address}
         command = [sys.executable, "-m", "service.cli", *arguments]
         return subprocess.run(command, capture_output=True, text=True, timeout=200, env=environment, cwd=tmp_path)
 

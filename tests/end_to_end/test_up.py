@@ -61,7 +61,7 @@ def test_a_second_one_on_the_same_data_refuses_and_leaves_the_first_alone(house)
     assert answer.returncode == 2
     assert str(house.root) in answer.stderr
     assert (house.root / "redis" / "pid").read_text() == redis
-    assert health(house.programs.address) == "healthy"
+    assert health(house.settings.address) == "healthy"
 
 
 def test_a_taken_port_is_refused_before_anything_is_started(house, tmp_path, processes_of) -> None:

@@ -57,7 +57,7 @@ def test_an_export_downloads_with_its_card_and_says_it_was_verified(house, train
     export = house.client.post(f"/api/export/{trained['job_id']}", {"export_format": export_format})
     assert export["verification"]
     link = house.client.get(f"/api/export/{trained['job_id']}/download")
-    answer = httpx.get(house.programs.address + link["download_url"], trust_env=False)
+    answer = httpx.get(house.settings.address + link["download_url"], trust_env=False)
     names = {Path(name).name for name in zipfile.ZipFile(io.BytesIO(answer.content)).namelist()}
     assert {key_file, "README.md"} <= names
 
@@ -82,7 +82,7 @@ def test_socket_and_stream_replay_the_same_complete_log(house, trained) -> None:
 
 def _seqs_over_socket(house, job_id: str, last: int) -> list[int]:
     seen: list[int] = []
-    address = house.programs.address.replace("http", "ws")
+    address = house.settings.address.replace("http", "ws")
     with connect(f"{address}/api/train/{job_id}/ws?after=0", proxy=None) as socket:
         while last not in seen:
             frame = json.loads(socket.recv(timeout=10))
@@ -92,7 +92,7 @@ def _seqs_over_socket(house, job_id: str, last: int) -> list[int]:
 
 def _seqs_over_sse(house, job_id: str, last: int) -> list[int]:
     seen: list[int] = []
-    address = f"{house.programs.address}/api/events?job={job_id}&after=0"
+    address = f"{house.settings.address}/api/events?job={job_id}&after=0"
     with httpx.stream("GET", address, trust_env=False, timeout=10) as answer:
         for line in answer.iter_lines():
             if line.startswith("id:"):

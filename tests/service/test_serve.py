@@ -91,6 +91,14 @@ def test_a_second_service_for_the_same_data_is_refused(start) -> None:
     assert httpx.get(f"{first.address}/health/live", trust_env=False).status_code == 200
 
 
+def test_two_services_never_write_one_database(start, tmp_path) -> None:
+    first = start()
+    first.wait_until_it_answers()
+    said = start(TRAINING_DATA_ROOT=str(tmp_path / "other"), TRAINING_DATABASE=str(tmp_path / "training.db")).refused()
+    assert str(first.process.pid) in said
+    assert "TRAINING_DATABASE" in said
+
+
 def test_a_port_in_use_ends_the_program_with_a_status(start) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
@@ -160,3 +168,20 @@ def test_a_database_that_did_not_move_with_its_setting_is_refused(start, tmp_pat
     (tmp_path / "local").mkdir()
     (tmp_path / "training.db").rename(tmp_path / "local" / "training.db")
     start(TRAINING_DATABASE=str(tmp_path / "local" / "training.db")).wait_until_it_answers()
+
+
+def test_an_empty_database_beside_jobs_it_does_not_know_is_warned_of(start, tmp_path) -> None:
+    file = tmp_path / "local" / "training.db"
+    before = start(TRAINING_DATABASE=str(file))
+    assert "database.empty" not in _said_until_it_answers(before), "there are no jobs yet"
+    (tmp_path / "jobs" / "job_1").mkdir(parents=True)
+    assert "database.empty" not in _said_until_it_answers(start(TRAINING_DATABASE=str(file)))
+    said = _said_until_it_answers(start())
+    assert "database.empty" in said
+    assert str(tmp_path / "training.db") in said
+
+
+def _said_until_it_answers(service: Service) -> str:
+    service.wait_until_it_answers()
+    service.process.terminate()
+    return service.process.communicate(timeout=_WITHIN_S)[1]

@@ -78,7 +78,7 @@ class Watch:
 
 @pytest.fixture
 def watch(house: Any) -> Iterator[Watch]:
-    watching = Watch(house.programs.address)
+    watching = Watch(house.settings.address)
     yield watching
     watching.check()
 
@@ -89,7 +89,7 @@ def open_context(chromium: Browser, house: Any) -> Iterator[Callable[..., Browse
     opened: list[BrowserContext] = []
 
     def new(**options: Any) -> BrowserContext:
-        settings = {"base_url": house.programs.address, "viewport": {"width": 1280, "height": 900}, **options}
+        settings = {"base_url": house.settings.address, "viewport": {"width": 1280, "height": 900}, **options}
         opened.append(chromium.new_context(**settings))
         return opened[-1]
 

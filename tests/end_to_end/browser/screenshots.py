@@ -49,10 +49,10 @@ def main(target: Path) -> int:
         settings = Settings(data_root=f"{folder}/data", port=free_port("127.0.0.1"), hf_offline=True, stop_grace_s=5)
         with Programs(settings, log_folder=Path(folder, "logs")) as programs:
             programs.wait_until_ready()
-            with Client(programs.address) as client:
+            with Client(settings.address) as client:
                 addresses = _fill(client, Path(folder, "street.zip"))
             browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-gpu"])
-            _take(browser, f"{programs.address}/ui/", addresses, target)
+            _take(browser, f"{settings.address}/ui/", addresses, target)
             browser.close()
     return 0
 

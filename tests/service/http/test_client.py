@@ -3,13 +3,14 @@
 import asyncio
 import contextlib
 import threading
+import time
 from hashlib import sha256
 from pathlib import Path
 
 import msgspec
 import pytest
 
-from jobs import backoff, events, redis_server
+from jobs import backoff, calls, events, redis_server
 from jobs.async_client import AsyncClient
 from jobs.client import Client
 from jobs.errors import NotCompleted
@@ -116,6 +117,43 @@ def test_a_restarted_service_costs_a_listener_no_event_and_tells_none_twice(rest
     assert retries, "it was restarted while they listened"
 
 
+def test_a_log_is_followed_over_a_restart_of_the_service(restarting, monkeypatch) -> None:
+    monkeypatch.setattr(calls, "LOOK_EVERY_S", 0.02)
+    job_id, address = restarting.submit(), restarting.address
+    log = restarting.house.root.jobs / job_id / "attempt-1" / "output.log"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    log.write_text("it began ½\n")
+    heard: list[str] = []
+    heard_too: list[str] = []
+    retries: list[float] = []
+
+    def follow() -> None:
+        with Client(address, on_retry=lambda _, pause_s: retries.append(pause_s)) as client:
+            for piece in client.read_log(job_id, follow=True):
+                heard.append(piece.text)
+
+    async def follow_too() -> None:
+        async with AsyncClient(address) as client:
+            async for piece in client.read_log(job_id, follow=True):
+                heard_too.append(piece.text)
+
+    threads = [threading.Thread(target=follow), threading.Thread(target=lambda: asyncio.run(follow_too()))]
+    for thread in threads:
+        thread.start()
+    deadline = time.monotonic() + 20
+    while not (heard and heard_too):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    restarting.house.stop()
+    with log.open("a") as file:
+        file.write("it went on while nobody served\n")
+    restarting.start()
+    for thread in threads:
+        thread.join(60)
+    assert "".join(heard) == "".join(heard_too) == log.read_text()
+    assert retries, "it was restarted while they listened"
+
+
 def test_a_job_is_waited_for_until_its_end(house, http, dataset) -> None:
     spec = {"kind": "finetune", "config": {"model_name": "demo-llava", "train_data_path": dataset}}
     with Client(f"http://{house.address}") as client:
@@ -150,8 +188,6 @@ def test_an_export_is_made_and_fetched_with_its_checksum(house, http, trained, s
     content = bytes(range(256)) * 3000
 
     async def writes_an_archive(attempt) -> None:
-
-        content = bytes(range(256)) * 3000
         result = scripts.default_result(attempt.job_id, attempt.spec)
         archive = house.root.folder / result.archive_path
         archive.parent.mkdir(parents=True)

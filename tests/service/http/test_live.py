@@ -135,6 +135,9 @@ def test_who_is_too_far_behind_is_told_to_load_a_snapshot(house, http, trained, 
 
 def test_a_slow_listener_goes_on_from_the_store_without_a_gap(house, http, dataset, monkeypatch) -> None:
     monkeypatch.setattr("service.hub.QUEUE_BYTES", 2_000)
+    lagged: list[bool] = []
+    leave = hub.Subscription.__exit__
+    monkeypatch.setattr(hub.Subscription, "__exit__", lambda self, *of: lagged.append(self.lagging) or leave(self, *of))
     gate = threading.Event()
     house.runner.scripts[Kind.FINETUNE] = _logs_metrics(400, gate)
     job_id = _start(http, dataset)
@@ -142,6 +145,7 @@ def test_a_slow_listener_goes_on_from_the_store_without_a_gap(house, http, datas
         assert _frame(socket)["frame"] == "welcome"
         gate.set()
         seen = _collect(socket, "job.completed")
+    assert any(lagged), "the queue was never too long for this listener"
     assert seen == http.get(f"/api/jobs/{job_id}/events?limit=1000").json()["events"]
 
 

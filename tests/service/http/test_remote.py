@@ -4,6 +4,7 @@ import asyncio
 import io
 import json
 import threading
+import time
 from hashlib import sha256
 from pathlib import Path
 
@@ -12,9 +13,11 @@ import pytest
 import structlog
 from rich.console import Console
 
-from jobs import events, logs
+from jobs import calls, events, logs, presets
 from jobs.client import Client
 from jobs.errors import FailureReason, NotCompleted
+from jobs.lifecycle import Status
+from jobs.paths import DataRoot
 from jobs.specs import Kind
 from service import cli, demo, remote, watching
 
@@ -107,6 +110,12 @@ def test_a_file_without_a_kind_is_a_training_and_options_win_over_it(run, http, 
         (["logs", "nope"], "no job with that id"),
         (["export", "nope", "--format", "lora_adapter"], "no job with that id"),
         (["cancel", "nope"], "no job with that id"),
+        (["cancel", ""], "'' could be any job"),
+        (["cancel", "job_"], "'job_' could be any job"),
+        (["watch", "job_019"], "'job_019' could be any job"),
+        (["export", "nope", "--format", "lora_adapter", "-o", "nowhere/x.zip"], "There is no folder nowhere"),
+        (["jobs", "--url", "http://x:abc"], "http://x:abc is no address of a service: Invalid port"),
+        (["health", "--url", "http://x:abc"], "No healthy service at http://x:abc"),
     ],
 )
 def test_what_cannot_be_done_is_said_in_one_sentence(run, arguments, words) -> None:
@@ -116,11 +125,40 @@ def test_what_cannot_be_done_is_said_in_one_sentence(run, arguments, words) -> N
     assert "Traceback" not in err
 
 
+@pytest.mark.parametrize("config", ["abc", ["abc"], 3])
+def test_a_config_that_is_no_object_is_refused_with_a_sentence(run, tmp_path, config) -> None:
+    (tmp_path / "spec.json").write_text(json.dumps({"config": config}))
+    status, out, err = run("submit", str(tmp_path / "spec.json"), "--model", "demo-llava")
+    assert (status, out) == (1, "")
+    assert "`config` must be an object" in err
+
+
 def test_options_of_a_training_are_refused_for_other_kinds(run, tmp_path) -> None:
     (tmp_path / "spec.json").write_text('{"kind": "validate", "data_path": "x"}')
     status, _, err = run("submit", str(tmp_path / "spec.json"), "--model", "demo-llava")
     assert status == 1
     assert "are for finetune jobs" in err
+
+
+def test_options_win_over_the_preset_they_begin_with(run, http, dataset) -> None:
+    status, out, _ = run(*_training(dataset), "--preset", "8gb-gpu", "--set", "batch_size=2")
+    assert status == 0
+    config = http.get(f"/api/jobs/{out.strip()}").json()["spec"]["config"]
+    asked = {"model_name": "demo-llava", "train_data_path": dataset, "batch_size": 2}
+    expected = presets.preset("8gb-gpu").config | asked
+    assert expected.items() <= config.items()
+
+
+def test_an_unknown_preset_is_refused_with_those_there_are(run, dataset) -> None:
+    status, out, err = run(*_training(dataset), "--preset", "huge")
+    assert (status, out) == (1, "")
+    assert f"There is no preset 'huge'; there are {', '.join(each.name for each in presets.PRESETS)}." in err
+
+
+def test_warnings_about_a_spec_go_to_stderr(run, dataset) -> None:
+    _, out, err = run(*_training(dataset), "--set", "learning_rate=0.005")
+    assert out.startswith("job_")
+    assert err.startswith("warning: learning_rate 0.005 is above")
 
 
 def test_submitting_with_watch_keeps_stdout_for_the_id(run, house, dataset) -> None:
@@ -198,18 +236,104 @@ def test_a_terminal_gets_a_line_that_moves_with_what_is_worth_keeping_above(hous
 def test_the_line_says_where_a_job_stands() -> None:
     job = dict.fromkeys(("fraction", "phase", "step", "total_steps", "train_loss", "eta_s"))
     view = watching.View(job | {"status": "pending", "waiting_reason": "no runner"})
-    about = {"job_id": "j", "attempt": 1, "at": "2026-01-01T00:00:00Z"}
     assert view.note == "no runner"
-    for kind, fields in (
+    _hear(
+        view,
         (events.JobPlaced, {"runner_id": "r", "device": "cpu"}),
         (events.JobStarted, {"device": "cpu"}),
         (events.PhaseEntered, {"phase": "training"}),
         (events.MetricsLogged, {"step": 3, "values": {"train_loss": 0.5}}),
         (events.JobProgressed, {"step": 4, "total_steps": 8, "fraction": 0.5, "eta_s": 83.2}),
-    ):
-        view.hear(msgspec.convert({"type": events.type_of(kind), **about, **fields}, kind))
+    )
     assert view.note == "training  step 4/8  loss 0.500  0:01:23 left"
     assert view.fraction == 0.5
+
+
+def test_the_line_forgets_what_an_earlier_attempt_said() -> None:
+    job = dict.fromkeys(("fraction", "phase", "step", "total_steps", "train_loss", "eta_s"))
+    view = watching.View(job | {"status": "pending", "waiting_reason": "no runner"})
+    _hear(view, (events.JobPlaced, {"runner_id": "r", "device": "cpu"}), (events.JobStarted, {"device": "cpu"}))
+    _hear(view, (events.PhaseEntered, {"phase": "training"}))
+    _hear(view, (events.JobProgressed, {"step": 4, "total_steps": 8, "fraction": 0.5, "eta_s": 83.2}))
+    _hear(view, (events.JobInterrupted, {"cause": "it fell"}))
+    assert view.note == "waiting for a place", "not for the runner that came"
+    _hear(view, (events.JobPlaced, {"runner_id": "r", "device": "cpu"}), (events.JobStarted, {"device": "cpu"}))
+    assert view.note == "starting"
+
+
+def _hear(view: watching.View, *said: tuple[type[events.Event], dict]) -> None:
+    about = {"job_id": "j", "attempt": 1, "at": "2026-01-01T00:00:00Z"}
+    for kind, fields in said:
+        view.hear(msgspec.convert({"type": events.type_of(kind), **about, **fields}, kind))
+
+
+# -- logs
+
+
+class _Writing:
+    """Scripts that print, piece by piece, as soon as the terminal has shown what was printed before."""
+
+    def __init__(self, root: DataRoot, screen: io.StringIO, *attempts: list[str]) -> None:
+        self._root, self._screen, self._attempts = root, screen, attempts
+
+    async def __call__(self, attempt) -> None:
+        number = attempt.start.attempt
+        await attempt.begin()
+        log = self._root.jobs / attempt.job_id / f"attempt-{number}" / "output.log"
+        log.parent.mkdir(parents=True)
+        for piece in self._attempts[number - 1]:
+            with log.open("ab") as file:
+                file.write(piece.encode("latin-1"))
+            await asyncio.to_thread(self._wait_until_shown, piece)
+        if number < len(self._attempts):
+            await attempt.say(events.JobInterrupted, cause="it fell")
+        else:
+            await attempt.complete()
+
+    def _wait_until_shown(self, piece: str) -> None:
+        deadline = time.monotonic() + 10
+        while piece.isascii() and piece not in self._screen.getvalue() and time.monotonic() < deadline:
+            time.sleep(0.01)
+
+
+@pytest.fixture
+def prints(run, house, dataset, monkeypatch):
+    """Has a training print these pieces, attempt by attempt, while its log is followed: what was shown, and stderr."""
+    monkeypatch.setattr(calls, "LOOK_EVERY_S", 0.02)
+
+    def follow(*attempts: list[str]) -> tuple[str, str]:
+        screen = io.StringIO()
+        house.runner.scripts[Kind.FINETUNE] = _Writing(house.root, screen, *attempts)
+        job_id = run(*_training(dataset))[1].strip()
+        with monkeypatch.context() as patched:
+            patched.setattr("sys.stdout", screen)
+            status, _, err = run("logs", "-f", job_id)
+        assert status == 0
+        return screen.getvalue(), err
+
+    return follow
+
+
+def test_a_log_is_followed_to_the_jobs_end(prints) -> None:
+    half = "½".encode().decode("latin-1")
+    shown, _ = prints(["loss 0.5 ", half[0], half[1], "\nloss 0.4\n", "the end\n"])
+    assert shown == "loss 0.5 ½\nloss 0.4\nthe end\n"
+
+
+def test_a_log_that_another_attempt_begins_anew_is_followed_into_it(prints) -> None:
+    shown, err = prints(["it began\n", "and fell\n"], ["it began anew ", "and held until the end\n"])
+    assert shown == "it began\nand fell\nit began anew and held until the end\n"
+    assert "attempt 2 of job_" in err
+
+
+def test_a_log_is_printed_as_far_as_it_is(run, house, http, dataset, scripts) -> None:
+    house.runner.scripts[Kind.FINETUNE] = scripts.run_until_stopped
+    job_id = run(*_training(dataset))[1].strip()
+    log = house.root.jobs / job_id / "attempt-1" / "output.log"
+    log.parent.mkdir(parents=True)
+    log.write_text("line\n" * 300_000)  # more than one answer holds
+    assert run("logs", job_id)[:2] == (0, "line\n" * 300_000)
+    http.post(f"/api/jobs/{job_id}/cancel")
 
 
 # -- the others
@@ -227,20 +351,18 @@ def test_jobs_are_listed_as_a_table_and_as_json(run, trained) -> None:
 
 def test_several_jobs_are_cancelled_at_once(run, house, dataset, trained, scripts) -> None:
     house.runner.scripts[Kind.FINETUNE] = scripts.run_until_stopped
-    running = run(*_training(dataset))[1].strip()
-    status, out, err = run("cancel", running, trained, "nope")
+    running, other = (run(*_training(dataset))[1].strip() for _ in range(2))
+    house.wait_for(running, lambda job: job.status is Status.RUNNING)
+    shared = running[:8]
+    status, out, err = run("cancel", shared, "nope", trained, running)
     assert status == 1
-    assert out.splitlines() == [f"{running} is cancelled", f"{trained} had already completed"]
-    assert err.startswith("nope: ")
+    assert out.splitlines() == [f"{trained} had already completed", f"{running} is being cancelled"]
+    assert f"{shared}: " in err
+    assert f"jobs could be meant by '{shared}'" in err
+    assert "nope: There is no job" in err
     assert run("watch", running)[0] == 3
-
-
-def test_a_begin_that_several_ids_share_is_refused(run, dataset) -> None:
-    run(*_training(dataset))
-    run(*_training(dataset))
-    status, _, err = run("cancel", "job_")
-    assert status == 1
-    assert "jobs could be meant by 'job_'" in err
+    assert run("cancel", running)[1] == f"{running} is cancelled\n"
+    run("cancel", other)
 
 
 def test_an_export_is_made_downloaded_and_verified(run, house, trained, tmp_path, scripts, monkeypatch) -> None:
