@@ -51,6 +51,13 @@ export function saying(job) {
   return job.result?.message || job.notes?.at(-1) || "";
 }
 
+// Takes over what a job.progressed event says. What it leaves out stays, but for the time left: that is unknown then.
+export function progressed(job, { step, total_steps, fraction, epoch, total_epochs, phase, eta_s = null }) {
+  const said = Object.entries({ epoch, total_epochs, phase }).filter(([, value]) => value !== undefined && value !== null);
+  const furthest = Math.max(job.fraction ?? 0, fraction); // an attempt that begins again is behind for a while
+  Object.assign(job, { step, total_steps, eta_s, fraction: furthest, progress_percentage: Math.min(99.9, 100 * furthest) }, Object.fromEntries(said));
+}
+
 // A bar with its share in words; without a known share it moves.
 export function progressBar(job) {
   const share = job.progress_percentage;

@@ -35,8 +35,8 @@ export function splitButton(dataset) {
 async function askForSplit({ name, data_path }) {
   const { form, element } = await optionsOf("split", ["output_dir", ...SPLIT_FIELDS]);
   form.write("output_dir", `${name}-split`);
-  const wrong = h("p", { class: "error", role: "alert" });
-  const split = h("button", { class: "primary" }, "Split");
+  const wrong = h("p", { class: "error", id: "split-wrong" });
+  const split = h("button", { class: "primary", "aria-describedby": "split-wrong" }, "Split");
   const dialog = h(
     "dialog", { "aria-labelledby": "split-title", onclose: () => dialog.remove() },
     h("h2", { id: "split-title" }, `Split ${name}`),
@@ -56,6 +56,7 @@ async function askForSplit({ name, data_path }) {
     } catch (problem) {
       const homeless = form.show(problem.errors ?? []);
       setText(wrong, problem.errors?.length ? homeless.map(({ message }) => message).join(" ") : problem.message);
+      say(problem.message, "unseen");
     } finally {
       split.disabled = false;
     }

@@ -8,7 +8,7 @@ import { gather } from "../gather.js";
 import { follow } from "../live.js";
 import { classBars, datasetAddress, splitBar, validationBadge } from "../parts/dataset-parts.js";
 import { reportLink, splitButton, useLink, validateButton } from "../parts/dataset-actions.js";
-import { prepare } from "../parts/prepare.js";
+import { HEARD, prepare } from "../parts/prepare.js";
 import "../elements/time-ago.js";
 import { renderDataset } from "./dataset.js";
 
@@ -33,7 +33,7 @@ function renderAll(root, { query, set }) {
 
   const stopKeys = listKeys(() => [...list.children]);
   const lookAgain = gather(loadList);
-  const stopListening = follow({ load, onEvents });
+  const stopListening = follow({ types: HEARD, load, onEvents });
   return () => {
     lookAgain.stop();
     stopKeys();
