@@ -76,17 +76,22 @@ class Follower {
     if (frame.frame === "welcome") await this.welcome(frame);
     else if (frame.frame === "events") this.take(frame.events, frame.to_seq);
     else if (frame.frame === "bookmark") this.take([], frame.seq);
-    else if (frame.frame === "reset") await this.begin();
+    else if (frame.frame === "reset") await this.beginAnew();
     else if (frame.frame === "bye") this.wait = Math.max(this.wait, 1000 * (frame.retry_after_s ?? 1));
   }
 
   async welcome(frame) {
     if (this.position === null) {
       this.position = frame.after;
-      return this.begin();
+      return this.beginAnew();
     }
     this.say({ name: "catching up" });
     this.timer = setTimeout(() => this.caughtUp(), REPLAY_MS);
+  }
+
+  beginAnew() {
+    this.say({ name: "catching up" });
+    return this.begin();
   }
 
   // Loads the snapshot; what is heard meanwhile waits and is applied to it.
@@ -94,11 +99,10 @@ class Follower {
     const waiting = (this.waiting = []);
     const isNewest = () => this.waiting === waiting;
     clearTimeout(this.timer);
-    this.say({ name: "catching up" });
     try {
       await this.load(isNewest);
     } catch (error) {
-      if (isNewest()) this.later(() => this.begin(), { name: "failing", trouble: error.message });
+      if (isNewest()) this.later(() => this.beginAnew(), { name: "failing", trouble: error.message });
       return;
     }
     if (!isNewest()) return;
@@ -109,7 +113,7 @@ class Follower {
 
   reload() {
     if (this.state.name === "connecting" && this.position === null) return; // its snapshot is yet to come
-    if (this.position !== null && this.socket?.readyState === WebSocket.OPEN) return this.begin();
+    if (this.position !== null && this.socket?.readyState === WebSocket.OPEN) return this.state.name === "live" ? this.begin() : this.beginAnew();
     this.position = null;
     this.connect();
   }

@@ -30,6 +30,7 @@ document.addEventListener("close", place, true); // before the dialog goes away,
 
 // Runs what a button does: it is disabled meanwhile, and a failure is said.
 export async function attempt(button, work) {
+  const hadFocus = document.activeElement === button; // which it loses meanwhile
   button.disabled = true;
   try {
     return await work();
@@ -38,6 +39,7 @@ export async function attempt(button, work) {
     return undefined;
   } finally {
     button.disabled = false;
+    if (hadFocus && document.activeElement === document.body) button.focus();
   }
 }
 

@@ -28,7 +28,7 @@ export function plots(job, { query, set }) {
 
   const logButton = h("button", { type: "button", title: "l", onclick: toggleLog }, "Log scale");
   const slider = h("input", { type: "range", id: "smoothing", min: 0, max: 0.95, step: 0.05, oninput: () => setSmooth(Number(slider.value)) });
-  const amount = h("span", { class: "note" });
+  const amount = h("span", { class: "amount" });
   const axis = h("select", { "aria-label": "Horizontal axis", onchange: redraw }, ["step", "epoch"].map((word) => h("option", { value: word, selected: word === query.get("x") }, `by ${word}`)));
   const toolbar = h("div", { class: "toolbar", role: "group", "aria-label": "All curves" }, logButton, h("label", { for: "smoothing", title: "s" }, "Smoothing"), slider, amount, axis);
   const grid = h("div", { class: "plots" }, shown.map(({ chart }) => chart));
