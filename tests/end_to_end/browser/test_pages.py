@@ -106,6 +106,39 @@ def test_the_theme_is_the_systems_until_one_is_chosen(page) -> None:
     assert page.evaluate(background) == light
 
 
+@pytest.mark.parametrize("address", ["/ui/#/data/100%", "/ui/#/nowhere", "/ui/#/constructor"])
+def test_an_address_of_no_page_says_so(page, address) -> None:
+    page.goto(address)
+    expect(page.get_by_role("heading", level=1)).to_have_text("There is no such page")
+
+
+def test_a_new_page_takes_the_focus_and_closes_the_dialogs_of_the_old_one(addresses, page) -> None:
+    page.goto("/ui/#/exports")
+    settled(page).keyboard.press("?")
+    expect(page.get_by_role("button", name="Close")).to_be_focused()
+    page.evaluate("location.hash = '#/jobs'")
+    expect(page.get_by_role("main", name="Jobs")).to_be_focused()
+    expect(page.get_by_role("dialog")).to_have_count(0)
+
+
+def test_a_row_keeps_the_focus_while_jobs_come_and_x_asks_before_it_cancels(addresses, house, config, page) -> None:
+    page.goto("/ui/#/jobs")
+    settled(page).keyboard.press("j")
+    focused = page.locator(".row").first.get_by_role("link")
+    text = focused.inner_text()
+    job_id = house.client.submit(
+        {"kind": "finetune", "config": config | {"max_steps": 4000}, "experiment_name": "late"}
+    )
+    expect(page.locator(".row").first).to_contain_text("late")
+    expect(page.get_by_role("link", name=text, exact=True).first).to_be_visible()
+    assert page.evaluate("document.activeElement.textContent") == text
+    page.keyboard.press("k")
+    page.keyboard.press("x")
+    page.get_by_role("button", name="Cancel the job").click()
+    expect(page.locator(f'[data-id="{job_id}"]')).to_contain_text("cancelled")
+    assert page.evaluate("document.activeElement.textContent") == "late"
+
+
 def test_filters_are_in_the_address(addresses, page) -> None:
     page.goto("/ui/#/jobs?status=completed&kind=validate")
     expect(settled(page).locator(".row")).to_have_count(1)
