@@ -38,8 +38,8 @@ async function askForSplit({ name, data_path }, leaving) {
   const [{ form, element }, { datasets }] = await Promise.all([optionsOf("split", ["output_dir", ...SPLIT_FIELDS]), api.get("/data/datasets")]);
   if (leaving.aborted) return;
   form.write("output_dir", freeName(`${name}-split`, (free) => !datasets.some((each) => each.name === free)));
-  const wrong = h("p", { class: "error", role: "alert" });
-  const split = h("button", { class: "primary" }, "Split");
+  const wrong = h("p", { class: "error", id: "split-wrong" });
+  const split = h("button", { class: "primary", "aria-describedby": "split-wrong" }, "Split");
   const dialog = h(
     "dialog", { "aria-labelledby": "split-title", onclose: () => dialog.remove() },
     h("h2", { id: "split-title" }, `Split ${name}`),
@@ -47,7 +47,6 @@ async function askForSplit({ name, data_path }, leaving) {
   );
   document.body.append(dialog);
   dialog.showModal();
-  leaving.addEventListener("abort", () => dialog.close(), { once: true });
 
   async function onsubmit(event) {
     event.preventDefault();
@@ -61,6 +60,7 @@ async function askForSplit({ name, data_path }, leaving) {
     } catch (problem) {
       const homeless = form.show(problem.errors ?? []);
       setText(wrong, problem.errors?.length ? homeless.map(({ message }) => message).join(" ") : problem.message);
+      say(problem.message, "unseen");
     } finally {
       split.disabled = false;
     }

@@ -5,6 +5,7 @@ import { csvOf, differing, labelOf, verdict } from "../comparison.js";
 import { Curves } from "../curves.js";
 import { h, replace, setText } from "../dom.js";
 import { asWritten, duration, number, percent } from "../format.js";
+import { drawing, gather, lookups } from "../gather.js";
 import { keys } from "../keyboard.js";
 import { follow } from "../live.js";
 import { copyButton, scroller } from "../parts/pieces.js";
@@ -39,8 +40,18 @@ export function render(root, { query, set }) {
   let strangers = []; // { id, trouble }: asked for, but no experiment
   let others = []; // summaries to choose from
   let figures = {}; // figure → id → value
-  let frame = 0;
-  let looking = null; // ids to look at again once the present look is over
+  const look = lookups(take, () => stopListening.reload()); // one that was deleted is said to be
+  const figuresSoon = gather(async () => {
+    const asked = runs;
+    const values = await figuresOf(asked);
+    if (runs !== asked) return; // another choice has its own
+    figures = values;
+    drawWords();
+  });
+  const drawSoon = drawing(() => {
+    drawPicker();
+    drawPlot();
+  });
 
   const chips = h("ul", { class: "runs", "aria-label": "Compared experiments" });
   const troubles = h("div");
@@ -73,11 +84,12 @@ export function render(root, { query, set }) {
     l: ["Logarithmic scale", toggleLog],
     s: ["Smooth the curves", () => { smooth.selectedIndex = (smooth.selectedIndex + 1) % smooth.options.length; smooth.dispatchEvent(new Event("change")); }],
   });
-  let stopListening = listen();
+  const stopListening = follow({ types: HEARD, load, onEvents: (events) => events.forEach(({ event }) => hear(event)) });
   return () => {
     stopKeys();
     stopListening();
-    cancelAnimationFrame(frame);
+    drawSoon.stop();
+    figuresSoon.stop();
   };
 
   // -- which are compared
@@ -86,16 +98,13 @@ export function render(root, { query, set }) {
     return [...new Set((query.get("ids") ?? "").split(",").filter(Boolean))];
   }
 
-  function listen() {
-    return follow({ types: HEARD, load, onEvents: (events) => events.forEach(({ event }) => hear(event)) });
-  }
-
-  async function load() {
+  async function load(isNewest) {
     const [found, listed] = await Promise.all([Promise.all(ids().slice(0, MOST).map(lookUp)), api.get("/experiments", { limit: 200 })]);
+    const known = distinct(found.filter(({ job }) => job));
+    const values = await figuresOf(known);
+    if (!isNewest()) return;
     strangers = found.filter(({ trouble }) => trouble);
-    runs = distinct(found.filter(({ job }) => job));
-    others = listed;
-    await loadFigures();
+    [runs, others, figures] = [known, listed, values];
     draw();
   }
 
@@ -110,22 +119,16 @@ export function render(root, { query, set }) {
     }
   }
 
-  async function loadFigures() {
-    if (runs.length < 2) return;
-    const answer = await api.post("/experiments/compare", { experiment_ids: runs.map(({ id }) => id), metrics: Object.keys(FIGURES) });
-    figures = answer.comparison_table;
+  async function figuresOf(chosen) {
+    if (chosen.length < 2) return {};
+    const answer = await api.post("/experiments/compare", { experiment_ids: chosen.map(({ id }) => id), metrics: Object.keys(FIGURES) });
+    return answer.comparison_table;
   }
 
   function add(id) {
     if (!id) return;
     set({ ids: [...ids(), id].join(",") });
-    beginAnew();
-  }
-
-  // Events of a new one count from its snapshot on, so the log is followed from there.
-  function beginAnew() {
-    stopListening();
-    stopListening = listen();
+    stopListening.reload(); // events of the new one count from its snapshot on
   }
 
   function leaveOut(id) {
@@ -143,29 +146,14 @@ export function render(root, { query, set }) {
     if (!run) return;
     if (event.type === "metrics.logged") run.curves.add(event);
     else if (event.type === "training.resumed") run.curves.voidBeyond(event.step);
-    if (event.type !== "metrics.logged" || "eval_loss" in event.values) look(run.id);
-    frame ||= requestAnimationFrame(() => {
-      frame = 0;
-      drawPicker();
-      drawPlot();
-    });
+    if (event.type !== "metrics.logged" || "eval_loss" in event.values) look.quietly(run.id);
+    drawSoon();
   }
 
-  // One look at a time: a burst of events costs one more.
-  async function look(id) {
-    if (looking) return looking.add(id);
-    looking = new Set();
-    try {
-      const job = await api.job(id);
-      runs.filter((run) => run.id === id).forEach((run) => (run.job = job));
-      await loadFigures();
-      drawWords();
-    } catch (error) {
-      if (error.status === 404) beginAnew(); // one was deleted
-    }
-    const again = looking;
-    looking = null;
-    again.forEach(look);
+  function take(job) {
+    runs.filter(({ id }) => id === job.job_id).forEach((run) => (run.job = job));
+    drawWords();
+    figuresSoon();
   }
 
   // -- drawing

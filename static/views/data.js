@@ -9,7 +9,7 @@ import { follow } from "../live.js";
 import { datasetAddress, splitBar, validationBadge } from "../parts/dataset-parts.js";
 import { reportLink, splitButton, useLink, validateButton } from "../parts/dataset-actions.js";
 import { classBars } from "../parts/pieces.js";
-import { prepare } from "../parts/prepare.js";
+import { HEARD, prepare } from "../parts/prepare.js";
 import "../elements/time-ago.js";
 import { renderDataset } from "./dataset.js";
 
@@ -35,7 +35,7 @@ function renderAll(root, { query, set }) {
   const leaving = new AbortController();
   const stopKeys = listKeys(() => [...list.children]);
   const lookAgain = gather(loadList);
-  const stopListening = follow({ load, onEvents });
+  const stopListening = follow({ types: HEARD, load, onEvents });
   return () => {
     leaving.abort();
     lookAgain.stop();

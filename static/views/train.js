@@ -28,6 +28,7 @@ const SETTINGS = [ // what the plan is made of
   "learning_rate", "eval_steps", "save_steps", "logging_steps", "fp16", "bf16",
 ];
 const AGAIN = ""; // the value of the choice that is no preset but the earlier run
+const MOST_ASKED = 100; // of a status: whoever waits behind so many waits long
 const USES_A_MODEL = ["finetune", "evaluate", "generate"];
 
 export function render(root, params) {
@@ -88,8 +89,8 @@ function show(root, { query, set }, { schema, presets, models, datasets, earlier
   const aboutModel = h("p", { class: "note" });
   const aboutData = h("div", { class: "about" });
   const aboutPreset = h("p", { class: "note" });
-  const start = h("button", { class: "primary", "aria-keyshortcuts": "Control+Enter" }, "Start training");
-  const refusal = h("div", { role: "alert" });
+  const start = h("button", { class: "primary", "aria-keyshortcuts": "Control+Enter", "aria-describedby": "refusal" }, "Start training");
+  const refusal = h("div", { id: "refusal" });
   const plan = h("div", { class: "plan" });
   const places = h("div", { class: "places" });
   const request = h("pre", { tabindex: 0, "aria-label": "The request" });
@@ -274,7 +275,7 @@ function show(root, { query, set }, { schema, presets, models, datasets, earlier
   // -- where it would run
 
   async function loadPlaces() {
-    const pages = ["running", "queued", "pending"].map((status) => api.get("/jobs", { status, limit: 1000 }));
+    const pages = ["running", "queued", "pending"].map((status) => api.get("/jobs", { status, limit: MOST_ASKED }));
     [runners, ...busy] = await Promise.all([api.get("/runners"), ...pages]);
     busy = busy.flatMap(({ jobs }) => jobs).filter(({ kind }) => USES_A_MODEL.includes(kind));
     drawPlaces();
@@ -304,6 +305,7 @@ function show(root, { query, set }, { schema, presets, models, datasets, earlier
       (problem) => {
         const homeless = form.show(problem.errors);
         const messages = problem.errors.length ? homeless.map(({ message }) => message) : [problem.message];
+        say(problem.message, "unseen");
         replace(refusal, messages.map((message) => h("p", { class: "callout", data: { tone: "bad" } }, message)));
       },
     ));
