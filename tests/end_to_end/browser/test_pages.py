@@ -163,7 +163,8 @@ def test_filters_are_in_the_address(addresses, page) -> None:
     page.goto("/ui/#/jobs?status=completed&kind=validate")
     expect(settled(page).locator(".row")).to_have_count(1)
     page.get_by_label("Kind").select_option("finetune")
-    expect(page.locator(".row")).to_have_count(2)
+    expect(page.locator(".row").filter(has_text="rate 0.00")).to_have_count(2)
+    expect(page.locator(".row").filter(has_text="Validation")).to_have_count(0)
     assert "kind=finetune" in page.url
 
 
