@@ -5,7 +5,7 @@ from pathlib import Path
 
 import axe_playwright_python
 import pytest
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Page, Route, expect
 
 AXE = (Path(axe_playwright_python.__file__).parent / "axe.min.js").read_text()
 PAGES = ("jobs", "job", "train", "data", "dataset", "experiments", "compare", "exports")
@@ -63,6 +63,21 @@ def test_on_a_phone_nothing_sticks_out(addresses, open_context, watch) -> None:
         settled(page)
         width = page.evaluate("document.scrollingElement.scrollWidth")
         assert width <= 390, f"{name} is {width} px wide"
+
+
+def test_a_log_that_is_closed_and_opened_while_it_is_read_has_each_line_once(addresses, page) -> None:
+    def answer(route: Route) -> None:
+        page.wait_for_timeout(200)
+        piece = "" if "offset=4" in route.request.url else "one\n"
+        route.fulfill(body=piece, headers={"x-log-attempt": "1", "x-log-offset": "4"})
+
+    page.goto(addresses["job"])
+    summary = settled(page).locator("#log > summary")
+    page.route("**/log*", answer)
+    for _ in range(3):
+        summary.click()
+    page.wait_for_timeout(1000)
+    assert page.get_by_role("region", name="Log").inner_text() == "one\n"
 
 
 def test_training_again_survives_another_preset_and_a_reload(addresses, page) -> None:
