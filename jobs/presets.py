@@ -51,7 +51,7 @@ PRESETS = (
             "warmup_ratio": 0.1,
             "max_length": 256,
             "save_steps": 200,
-            "eval_steps": 100,
+            "eval_steps": 20,
             "logging_steps": 5,
         },
     ),

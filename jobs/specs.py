@@ -162,7 +162,7 @@ class TrainingConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
         bool, _method("LoRA", "Train small adapters beside a frozen base; without it every weight is trained.")
     ] = True
     use_qlora: Annotated[
-        bool, _method("QLoRA", "4-bit NF4 base with LoRA adapters, implies use_lora; for a GPU too small for LoRA.")
+        bool, _method("QLoRA", "Keep the frozen base in 4 bits, with LoRA on it; for a GPU too small for LoRA alone.")
     ] = False
     lora_rank: Annotated[
         int,

@@ -136,7 +136,7 @@ def _paused(_: JobRecord, __: events.JobPaused) -> Changes:
     return dict(_NO_PLACE)
 
 
-def _completed(_: JobRecord, event: events.JobCompleted) -> Changes:
+def _completed(record: JobRecord, event: events.JobCompleted) -> Changes:
     changes = {**_ended_at(event.at), "result": event.result, "fraction": 1.0}
     result = event.result
     if isinstance(result, FinetuneResult):
@@ -146,7 +146,7 @@ def _completed(_: JobRecord, event: events.JobCompleted) -> Changes:
             "best_eval_loss": result.best_eval_loss,
             "best_eval_accuracy": result.best_eval_accuracy,
             "peak_memory_bytes": result.peak_memory_bytes,
-            "device_name": result.device_name or None,
+            "device_name": record.device_name or result.device_name or None,
         }
         changes |= {name: value for name, value in known.items() if value is not None}
     return changes

@@ -21,7 +21,8 @@ const VIEWS = {
   exports: () => import("./views/exports.js"),
 };
 const UNDER = { job: "jobs", compare: "experiments" }; // the page in the navigation that a view belongs to
-const QUIET_S = 25; // without a word for so long, the page says how old it is
+const FRESH_S = 5; // what is older than this has its age beside it, in steps as long
+const QUIET_S = 25; // without a word for so long, something is slow
 
 const root = document.getElementById("view");
 let stop = () => {};
@@ -29,27 +30,40 @@ let shown = 0; // counts navigations, so that a slow module does not draw over a
 
 async function show() {
   const turn = ++shown;
-  const { name, params } = parse(location.hash, () => turn === shown);
-  stop();
-  stop = () => {};
-  replace(root, h("p", { class: "loading" }, "Loading …"));
-  mark(UNDER[name] ?? name);
+  leave();
   try {
-    const view = await (VIEWS[name] ?? VIEWS.jobs)();
+    const { name, params } = parse(location.hash, () => turn === shown);
+    mark(UNDER[name] ?? name);
+    const view = Object.hasOwn(VIEWS, name) ? await VIEWS[name]() : NOWHERE;
     if (turn !== shown) return;
-    document.title = `${view.title} · Training API`;
     replace(root);
-    root.dataset.view = name;
+    arrive(name, view.title, turn);
     stop = view.render(root, params) ?? stop;
   } catch (error) {
     if (turn === shown) replace(root, failure(error));
   }
+}
+
+// What belongs to the view goes with it, a question that nobody answered too.
+function leave() {
+  stop();
+  stop = () => {};
+  for (const dialog of document.querySelectorAll("dialog[open]:not([data-stays])")) dialog.close();
+  replace(root, h("p", { class: "loading" }, "Loading …"));
+}
+
+// The focus goes to the new view, so that its name is read out and the next Tab is in it.
+function arrive(name, title, turn) {
+  document.title = `${title} · Training API`;
+  root.dataset.view = name;
+  root.setAttribute("aria-label", title);
+  if (turn > 1) root.focus({ preventScroll: true });
   scrollTo(0, 0);
 }
 
 function parse(hash, isShown) {
   const [path, search = ""] = hash.replace(/^#\/?/, "").split("?");
-  const [name, ...parts] = path.split("/").map(decodeURIComponent);
+  const [name, ...parts] = decoded(path.split("/"));
   const query = new URLSearchParams(search);
   const set = (changes) => {
     for (const [key, value] of Object.entries(changes)) value ? query.set(key, value) : query.delete(key);
@@ -57,7 +71,16 @@ function parse(hash, isShown) {
     if (!isShown()) return; // what a view still awaited when it was left
     history.replaceState(null, "", `#/${path}${text ? `?${text}` : ""}`);
   };
-  return { name: name || "jobs", params: { parts, query, set } };
+  return { name: name === "" ? "jobs" : name, params: { parts, query, set } };
+}
+
+// A text that is no address at all names no view either.
+function decoded(parts) {
+  try {
+    return parts.map(decodeURIComponent);
+  } catch {
+    return [null];
+  }
 }
 
 function mark(name) {
@@ -68,6 +91,14 @@ function mark(name) {
     } else link.removeAttribute("aria-current");
   }
 }
+
+const NOWHERE = {
+  title: "No such page",
+  render: (root) => void root.append(h(
+    "section", { class: "empty" }, h("h1", {}, "There is no such page"), h("p", {}, "The address may be old, or not complete."),
+    h("p", { class: "actions" }, h("a", { class: "button primary", href: "#/jobs" }, "All jobs")),
+  )),
+};
 
 function failure(error) {
   return h(
@@ -85,32 +116,32 @@ const SAYINGS = { idle: "", gone: "removed", locked: "token needed", connecting:
 function showConnection() {
   const { state, heardAt } = connection;
   const chip = document.getElementById("connection");
-  const isQuiet = state.name === "live" && heardAt && Date.now() - heardAt > QUIET_S * 1000;
-  chip.dataset.state = isQuiet ? "quiet" : state.name;
-  const left = state.name === "reconnecting" ? Math.max(0, Math.ceil((state.at - Date.now()) / 1000)) : 0;
-  const text = state.name === "reconnecting" ? `reconnecting in ${left} s` : isQuiet ? `last heard ${ago(heardAt)}` : SAYINGS[state.name];
-  setText(document.getElementById("connection-text"), text);
+  const age = heardAt ? Math.floor((Date.now() - heardAt) / 1000 / FRESH_S) * FRESH_S : 0;
+  chip.dataset.state = state.name === "live" && age >= QUIET_S ? "quiet" : state.name;
+  const left = Math.max(0, Math.ceil(((state.at ?? 0) - Date.now()) / 1000));
+  const said = { ...SAYINGS, reconnecting: `reconnecting in ${left} s`, failing: `trying again in ${left} s` }[state.name];
+  setText(document.getElementById("connection-text"), state.name === "live" && age >= FRESH_S ? `${said} · ${ago(Date.now() - 1000 * age)}` : said);
   chip.title = heardAt ? `Last heard ${ago(heardAt)}` : "";
   showBanner(state, left, heardAt);
 }
 
-let lostAt = null;
+let isLost = false;
+let trouble = ""; // why the view could not be loaded
 
 function showBanner(state, left, heardAt) {
   const banner = document.getElementById("banner");
-  if (state.name === "live" && lostAt) {
-    say("Connected again. Nothing was missed.");
-    lostAt = null;
-  }
-  if (state.name === "reconnecting") lostAt ??= Date.now();
-  banner.hidden = !lostAt || state.name === "idle";
+  if (state.name === "live" && isLost) say("Connected again. Nothing was missed.");
+  if (state.name === "reconnecting" && !isLost) say("The connection to the service is lost.", "unseen");
+  if (state.name === "failing" && trouble !== state.trouble) say(state.trouble, "unseen");
+  const isWell = ["live", "idle", "gone"].includes(state.name);
+  isLost = state.name === "reconnecting" || (isLost && !isWell);
+  trouble = state.name === "failing" ? state.trouble : isWell ? "" : trouble;
+  banner.hidden = !isLost && !trouble;
   if (banner.hidden) return;
-  const what = state.name === "reconnecting" ? `Trying again in ${left} s.` : "Catching up …";
-  const age = heardAt ? ` What you see is from ${ago(heardAt)}.` : "";
-  if (!banner.firstChild) {
-    replace(banner, h("span"), h("button", { type: "button", onclick: reconnectNow }, "Reconnect now"));
-  }
-  setText(banner.firstChild, `The connection to the service is lost. ${what}${age}`);
+  if (!banner.firstChild) replace(banner, h("span"), h("button", { type: "button", onclick: reconnectNow }, "Try now"));
+  const what = { reconnecting: `Trying again in ${left} s.`, failing: `Trying again in ${left} s.`, "catching up": isLost ? "Catching up …" : "Trying again …" }[state.name] ?? "Trying again …";
+  const why = state.name === "catching up" && isLost ? "The connection is back." : trouble && state.name !== "reconnecting" ? trouble : "The connection to the service is lost.";
+  setText(banner.firstChild, [why, what, heardAt && isLost && `What you see is from ${ago(heardAt)}.`].filter(Boolean).join(" "));
 }
 
 // -- theme

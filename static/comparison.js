@@ -2,7 +2,7 @@
 //
 // A run here is { name, isLive, config, eval_loss, eval_accuracy, train_loss }, its values null where there is none.
 
-import { number, percent } from "./format.js";
+import { asWritten, number, percent } from "./format.js";
 
 const TELLS_NOTHING = new Set(["output_dir", "priority", "device", "save_steps", "logging_steps", "save_total_limit"]); // of the quality
 const MOST_TOLD = 4;
@@ -12,15 +12,10 @@ export function labelOf(setting) {
   return setting.replaceAll("_", " ").replace("lora", "LoRA").replace("qLoRA", "QLoRA").replace(/\bfp16\b/, "FP16").replace(/\bbf16\b/, "BF16");
 }
 
-export function textOf(value) {
-  if (value === null || value === undefined) return "–";
-  return typeof value === "boolean" ? (value ? "yes" : "no") : String(value);
-}
-
 // Names of the settings that these configurations do not all have alike.
 export function differing(configs) {
   const names = [...new Set(configs.flatMap(Object.keys))];
-  return names.filter((name) => new Set(configs.map((config) => textOf(config[name]))).size > 1);
+  return names.filter((name) => new Set(configs.map((config) => asWritten(config[name]))).size > 1);
 }
 
 // → sentences, the first of which says it all.
@@ -65,7 +60,7 @@ function settings([best, second]) {
   return [`What ${best.name} and ${second.name} differ in: ${listed(rest ? [...first, `${rest} more`] : first)}.`];
 }
 
-const told = (value) => (value === null || value === undefined ? "none" : textOf(value));
+const told = (value) => (value === null || value === undefined ? "none" : asWritten(value));
 
 function caution(measured) {
   const data = new Set(measured.map(({ config }) => config.val_data_path));

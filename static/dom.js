@@ -22,6 +22,19 @@ export function setText(element, text) {
   if (element.textContent !== text) element.textContent = text;
 }
 
+// Puts rows in this order and moves none that stands right, so that the focus stays; that of a row which goes away is
+// given to the one that takes its place.
+export function arrange(list, wanted) {
+  const focused = list.contains(document.activeElement) ? document.activeElement : null;
+  const at = [...list.children].findIndex((row) => row.contains(focused));
+  const kept = new Set(wanted);
+  for (const row of [...list.children]) if (!kept.has(row)) row.remove();
+  wanted.forEach((row, place) => list.children[place] === row || list.insertBefore(row, list.children[place] ?? null));
+  if (!focused || focused === document.activeElement) return;
+  const next = focused.isConnected ? focused : wanted[Math.min(at, wanted.length - 1)]?.querySelector("a, button, input");
+  next?.focus({ preventScroll: true });
+}
+
 function fill(element, props, children) {
   for (const [name, value] of Object.entries(props)) set(element, name, value);
   element.append(...flat(children));

@@ -24,9 +24,21 @@ export function bytes(count) {
   return `${(count / 1000 ** power).toFixed(power ? 1 : 0)} ${units[power]}`;
 }
 
+// Memory, everywhere by the same measure as in the plots: the service's megabytes are of 1024 × 1024 bytes.
+export function megabytes(count) {
+  return count === null || count === undefined ? NONE : `${number(count / 2 ** 20)} MB`;
+}
+
+// A setting as it was written: 0.0003, not 3.00e-4.
+export function asWritten(value) {
+  if (value === null || value === undefined) return NONE;
+  return typeof value === "boolean" ? (value ? "yes" : "no") : String(value);
+}
+
 export function duration(seconds) {
   if (seconds === null || seconds === undefined || !Number.isFinite(seconds)) return NONE;
-  const whole = Math.max(0, Math.round(seconds));
+  if (seconds < 9.95) return `${Math.max(0, seconds).toFixed(1)} s`;
+  const whole = Math.round(seconds);
   if (whole < 60) return `${whole} s`;
   if (whole < 3600) return `${Math.floor(whole / 60)} min ${String(whole % 60).padStart(2, "0")} s`;
   if (whole < 86400) return `${Math.floor(whole / 3600)} h ${String(Math.floor((whole % 3600) / 60)).padStart(2, "0")} min`;

@@ -27,7 +27,7 @@ export function showHelp() {
     h("h2", { id: "help-title" }, "Keys"),
     h("dl", {}, known.flatMap(([key, [text]]) => [h("dt", {}, h("kbd", {}, key)), h("dd", {}, text)])),
     h("p", { class: "note" }, "The API behind this page: ", h("a", { href: "/docs" }, "try it"), " · ", h("a", { href: "/redoc" }, "read it"), "."),
-    h("form", { method: "dialog" }, h("button", {}, "Close")),
+    h("form", { method: "dialog" }, h("button", { autofocus: true }, "Close")),
   );
   document.body.append(dialog);
   dialog.showModal();

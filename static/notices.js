@@ -3,20 +3,34 @@
 import { post } from "./api.js";
 import { h, setText } from "./dom.js";
 
+const SETTLES_MS = 50; // a live region is heard when its text changes after it has its place
+const line = document.getElementById("announcer");
 let fading;
 
-// The one live region: read out by screen readers, shown for some seconds.
+// The one live region: read out by screen readers, and shown for some seconds. What stands on the page already is only
+// read out: its tone is "unseen".
 export function say(text, tone = "plain") {
-  const line = document.getElementById("announcer");
+  place();
   setText(line, "");
   line.dataset.tone = tone;
-  setText(line, text);
   clearTimeout(fading);
-  fading = setTimeout(() => setText(line, ""), tone === "bad" ? 10_000 : 5_000);
+  fading = setTimeout(() => {
+    setText(line, text);
+    fading = setTimeout(() => setText(line, ""), tone === "bad" ? 10_000 : 5_000);
+  }, SETTLES_MS);
 }
+
+// Behind a modal dialog nothing is heard: the line stands in the dialog while there is one.
+function place() {
+  const home = [...document.querySelectorAll("dialog:modal")].at(-1) ?? document.body;
+  if (line.parentElement !== home) home.append(line);
+}
+
+document.addEventListener("close", place, true); // before the dialog goes away, and the line with it
 
 // Runs what a button does: it is disabled meanwhile, and a failure is said.
 export async function attempt(button, work) {
+  const hadFocus = document.activeElement === button; // which it loses meanwhile
   button.disabled = true;
   try {
     return await work();
@@ -25,6 +39,7 @@ export async function attempt(button, work) {
     return undefined;
   } finally {
     button.disabled = false;
+    if (hadFocus && document.activeElement === document.body) button.focus();
   }
 }
 
@@ -55,15 +70,15 @@ let asking = null;
 // → true once the service took the token; the browser keeps a cookie that scripts cannot read.
 export function askForToken() {
   asking ??= new Promise((resolve) => {
-    const input = h("input", { type: "password", id: "token", autocomplete: "current-password", required: true });
-    const wrong = h("p", { class: "error", role: "alert" });
+    const input = h("input", { type: "password", id: "token", autocomplete: "current-password", required: true, "aria-describedby": "token-wrong" });
+    const wrong = h("p", { class: "error", id: "token-wrong" });
     const form = h(
       "form", {},
       h("label", { for: "token" }, "Token"), input, wrong,
       h("p", { class: "note" }, "It is the value of TRAINING_TOKEN that the service was started with."),
       h("div", { class: "actions" }, h("button", { class: "primary" }, "Sign in")),
     );
-    const dialog = h("dialog", { "aria-labelledby": "token-title" }, h("h2", { id: "token-title" }, "This service wants its token"), form);
+    const dialog = h("dialog", { "aria-labelledby": "token-title", data: { stays: true } }, h("h2", { id: "token-title" }, "This service wants its token"), form);
     form.addEventListener("submit", async (event) => {
       event.preventDefault();
       try {
@@ -74,6 +89,7 @@ export function askForToken() {
         resolve(true);
       } catch (error) {
         setText(wrong, error.status === 401 ? "That is not the token." : error.message);
+        say(wrong.textContent, "unseen");
         input.select();
       }
     });

@@ -1,7 +1,7 @@
 // How jobs are called on the page: titles, kinds and statuses, and what is said of one in a line.
 
 import { h } from "./dom.js";
-import { duration, number } from "./format.js";
+import { duration, number, percent } from "./format.js";
 
 export const LIVE = ["pending", "queued", "running", "paused"];
 export const STATUSES = [...LIVE, "completed", "failed", "cancelled"];
@@ -14,12 +14,13 @@ const SIGNS = { pending: "◌", queued: "◔", running: "●", paused: "❚❚",
 
 export const isLive = (job) => LIVE.includes(job.status);
 
-export function titleOf({ job_id, spec }) {
+// An export is named after its training where that is among the known jobs.
+export function titleOf({ job_id, spec }, known = new Map()) {
   switch (spec.kind) {
     case "finetune": return spec.experiment_name ?? spec.config.output_dir ?? `${spec.config.model_name} ${job_id.slice(-6)}`;
     case "convert": case "split": return spec.output_dir;
     case "validate": return spec.data_path;
-    case "export": return `${spec.export_format} of ${spec.job_id.slice(-6)}`;
+    case "export": return `${spec.export_format} of ${known.has(spec.job_id) ? titleOf(known.get(spec.job_id)) : spec.job_id.slice(-6)}`;
     default: return spec.data_path;
   }
 }
@@ -48,7 +49,22 @@ export function saying(job) {
     const left = job.eta_s ? `${duration(job.eta_s)} left` : "";
     return [job.phase, steps, left].filter(Boolean).join(" · ");
   }
-  return job.result?.message || job.notes?.at(-1) || "";
+  return said(job) || job.notes?.at(-1) || "";
+}
+
+// What a job that ended with a result has to show for it.
+function said({ result, best_eval_loss, best_eval_accuracy }) {
+  if (result?.kind === "validate") return result.passed ? "valid" : `not valid: ${result.errors[0]?.message}`;
+  if (result?.kind === "evaluate") return result.label_accuracy === null ? `exact match ${percent(result.exact_match)}` : `label accuracy ${percent(result.label_accuracy)}`;
+  if (result?.kind !== "finetune" || best_eval_loss === null) return result?.message;
+  return [`best eval loss ${number(best_eval_loss)}`, best_eval_accuracy !== null && `accuracy ${percent(best_eval_accuracy)}`].filter(Boolean).join(" · ");
+}
+
+// Takes over what a job.progressed event says. What it leaves out stays, but for the time left: that is unknown then.
+export function progressed(job, { step, total_steps, fraction, epoch, total_epochs, phase, eta_s = null }) {
+  const said = Object.entries({ epoch, total_epochs, phase }).filter(([, value]) => value !== undefined && value !== null);
+  const furthest = Math.max(job.fraction ?? 0, fraction); // an attempt that begins again is behind for a while
+  Object.assign(job, { step, total_steps, eta_s, fraction: furthest, progress_percentage: Math.min(99.9, 100 * furthest) }, Object.fromEntries(said));
 }
 
 // A bar with its share in words; without a known share it moves.

@@ -1,16 +1,18 @@
-// <line-chart label="Loss">: lines over one x axis. `show({ x, unit, log, smooth, lines })` draws, and draws anew when
-// called again with longer lists. Drawn with uPlot where it is there (`make vendor`), else as a plain SVG.
+// <line-chart label="Loss">: lines over one x axis. `show({ x, unit, isShare, log, smooth, lines })` draws, and draws
+// anew when called again with longer lists; shares, of 0 to 1, are shown as percent. Drawn with uPlot where it is there (`make vendor`), else as a plain SVG.
 //
 // A line: { key, label, tone: 0..7, dashed, smooth, x: [rising numbers], y: [number or null], notFinite: [x, …] };
 // `smooth: false` leaves it as it is. The chart redraws at most once a frame; after it, `dataset.points` says how many points stand there and "painted" is fired.
 
 import { h, replace, setText, svg } from "../dom.js";
 import { evenly, extentOf, smoothed, sumOf, tableOf } from "./downsample.js";
-import { number, plural } from "../format.js";
+import { number, percent, plural } from "../format.js";
+import { scroller } from "../parts/pieces.js";
 
 const HEIGHT = 240;
 const AXIS = { left: 58, bottom: 32, top: 14, right: 14 };
 const ROWS_OF_TABLE = 200;
+const SHARES = [-0.02, 1.02]; // their axis: what lies on its ends is seen whole
 const FAINT = 0.3; // what the raw line keeps of its colour beside the smoothed one
 const DOTS = 30; // so few points of a line are marked one by one in the plain plot
 const NEAR = 40; // a value is shown on hover when it is at most so many pixels away
@@ -20,7 +22,7 @@ let library = null; // a promise of uPlot, or of null where it is missing
 const charts = new Set();
 
 class LineChart extends HTMLElement {
-  #spec = { x: "step", unit: "", log: false, smooth: 0, lines: [] };
+  #spec = { x: "step", unit: "", isShare: false, log: false, smooth: 0, lines: [] };
   #off = new Set(); // keys of lines that were switched off
   #range = null; // [from, to] while zoomed in
   #frame = 0;
@@ -52,7 +54,7 @@ class LineChart extends HTMLElement {
   }
 
   show(spec) {
-    this.#spec = { x: "step", unit: "", log: false, smooth: 0, ...spec };
+    this.#spec = { x: "step", unit: "", isShare: false, log: false, smooth: 0, ...spec };
     this.#schedule();
   }
 
@@ -69,7 +71,7 @@ class LineChart extends HTMLElement {
       at: h("span", { class: "note at" }),
       plot: h("div", { class: "plot", "aria-hidden": "true" }),
       legend: h("div", { class: "legend", role: "group", "aria-label": "Lines" }),
-      table: h("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": `${this.getAttribute("label")} as a table` }),
+      table: scroller(`${this.getAttribute("label")} as a table`),
     };
     parts.details = h("details", { ontoggle: () => this.#fillTable() }, h("summary", {}, "Values as a table"), parts.table);
     const heading = h("h3", {}, this.getAttribute("label"), " ", parts.unit);
@@ -77,6 +79,11 @@ class LineChart extends HTMLElement {
     this.setAttribute("aria-label", this.getAttribute("label"));
     this.append(h("div", { class: "chart-head" }, heading, parts.reduced, parts.at), parts.plot, parts.legend, parts.details);
     return parts;
+  }
+
+  // A value as the reader sees it.
+  #text(value) {
+    return this.#spec.isShare ? percent(value) : number(value);
   }
 
   #schedule() {
@@ -90,7 +97,7 @@ class LineChart extends HTMLElement {
     const { lines, unit } = this.#spec;
     const visible = lines.filter(({ key }) => !this.#off.has(key));
     setText(this.#parts.unit, unit);
-    this.setAttribute("aria-label", `${this.getAttribute("label")}: ${summaryOf(lines, this.#spec.x)}`);
+    this.setAttribute("aria-label", `${this.getAttribute("label")}: ${summaryOf(lines, this.#spec.x, (value) => this.#text(value))}`);
     this.#drawn = this.#tabulate(visible, plot.clientWidth - AXIS.left - AXIS.right);
     this.#drawLegend();
     const ofLines = (counts) => sumOf(counts.filter((_, n) => this.#drawn.lines[n].alpha === 1)); // not their faint twins
@@ -135,7 +142,7 @@ class LineChart extends HTMLElement {
 
   #drawPlot(width) {
     const { lines, xs, ys } = this.#drawn;
-    const shape = JSON.stringify([this.#spec.log, this.#spec.x, lines.map(({ key, tone, dashed, alpha }) => [key, tone, dashed, alpha])]);
+    const shape = JSON.stringify([this.#spec.log, this.#spec.isShare, this.#spec.x, lines.map(({ key, tone, dashed, alpha }) => [key, tone, dashed, alpha])]);
     if (this.#plot && this.#shape === shape) {
       if (this.#plot.width !== width) this.#plot.setSize({ width, height: HEIGHT });
       this.#plot.setData([xs, ...ys]);
@@ -149,14 +156,14 @@ class LineChart extends HTMLElement {
 
   #options(width) {
     const colour = coloursOf(this);
-    const { log, x } = this.#spec;
+    const { log, isShare, x } = this.#spec;
     const axis = { stroke: colour("soft"), font: "12px system-ui, sans-serif", grid: { stroke: colour("line"), width: 1 }, ticks: { show: false } };
     return {
       width, height: HEIGHT, padding: [AXIS.top, AXIS.right, 0, 0], legend: { show: false },
-      scales: { x: { time: false, range: () => this.#shownRange() }, y: { distr: log ? 3 : 1 } },
+      scales: { x: { time: false, range: () => this.#shownRange() }, y: { distr: log ? 3 : 1, ...(isShare && !log && { range: SHARES }) } },
       axes: [
         { ...axis, size: AXIS.bottom, incrs: x === "step" ? WHOLE : undefined, values: (_, splits) => splits.map((value) => number(value)) },
-        { ...axis, size: AXIS.left, values: (_, splits) => splits.map((value) => value === null ? "" : tick(value)) },
+        { ...axis, size: AXIS.left, values: (_, splits) => splits.map((value) => value === null ? "" : tick(value, isShare)) },
       ],
       series: [{}, ...this.#drawn.lines.map((line) => seriesOf(line, colour(`series-${line.tone % 8}`)))],
       cursor: {
@@ -247,9 +254,9 @@ class LineChart extends HTMLElement {
   #say(idxs) {
     const { lines, x } = this.#spec;
     const { xs, ys, lines: drawn } = this.#drawn;
-    const values = new Map();
-    drawn.forEach(({ key, alpha }, n) => {
-      if (alpha < 1) return; // its smoothed line follows
+    const values = new Map(); // key → the value itself, which comes before its smoothed one
+    drawn.forEach(({ key }, n) => {
+      if (values.has(key)) return;
       const at = idxs ? idxs[n + 1] : lastOf(ys[n]);
       values.set(key, at === null || at < 0 ? null : ys[n][at]);
     });
@@ -257,7 +264,7 @@ class LineChart extends HTMLElement {
     setText(this.#parts.at, idxs && place !== undefined ? `${x} ${number(x === "step" ? Math.round(place) : place)}` : this.#range ? "double-click for everything" : "");
     lines.forEach(({ key, notFinite }, n) => {
       const [, , value, lost] = this.#parts.legend.children[n].children;
-      setText(value, values.has(key) ? number(values.get(key)) : "");
+      setText(value, values.has(key) ? this.#text(values.get(key)) : "");
       setText(lost, notFinite?.length ? `▼ ${number(notFinite.length)} not finite` : "");
     });
   }
@@ -274,7 +281,7 @@ class LineChart extends HTMLElement {
     replace(this.#parts.table, h(
       "table", {}, h("caption", { class: "note" }, note),
       h("thead", {}, h("tr", {}, h("th", { scope: "col" }, x), lines.map(({ label }) => h("th", { scope: "col", class: "number" }, label)))),
-      h("tbody", {}, chosen.map((place) => h("tr", {}, h("th", { scope: "row" }, number(place)), columns.map((column) => h("td", { class: "number" }, number(column.get(place))))))),
+      h("tbody", {}, chosen.map((place) => h("tr", {}, h("th", { scope: "row" }, number(place)), columns.map((column) => h("td", { class: "number" }, this.#text(column.get(place))))))),
     ));
   }
 }
@@ -324,14 +331,14 @@ function lastOf(row) {
 }
 
 // "train loss falls from 5.2 to 0.38 over 80 steps"
-function summaryOf(lines, x) {
+function summaryOf(lines, x, textOf) {
   const told = lines.slice(0, 4).map((line) => {
     const [from, to] = [line.y.findIndex(isValue), line.y.findLastIndex(isValue)];
     if (from < 0) return `${line.label} has no values yet`;
     const [first, last] = [line.y[from], line.y[to]];
-    if (from === to) return `${line.label} is ${number(first)} at ${x} ${number(line.x[from])}`;
+    if (from === to) return `${line.label} is ${textOf(first)} at ${x} ${number(line.x[from])}`;
     const verb = last < first ? "falls" : last > first ? "rises" : "stays";
-    const values = verb === "stays" ? `at ${number(first)}` : `from ${number(first)} to ${number(last)}`;
+    const values = verb === "stays" ? `at ${textOf(first)}` : `from ${textOf(first)} to ${textOf(last)}`;
     return `${line.label} ${verb} ${values} over ${plural(Number((line.x[to] - line.x[from]).toPrecision(3)), x)}`;
   });
   const more = lines.length > 4 ? [`and ${plural(lines.length - 4, "line")} more`] : [];
@@ -342,7 +349,8 @@ function isValue(value) {
   return value !== null && value !== undefined;
 }
 
-function tick(value) {
+function tick(value, isShare) {
+  if (isShare) return `${number(100 * value)} %`;
   const size = Math.abs(value);
   if (size >= 1e4 && size < 1e15) return new Intl.NumberFormat("en", { notation: "compact" }).format(value);
   return size !== 0 && size < 1e-3 ? value.toExponential(0) : number(value);
@@ -365,10 +373,10 @@ function coloursOf(element) {
 
 // -- without the library
 
-function plain({ lines, extent, xs, ys, marks, from, to }, { log }, width) {
+function plain({ lines, extent, xs, ys, marks, from, to }, { log, isShare }, width) {
   const scaled = (value) => log ? Math.log10(value) : value;
   const values = ys.flat().filter((value) => value !== null).map(scaled);
-  const [low, high] = padded(least(values), -least(values.map((value) => -value)));
+  const [low, high] = isShare && !log ? SHARES : padded(least(values), -least(values.map((value) => -value)));
   const [first, last] = from < to ? [from, to] : [from - 1, to + 1];
   const right = width - AXIS.right;
   const bottom = HEIGHT - AXIS.bottom;
@@ -382,7 +390,7 @@ function plain({ lines, extent, xs, ys, marks, from, to }, { log }, width) {
     "svg", { width, height: HEIGHT, viewBox: `0 0 ${width} ${HEIGHT}`, class: "plain" },
     heights.map((y) => [
       svg("line", { x1: AXIS.left, x2: right, y1: top(y), y2: top(y) }),
-      svg("text", { x: AXIS.left - 8, y: top(y) + 4, "text-anchor": "end" }, tick(Number(y.toPrecision(2)))),
+      svg("text", { x: AXIS.left - 8, y: top(y) + 4, "text-anchor": "end" }, tick(Number(y.toPrecision(2)), isShare)),
     ]),
     extent && places.map((x) => svg("text", { x: left(x), y: HEIGHT - 10, "text-anchor": left(x) > right - 15 ? "end" : "middle" }, number(x))),
     lines.map(({ tone, dashed, alpha }, n) => {

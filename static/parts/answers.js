@@ -2,6 +2,7 @@
 
 import { address } from "../api.js";
 import { h, replace, setText } from "../dom.js";
+import { drawing } from "../gather.js";
 import { number } from "../format.js";
 import { isLive } from "../words.js";
 
@@ -21,7 +22,7 @@ export function answerCard({ row_id, image, prompt, expected, predicted, correct
   );
 }
 
-// → { element, load(events), hear(event), update(job) }. The newest step is followed until another one is chosen.
+// → { element, load(events), hear(event), update(job), stop() }. The newest step is followed until another one is chosen.
 export function samples({ query, set }) {
   const steps = new Map(); // step → row id → sample
   let chosen = query.has("sample") ? Number(query.get("sample")) : null;
@@ -29,14 +30,15 @@ export function samples({ query, set }) {
   const slider = h("input", { type: "range", min: 0, "aria-label": "Step of the sample answers", oninput: () => choose(known()[Number(slider.value)]) });
   const before = h("button", { type: "button", "aria-label": "Earlier step", onclick: () => move(-1) }, "‹");
   const after = h("button", { type: "button", "aria-label": "Later step", onclick: () => move(+1) }, "›");
-  const where = h("output", { class: "where" });
+  const where = h("span", { class: "where" });
   const newest = h("button", { type: "button", class: "quiet", onclick: () => choose(null) }, "Newest");
   const list = h("ul", { class: "answers" });
   const controls = h("div", { class: "toolbar" }, before, slider, after, where, newest);
   const empty = h("p", { class: "note" }, "The model answers a few rows from time to time; its answers stand here then.");
   const element = h("section", { class: "card", id: "answers" }, h("div", { class: "head" }, h("h2", {}, "Sample answers"), controls), empty, list);
+  const drawSoon = drawing(draw);
   draw();
-  return { element, load, hear, update };
+  return { element, load, hear, update, stop: drawSoon.stop };
 
   function load(events) {
     steps.clear();
@@ -45,7 +47,7 @@ export function samples({ query, set }) {
   }
 
   function hear(event) {
-    if (take(event)) draw();
+    if (take(event)) drawSoon();
   }
 
   function update(job) {

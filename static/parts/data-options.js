@@ -37,7 +37,14 @@ export async function optionsOf(kind, only, { query = new URLSearchParams(), onI
   form.begin();
   form.restore(query);
   showSum(form, only, sum);
-  return { form, element: h("div", { class: "options" }, form.group("options"), kind === "split" && sum) };
+  return { form, element: h("div", { class: "data-options" }, form.group("options"), kind === "split" && sum) };
+}
+
+// The name itself, or with the first number behind it that is free.
+export function freeName(stem, isFree) {
+  let name = stem;
+  for (let number = 2; !isFree(name); number++) name = `${stem}-${number}`;
+  return name;
 }
 
 export function sumsToOne(form) {

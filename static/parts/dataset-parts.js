@@ -1,10 +1,11 @@
-// What several views show of a dataset: how it is divided, whether it is valid, its classes, its faults.
+// What several views show of a dataset: how it is divided, whether it is valid, its faults.
 
 import { h } from "../dom.js";
-import { number, percent, plural } from "../format.js";
+import { number, plural } from "../format.js";
 
 export const PARTS = { train: "to learn from", val: "to judge by", test: "kept for the end", guard: "left out as a gap" };
 
+export const nameOfData = (path) => path.replace(/^datasets\//, "");
 export const datasetAddress = (name) => `#/data/${name.split("/").map(encodeURIComponent).join("/")}`;
 
 // A stacked bar of the parts of a split, with the figures as its text.
@@ -26,27 +27,11 @@ export function validationBadge(validation) {
   return h("span", { class: "badge", data: { status } }, h("span", { class: "sign", "aria-hidden": "true" }, sign), [word, ...findings].join(", "));
 }
 
-// The classes by count, the most frequent first, as a bar each; `limit` shows the first and counts the rest.
-export function classBars(labels, limit = Infinity) {
-  const sorted = Object.entries(labels).sort(([, one], [, other]) => other - one);
-  const most = sorted[0]?.[1] ?? 1;
-  const total = sorted.reduce((sum, [, count]) => sum + count, 0);
-  const rest = sorted.length - limit;
-  return h(
-    "ul", { class: "classes" },
-    sorted.slice(0, limit).map(([label, count]) => h(
-      "li", { title: percent(count / total) },
-      h("span", {}, label), h("i", { "aria-hidden": "true", style: { "--share": `${100 * count / most}%` } }), h("b", {}, number(count)),
-    )),
-    rest > 0 && h("li", { class: "note" }, `and ${plural(rest, "more class", "more classes")}`),
-  );
-}
-
-// What a validation found, each with what to do about it.
+// What a validation found: errors first, each with what to do about it and the rows it was seen in.
 export function findingsList(findings) {
-  return h("ul", { class: "findings" }, findings.map(({ severity, message, remedy, rows }) => h(
+  return h("ul", { class: "findings" }, findings.map(({ severity, rule, message, remedy, rows }) => h(
     "li", { class: "callout", data: { tone: severity === "error" ? "bad" : "warn" } },
-    h("p", {}, h("b", {}, severity), ` ${message}`), remedy && h("p", { class: "note" }, remedy),
-    rows.length > 0 && h("p", { class: "note" }, `Such as ${rows.slice(0, 5).join(", ")}.`),
+    h("p", {}, h("b", {}, severity), ` ${message} `, h("span", { class: "tag" }, rule)), remedy && h("p", { class: "note" }, remedy),
+    rows.length > 0 && h("details", {}, h("summary", { class: "note" }, rows.length < 10 ? plural(rows.length, "row") : "some of the rows"), h("p", {}, rows.map((row) => [h("code", {}, row), " "]))),
   )));
 }

@@ -7,7 +7,9 @@ export const TYPES = [
   "job.submitted", "job.started", "job.phase_entered", "job.interrupted", "job.paused", "job.resume_requested", "training.resumed",
   "job.completed", "job.failed", "job.cancelled",
 ];
-const TONES = { training: 0, evaluating: 1, saving: 2, loading: 3, paused: 4, starting: 6 };
+const TONES = { // of the phases of all kinds; those of one job differ
+  training: 0, converting: 0, checking: 0, generating: 0, writing: 2, saving: 2, evaluating: 1, reading: 1, loading: 3, paused: 4, starting: 6,
+};
 const REDRAW_MS = 1000;
 const THIN = 1 / 500; // of the whole: a phase shorter than this is drawn with the one before it
 
@@ -42,16 +44,18 @@ export function history() {
     const begin = pieces[0].from;
     const whole = Math.max(1, pieces.at(-1).to - begin);
     const place = (time) => `${((100 * (time - begin)) / whole).toFixed(3)}%`;
+    const drawn = merged(pieces, whole * THIN);
+    const isDrawn = new Set(drawn.map(({ phase }) => phase));
     const times = new Map();
     for (const { phase, from, to } of pieces) times.set(phase, (times.get(phase) ?? 0) + (to - from) / 1000);
     const breaks = events.filter(({ type }) => type === "job.interrupted");
     bar.setAttribute("aria-label", [...times].map(([phase, seconds]) => `${phase} ${duration(seconds)}`).join(", "));
     replace(
       bar,
-      merged(pieces, whole * THIN).map(({ phase, from, to }) => svg("rect", { x: place(from), width: place(begin + to - from), y: 4, height: 18, style: { fill: colourOf(phase) } }, svg("title", {}, `${phase} ${duration((to - from) / 1000)}`))),
+      drawn.map(({ phase, from, to }) => svg("rect", { x: place(from), width: place(begin + to - from), y: 4, height: 18, style: { fill: colourOf(phase) } }, svg("title", {}, `${phase} ${duration((to - from) / 1000)}`))),
       breaks.map(({ at, cause }) => svg("line", { x1: place(new Date(at)), x2: place(new Date(at)), y1: 0, y2: 26 }, svg("title", {}, `interrupted: ${cause}`))),
     );
-    replace(legend, [...times].filter(([, seconds]) => seconds >= 0.5 || whole < 1000).map(([phase, seconds]) => h("li", {}, h("span", { class: "swatch", "aria-hidden": "true", style: { color: colourOf(phase) } }), `${phase} `, h("b", {}, duration(seconds)))));
+    replace(legend, [...times].filter(([phase]) => isDrawn.has(phase)).map(([phase, seconds]) => h("li", {}, h("span", { class: "swatch", "aria-hidden": "true", style: { color: colourOf(phase) } }), `${phase} `, h("b", {}, duration(seconds)))));
     replace(marks, breaks.map(({ at, attempt, cause }) => h("li", {}, `Attempt ${attempt} was interrupted ${moment(at)}: ${cause}.${resumedAfter(events, at)}`)));
   }
 }

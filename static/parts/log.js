@@ -10,7 +10,9 @@ const KEPT = 64 * 1024; // characters: more is not read in a page
 // → { element, update(job), stop() }
 export function logTail(job, { query, set }) {
   let at = null; // { attempt, offset } behind what is shown
-  let timer = null;
+  let timer;
+  let isReading = false;
+  let isAsked = false; // for another read once the present one is over
   let isOver = false;
   const text = h("pre", { class: "log", tabindex: "0", role: "region", "aria-label": "Log" });
   const follow = h("input", { type: "checkbox", id: "log-follow", checked: true, onchange: toEnd });
@@ -22,9 +24,9 @@ export function logTail(job, { query, set }) {
   return { element, update, stop };
 
   function update(now) {
-    const wasLive = isLive(job);
+    const hasEnded = isLive(job) && !isLive(now);
     job = now;
-    if (element.open && (isLive(job) || wasLive)) start();
+    if (element.open && hasEnded) read(); // its last lines
   }
 
   function stop() {
@@ -34,31 +36,31 @@ export function logTail(job, { query, set }) {
 
   function toggled() {
     set({ "log-open": element.open && "1" });
-    clearTimeout(timer);
-    timer = null;
-    if (element.open) start();
+    if (element.open) read();
+    else clearTimeout(timer);
   }
 
-  function start() {
-    timer ??= setTimeout(read);
-  }
-
+  // One read at a time: two from the same place would show its lines twice.
   async function read() {
-    try {
-      take(await log(job.job_id, at ? { offset: at.offset } : {}));
-    } catch (error) {
-      setText(state, error.message);
+    clearTimeout(timer);
+    isAsked = true;
+    if (isReading) return;
+    isReading = true;
+    while (isAsked && !isOver) {
+      isAsked = false;
+      await log(job.job_id, at ? { offset: at.offset } : {}).then(take, (error) => setText(state, error.message));
     }
-    timer = null;
+    isReading = false;
     if (!isOver && element.open && isLive(job)) timer = setTimeout(read, EVERY_MS);
   }
 
   // Without an attempt in the answer's headers the whole tail came, and takes the old one's place.
   function take(piece) {
     const goesOn = at && piece.attempt === at.attempt;
-    if (at && piece.attempt !== at.attempt && piece.attempt > 0) {
-      at = null; // another attempt's log: its end is asked for next
-      return setText(text, "");
+    if (at && !goesOn && piece.attempt > 0) {
+      at = null; // another attempt's log, from an offset of the one before: its end is asked for instead
+      isAsked = true;
+      return;
     }
     const whole = (goesOn ? text.textContent + piece.text : piece.text).slice(-KEPT);
     at = piece.attempt > 0 ? { attempt: piece.attempt, offset: piece.offset } : null;

@@ -4,12 +4,13 @@ import "../elements/line-chart.js";
 import { get } from "../api.js";
 import { Curves } from "../curves.js";
 import { h, setText } from "../dom.js";
+import { drawing } from "../gather.js";
 import { keys } from "../keyboard.js";
 import { isLive } from "../words.js";
 
 const PLOTS = [
   { label: "Loss", canLog: true, lines: [["train_loss", "train loss", 0], ["eval_loss", "eval loss", 1]] },
-  { label: "Eval accuracy", lines: [["eval_accuracy", "eval accuracy", 2]] },
+  { label: "Eval accuracy", isShare: true, lines: [["eval_accuracy", "eval accuracy", 2]] },
   { label: "Learning rate", canLog: true, lines: [["learning_rate", "learning rate", 3]] },
   { label: "Gradient norm", canLog: true, lines: [["grad_norm", "gradient norm", 5]] },
   { label: "Throughput", unit: "tokens per second", lines: [["tokens_per_s", "throughput", 6]] },
@@ -27,15 +28,21 @@ export function plots(job, { query, set }) {
 
   const logButton = h("button", { type: "button", title: "l", onclick: toggleLog }, "Log scale");
   const slider = h("input", { type: "range", id: "smoothing", min: 0, max: 0.95, step: 0.05, oninput: () => setSmooth(Number(slider.value)) });
-  const amount = h("output", { for: "smoothing" });
+  const amount = h("span", { class: "amount" });
   const axis = h("select", { "aria-label": "Horizontal axis", onchange: redraw }, ["step", "epoch"].map((word) => h("option", { value: word, selected: word === query.get("x") }, `by ${word}`)));
   const toolbar = h("div", { class: "toolbar", role: "group", "aria-label": "All curves" }, logButton, h("label", { for: "smoothing", title: "s" }, "Smoothing"), slider, amount, axis);
   const grid = h("div", { class: "plots" }, shown.map(({ chart }) => chart));
   const none = h("p", { class: "note", hidden: true }, "It ended before its first step was logged.");
   const element = h("section", { class: "card", id: "curves" }, h("div", { class: "head" }, h("h2", {}, "Curves"), toolbar), none, grid);
-  const stop = keys({ l: ["Curves: log scale", toggleLog], s: ["Curves: smoothing", () => setSmooth(smooth ? 0 : USUAL_SMOOTHING)] });
+  const drawSoon = drawing(draw);
+  const stopKeys = keys({ l: ["Curves: log scale", toggleLog], s: ["Curves: smoothing", () => setSmooth(smooth ? 0 : USUAL_SMOOTHING)] });
   draw();
   return { element, load, hear, update, stop };
+
+  function stop() {
+    stopKeys();
+    drawSoon.stop();
+  }
 
   async function load() {
     const answer = await get(`/experiments/${encodeURIComponent(job.job_id)}/metrics`);
@@ -47,7 +54,7 @@ export function plots(job, { query, set }) {
     if (event.type === "metrics.logged") curves.add(event);
     else if (event.type === "training.resumed") curves.voidBeyond(event.step);
     else return;
-    draw();
+    drawSoon();
   }
 
   function update(now) {
@@ -74,9 +81,10 @@ export function plots(job, { query, set }) {
   function draw() {
     logButton.setAttribute("aria-pressed", log);
     slider.value = smooth;
+    slider.setAttribute("aria-valuetext", smooth ? smooth.toFixed(2) : "off");
     setText(amount, smooth ? smooth.toFixed(2) : "off");
-    for (const { chart, unit, canLog, lines } of shown) {
-      chart.show({ x: axis.value, unit, log: log && canLog, smooth, lines: lines.map(([name, label, tone]) => ({ key: name, label, tone, dashed: name === "eval_loss", smooth: SMOOTHED.has(name), ...curves.line(name, axis.value) })) });
+    for (const { chart, unit, isShare, canLog, lines } of shown) {
+      chart.show({ x: axis.value, unit, isShare, log: log && canLog, smooth, lines: lines.map(([name, label, tone]) => ({ key: name, label, tone, dashed: name === "eval_loss", smooth: SMOOTHED.has(name), ...curves.line(name, axis.value) })) });
     }
   }
 }

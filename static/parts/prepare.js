@@ -6,10 +6,11 @@
 import * as api from "../api.js";
 import { h, replace, setText } from "../dom.js";
 import { number, plural } from "../format.js";
+import { lookups } from "../gather.js";
 import { attempt, say } from "../notices.js";
-import { badge, isLive, progressBar, saying } from "../words.js";
-import { optionsOf, SPLIT_FIELDS, sumsToOne } from "./data-options.js";
-import { datasetAddress, findingsList } from "./dataset-parts.js";
+import { badge, isLive, progressBar, progressed, saying } from "../words.js";
+import { freeName, optionsOf, SPLIT_FIELDS, sumsToOne } from "./data-options.js";
+import { datasetAddress, findingsList, nameOfData } from "./dataset-parts.js";
 import { dropZone, refusalOf, upload } from "./upload.js";
 
 const STEPS = [
@@ -18,6 +19,10 @@ const STEPS = [
   { kind: "split", title: "Split", about: "Rows to learn from, to judge by, and to keep for the end.", only: SPLIT_FIELDS },
 ];
 const KINDS = STEPS.map(({ kind }) => kind);
+export const HEARD = [
+  "job.submitted", "job.waiting", "job.placed", "job.started", "job.phase_entered", "job.progressed", "job.interrupted", "job.cancel_requested",
+  "job.completed", "job.failed", "job.cancelled",
+];
 
 // → { element, load, hear, stop }. `taken` tells the names of datasets there are.
 export function prepare({ query, set, taken }) {
@@ -28,9 +33,10 @@ export function prepare({ query, set, taken }) {
   let sending = null; // the upload under way
   let early = null; // a file that was chosen before the options were here
   let isMoving = false;
+  const look = lookups(take, forget);
 
   const zone = dropZone(send);
-  const wrong = h("p", { class: "callout", data: { tone: "bad" }, role: "alert", hidden: true });
+  const wrong = h("p", { class: "callout", data: { tone: "bad" }, hidden: true });
   const list = h("ol", { class: "steps", tabindex: -1 }); // takes the focus of a button that goes away
   const begin = h("button", { type: "button", class: "primary", onclick: onBegin }, "Prepare");
   const over = h("button", { type: "button", class: "quiet", onclick: startOver }, "Start over with another file");
@@ -59,34 +65,38 @@ export function prepare({ query, set, taken }) {
   async function load() {
     for (const { kind, only } of STEPS) {
       forms[kind] ??= await optionsOf(kind, only, { query, onInput: () => onOption(kind) });
-      if (query.get(kind)) await look(kind);
+      if (query.get(kind)) await look(query.get(kind));
     }
     draw();
     if (query.get("convert")) next();
     else if (early) send(early);
   }
 
-  async function look(kind) {
-    try {
-      const job = await api.job(query.get(kind));
-      delete refused[kind];
-      const hasEnded = jobs[kind]?.job_id === job.job_id && !isLive(jobs[kind]);
-      if (!hasEnded) jobs[kind] = job; // answers may overtake one another: what has ended stays so
-    } catch (error) {
-      if (error.status !== 404) throw error;
-      refused[kind] = "The job of this step was removed.";
-    }
+  function stepOf(id) {
+    return KINDS.find((kind) => query.get(kind) === id);
+  }
+
+  function take(job) {
+    const kind = stepOf(job.job_id);
+    if (!kind) return; // started over since
+    delete refused[kind];
+    jobs[kind] = job;
+  }
+
+  function forget(id) {
+    const kind = stepOf(id);
+    if (kind) refused[kind] = "The job of this step was removed.";
   }
 
   async function hear(event) {
-    const kind = KINDS.find((each) => query.get(each) === event.job_id);
+    const kind = stepOf(event.job_id);
     if (!kind) return;
     if (event.type === "job.progressed" && jobs[kind]) {
-      const { step, total_steps, fraction, eta_s } = event;
-      Object.assign(jobs[kind], { step, total_steps, fraction, eta_s, progress_percentage: 100 * fraction });
+      progressed(jobs[kind], event);
       return drawStep(kind);
     }
-    await look(kind).catch((error) => say(error.message, "bad"));
+    await look.quietly(event.job_id);
+    if (stepOf(event.job_id) !== kind) return;
     drawStep(kind);
     if (jobs[kind]?.status === "failed") say(jobs[kind].failure_detail, "bad");
     else if (kind === "split" && isPassed(kind)) say(`${nameOfSplit()} can be trained on.`);
@@ -118,14 +128,14 @@ export function prepare({ query, set, taken }) {
   function tell(text) {
     setText(wrong, text);
     wrong.hidden = !text;
+    if (text) say(text, "unseen");
   }
 
   // A name that no dataset has yet, from that of the file.
   function nameAfter(filename) {
     const stem = filename.replace(/\.zip$/i, "").replace(/[^\w.-]+/g, "-").replace(/^[.-]+|-+$/g, "") || "dataset";
-    let name = stem;
-    for (let number = 2; taken().includes(name) || taken().includes(`${name}-split`); number++) name = `${stem}-${number}`;
-    forms.convert.form.write("output_dir", name);
+    const isFree = (name) => !taken().includes(name) && !taken().includes(`${name}-split`);
+    forms.convert.form.write("output_dir", freeName(stem, isFree));
     onOption("convert");
   }
 
@@ -170,7 +180,7 @@ export function prepare({ query, set, taken }) {
       const spec = specOf(kind);
       const other = isAgain ? null : await submittedElsewhere(spec);
       set({ [kind]: other ?? (await api.submit(spec)).job_id });
-      await look(kind);
+      await look(query.get(kind));
     } catch (problem) {
       refused[kind] = forms[kind].form.show(problem.errors ?? []).map(({ message }) => message).join(" ") || problem.message;
     }
@@ -219,7 +229,7 @@ export function prepare({ query, set, taken }) {
   }
 
   function nameOfSplit() {
-    return jobs.split.spec.output_dir.replace(/^datasets\//, "");
+    return nameOfData(jobs.split.spec.output_dir);
   }
 
   // -- what is shown

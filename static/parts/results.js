@@ -2,33 +2,19 @@
 
 import { get } from "../api.js";
 import { h, setText } from "../dom.js";
-import { bytes, number, percent, plural } from "../format.js";
+import { bytes, megabytes, number, percent, plural } from "../format.js";
 import { answerCard } from "./answers.js";
+import { datasetAddress, findingsList, nameOfData } from "./dataset-parts.js";
+import { bars, card, classBars, facts, scroller } from "./pieces.js";
 
 const BY_KIND = { convert, validate, split, finetune, evaluate, generate, export: exported };
 
 export function resultOf(job) {
-  return job.result ? BY_KIND[job.kind](job.result) : [];
-}
-
-function card(id, title, ...children) {
-  return h("section", { class: "card", id }, h("h2", {}, title), children);
-}
-
-function facts(pairs) {
-  return h("dl", { class: "facts" }, pairs.filter(([, value]) => value !== null && value !== undefined && value !== "").map(([name, value]) => [h("dt", {}, name), h("dd", {}, value)]));
+  return job.result ? BY_KIND[job.kind](job.result, job.spec) : [];
 }
 
 function callouts(sentences) {
   return sentences.map((sentence) => h("p", { class: "callout" }, sentence));
-}
-
-// Counts as bars: the word, the bar, the number.
-function bars(counts, textOf = number) {
-  const most = Math.max(1e-9, ...Object.values(counts));
-  return h("ul", { class: "bars" }, Object.entries(counts).map(([name, count]) => h(
-    "li", {}, h("span", {}, name), h("span", { class: "track", "aria-hidden": "true" }, h("span", { class: "filled", style: { width: `${(100 * count) / most}%` } })), h("b", {}, textOf(count)),
-  )));
 }
 
 // -- data
@@ -36,27 +22,28 @@ function bars(counts, textOf = number) {
 function convert(result) {
   return [
     callouts(result.warnings),
-    card("result", "Dataset", facts([
+    card("Dataset", facts([
       ["Written to", h("code", {}, result.output_dir)], ["Samples", number(result.num_samples)], ["Objects", number(result.num_objects)],
       ["Frames left out", number(result.skipped_frames)], ["Mask order", result.mask_order], ["Why this order", result.mask_order_reason],
-    ]), next("Validate and split it", "#/data")),
-    Object.keys(result.labels).length > 0 && card("labels", "Labels", bars(result.labels)),
+    ]), next("Validate and split it", datasetAddress(nameOfData(result.output_dir)))),
+    Object.keys(result.labels).length > 0 && card("Labels", classBars(result.labels)),
   ];
 }
 
-function validate(result) {
+function validate(result, { data_path }) {
   const words = { passed: ["good", "Every check passed."], passed_with_warnings: ["", "The dataset can be trained on; look at the warnings first."], failed: ["bad", "The dataset has errors: a training would refuse it."] };
   const [tone, sentence] = words[result.result];
   const { labels, ...statistics } = result.statistics;
-  const remedies = [...result.errors, ...result.warnings].map(({ remedy }) => remedy).filter(Boolean);
+  const found = [...result.errors, ...result.warnings];
+  const remedies = found.map(({ remedy }) => remedy).filter(Boolean);
   const further = result.recommendations.filter((sentence) => !remedies.some((remedy) => sentence.endsWith(remedy))); // the others stand at their finding
   return [
     h("p", { class: "callout", data: { tone } }, h("b", {}, sentence), ` ${plural(result.num_errors, "error")}, ${plural(result.num_warnings, "warning")}.`),
-    findings("errors", "Errors", result.errors), findings("warnings", "Warnings", result.warnings),
-    further.length > 0 && card("recommendations", "What to do", h("ul", { class: "sentences" }, further.map((sentence) => h("li", {}, sentence)))),
-    card("statistics", "Statistics", facts(Object.entries(statistics).map(([name, value]) => [name.replaceAll("_", " "), statistic(value)])),
-      h("p", { class: "actions" }, h("a", { class: "button", href: `/api/data/download_validation_report/${encodeURIComponent(result.report_id)}`, download: true }, "Download the report"))),
-    labels && Object.keys(labels).length > 0 && card("labels", "Labels", bars(labels)),
+    found.length > 0 && card("Findings", findingsList(found)),
+    further.length > 0 && card("What to do", h("ul", { class: "sentences" }, further.map((sentence) => h("li", {}, sentence)))),
+    card("Statistics", facts(Object.entries(statistics).map(([name, value]) => [name.replaceAll("_", " "), statistic(value)])),
+      h("p", { class: "actions" }, lookAtData(data_path), h("a", { class: "button", href: `/api/data/download_validation_report/${encodeURIComponent(result.report_id)}`, download: true }, "Download the report"))),
+    labels && Object.keys(labels).length > 0 && card("Labels", classBars(labels)),
   ];
 }
 
@@ -66,30 +53,30 @@ function statistic(value) {
   return Object.entries(value).map(([name, each]) => `${name} ${statistic(each)}`).join(" · ");
 }
 
-function findings(id, title, found) {
-  if (found.length === 0) return null;
-  return card(id, title, h("ul", { class: "findings" }, found.map(({ rule, message, rows, remedy }) => h(
-    "li", {},
-    h("p", {}, h("b", {}, message), " ", h("span", { class: "tag" }, rule)),
-    remedy && h("p", {}, remedy),
-    rows.length > 0 && h("details", {}, h("summary", { class: "note" }, plural(rows.length, "row")), h("p", { class: "wrap" }, rows.map((row) => [h("code", {}, row), " "]))),
-  ))));
+// A dataset is validated by the path of its rows, of which only the list of datasets tells whose they are.
+function lookAtData(path) {
+  const link = h("a", { class: "button", hidden: true }, "Look at the dataset");
+  get("/data/datasets").then(({ datasets }) => {
+    const of = datasets.find(({ data_path, split }) => [data_path, split?.train_path, split?.val_path, split?.test_path].some((each) => each && nameOfData(each) === nameOfData(path)));
+    if (of) Object.assign(link, { href: datasetAddress(of.name), hidden: false });
+  }).catch(() => {}); // the report is here all the same
+  return link;
 }
 
-function split(result) {
+function split(result, { output_dir }) {
   const counts = { train: result.train_samples, val: result.val_samples, test: result.test_samples, ...(result.guard_samples && { "guard gap": result.guard_samples }) };
   const whole = Object.values(counts).reduce((sum, count) => sum + count, 0);
   const classes = [...new Set(Object.values(result.class_shares).flatMap(Object.keys))].sort();
   const splits = Object.keys(result.class_shares);
   return [
     callouts(result.warnings),
-    card("result", "Split",
+    card("Split",
       h("div", { class: "shares", role: "img", "aria-label": Object.entries(counts).map(([name, count]) => `${name} ${percent(count / whole)}`).join(", ") },
         Object.entries(counts).map(([name, count], tone) => count > 0 && h("span", { style: { "flex-grow": count, background: name === "guard gap" ? "var(--soft)" : `var(--series-${tone})` } }))),
       h("ul", { class: "phase-times" }, Object.entries(counts).map(([name, count], tone) => h("li", {}, h("span", { class: "swatch", "aria-hidden": "true", style: { color: name === "guard gap" ? "var(--soft)" : `var(--series-${tone})` } }), `${name} `, h("b", {}, number(count)), ` (${percent(count / whole)})`))),
       facts([["Train", h("code", {}, result.train_path)], ["Validation", h("code", {}, result.val_path)], ["Test", h("code", {}, result.test_path)]]),
-      next("Train on it", "#/train")),
-    classes.length > 0 && card("classes", "Share of each class", h("div", { class: "scroll" }, h(
+      next("Train on it", `#/train?data=${encodeURIComponent(nameOfData(output_dir))}`)),
+    classes.length > 0 && card("Share of each class", scroller("Share of each class", h(
       "table", {}, h("thead", {}, h("tr", {}, h("th", { scope: "col" }, "Class"), splits.map((name) => h("th", { scope: "col", class: "number" }, name)))),
       h("tbody", {}, classes.map((name) => h("tr", {}, h("th", { scope: "row" }, name), splits.map((each) => h("td", { class: "number" }, percent(result.class_shares[each][name] ?? 0)))))),
     ))),
@@ -100,9 +87,9 @@ function split(result) {
 
 function finetune(result) {
   const total = sum(result.total_parameters);
-  return [card("result", "Result", facts([
+  return [card("Result", facts([
     ["Best eval loss", number(result.best_eval_loss)], ["Best eval accuracy", percent(result.best_eval_accuracy)], ["Final train loss", number(result.final_train_loss)],
-    ["Steps", number(result.steps)], ["Peak memory", bytes(result.peak_memory_bytes)],
+    ["Steps", number(result.steps)], ["Peak memory", megabytes(result.peak_memory_bytes)],
     ["Trained parameters", total ? `${number(sum(result.trainable_parameters))} of ${number(total)}` : null],
     ["Best checkpoint", result.best_checkpoint_path && h("code", {}, result.best_checkpoint_path)],
   ]))];
@@ -113,7 +100,7 @@ function evaluate(result) {
   const gain = result.label_accuracy !== null && result.constant_accuracy !== null ? result.label_accuracy - result.constant_accuracy : null;
   const sentence = gain === null ? null : gain > 0.005 ? `It is ${percent(gain).replace(" %", "")} percentage points better than always giving the most frequent answer.` : "It is no better than always giving the most frequent answer.";
   return [
-    card("result", "Score", bars(shares, percent), sentence && h("p", {}, sentence), result.grey_images && h("p", { class: "callout" }, "All pictures were replaced by plain grey: this is what guessing scores."), facts([["Rows", number(result.rows)], ["Loss", number(result.loss)]])),
+    card("Score", bars(shares, { text: percent }), sentence && h("p", {}, sentence), result.grey_images && h("p", { class: "callout" }, "All pictures were replaced by plain grey: this is what guessing scores."), facts([["Rows", number(result.rows)], ["Loss", number(result.loss)]])),
     answers(result.answers),
   ];
 }
@@ -123,7 +110,7 @@ function generate(result) {
 }
 
 function answers(list) {
-  return card("answers", "Answers", list.length > 0 ? h("ul", { class: "answers" }, list.map(answerCard)) : h("p", { class: "note" }, "No single answers were kept."));
+  return card("Answers", list.length > 0 ? h("ul", { class: "answers" }, list.map(answerCard)) : h("p", { class: "note" }, "No single answers were kept."));
 }
 
 function exported(result) {
@@ -136,11 +123,11 @@ function exported(result) {
     download.download = "";
   }).catch((error) => setText(problem, error.message));
   return [
-    card("result", "Export", h("p", {}, result.message), facts([
+    card("Export", h("p", {}, result.message), facts([
       ["Format", result.export_format], ["Archive", `${result.archive_path} · ${bytes(result.archive_bytes)}`], ["SHA-256", h("code", {}, result.archive_sha256)],
       ["Model", h("code", {}, result.export_path)], ["Model card", result.model_card_path && h("code", {}, result.model_card_path)],
     ]), h("p", { class: "actions" }, download), problem),
-    Object.keys(differences).length > 0 && card("verification", "Verification",
+    Object.keys(differences).length > 0 && card("Verification",
       h("p", {}, `The export was loaded again and compared${rows ? ` on ${plural(rows, "row")}` : ""}${tokens ? `, ${plural(tokens, "token")}` : ""}. The largest difference of each check:`),
       facts(Object.entries(differences).map(([name, value]) => [name.replaceAll("_", " "), number(value)]))),
   ];

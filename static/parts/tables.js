@@ -2,15 +2,16 @@
 
 import { get } from "../api.js";
 import { h, replace } from "../dom.js";
-import { bytes, number, plural } from "../format.js";
+import { asWritten, bytes, number, percent, plural } from "../format.js";
 import { isLive } from "../words.js";
+import { facts, scroller } from "./pieces.js";
 import "../elements/time-ago.js";
 
 // → { element, load(events), hear(event), update(job) }
 export function checkpoints() {
   const found = new Map(); // path → event
   let best = null;
-  const body = h("div", { class: "scroll" });
+  const body = scroller("Checkpoints");
   const element = h("section", { class: "card", id: "checkpoints" }, h("h2", {}, "Checkpoints"), body);
   draw();
   return { element, load, hear, update };
@@ -51,7 +52,7 @@ export function checkpoints() {
       h("tbody", {}, rows.map(({ step, path, bytes: size, metrics = {}, at }) => h(
         "tr", { data: { best: String(path === bestPath) } },
         h("th", { scope: "row", class: "number" }, path === bestPath && h("span", { class: "tag" }, "best"), ` ${number(step)}`),
-        names.map((name) => cell(number(metrics[name]))), cell(bytes(size)), h("td", {}, h("time-ago", { datetime: at })), h("td", {}, h("code", {}, path)),
+        names.map((name) => cell(name.endsWith("accuracy") ? percent(metrics[name]) : number(metrics[name]))), cell(bytes(size)), h("td", {}, h("time-ago", { datetime: at })), h("td", {}, h("code", {}, path)),
       ))),
     ));
   }
@@ -64,7 +65,7 @@ function bestOf(rows) {
 
 // → { element }. What differs from the defaults comes first: it is what makes this training this one.
 export function configuration(config) {
-  const body = h("div", { class: "settings" });
+  const body = h("div", { class: "configuration" });
   const element = h("section", { class: "card", id: "settings" }, h("h2", {}, "Settings"), body);
   fill({});
   get("/schemas/finetune").then((schema) => fill(schema.$defs.TrainingConfig.properties)).catch(() => {}); // names will do
@@ -78,12 +79,6 @@ export function configuration(config) {
   }
 
   function listOf(entries, isChosen) {
-    return h("dl", { class: "facts" }, entries.map(({ name, value, field }) => [h("dt", { title: name }, field?.title ?? name), h("dd", {}, isChosen ? h("b", {}, textOf(value)) : textOf(value))]));
+    return facts(entries.map(({ name, value, field }) => [h("span", { title: name }, field?.title ?? name), isChosen ? h("b", {}, asWritten(value)) : asWritten(value)]));
   }
-}
-
-// A learning rate is read as it was written: 0.0003, not 3.00e-4.
-function textOf(value) {
-  if (value === null) return "–";
-  return typeof value === "boolean" ? (value ? "yes" : "no") : String(value);
 }

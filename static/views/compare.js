@@ -1,13 +1,14 @@
 // Two to ten trainings side by side: which is best and why, their curves over each other, figures and settings.
 
 import * as api from "../api.js";
-import { csvOf, differing, labelOf, textOf, verdict } from "../comparison.js";
+import { csvOf, differing, labelOf, verdict } from "../comparison.js";
 import { Curves } from "../curves.js";
 import { h, replace, setText } from "../dom.js";
-import { duration, number, percent } from "../format.js";
+import { asWritten, duration, number, percent } from "../format.js";
+import { drawing, gather, lookups } from "../gather.js";
 import { keys } from "../keyboard.js";
 import { follow } from "../live.js";
-import { attempt, say } from "../notices.js";
+import { copyButton, scroller } from "../parts/pieces.js";
 import { badge, isLive, KINDS, nameOf, titleOf } from "../words.js";
 import "../elements/line-chart.js";
 
@@ -21,7 +22,7 @@ const HEARD = [
   "job.cancel_requested", "job.completed", "job.failed", "job.cancelled",
 ];
 const SERIES = { // in the order of the picker; what is not named here comes after, by its own name
-  train_loss: { label: "Train loss" }, eval_loss: { label: "Eval loss" }, eval_accuracy: { label: "Eval accuracy" },
+  train_loss: { label: "Train loss" }, eval_loss: { label: "Eval loss" }, eval_accuracy: { label: "Eval accuracy", isShare: true },
   learning_rate: { label: "Learning rate" }, grad_norm: { label: "Gradient norm" },
   tokens_per_s: { label: "Throughput", unit: "tokens/s" }, memory_mb: { label: "Memory", unit: "MB" },
 };
@@ -35,26 +36,36 @@ const FIGURES = { // `whole`: only of completed trainings is one the best, since
 };
 
 export function render(root, { query, set }) {
-  let runs = []; // { id, job, curves, tone, dashed }
+  let runs = []; // { id, name, job, curves, tone, dashed }
   let strangers = []; // { id, trouble }: asked for, but no experiment
   let others = []; // summaries to choose from
   let figures = {}; // figure → id → value
-  let frame = 0;
-  let looking = null; // ids to look at again once the present look is over
+  const look = lookups(take, () => stopListening.reload()); // one that was deleted is said to be
+  const figuresSoon = gather(async () => {
+    const asked = runs;
+    const values = await figuresOf(asked);
+    if (runs !== asked) return; // another choice has its own
+    figures = values;
+    drawWords();
+  });
+  const drawSoon = drawing(() => {
+    drawPicker();
+    drawPlot();
+  });
 
   const chips = h("ul", { class: "runs", "aria-label": "Compared experiments" });
   const troubles = h("div");
   const loading = h("p", { class: "loading" }, "Loading …");
   const few = h("div", { class: "empty", hidden: true });
-  const said = h("section", { class: "card verdict", "aria-label": "Verdict" });
+  const said = h("section", { class: "card conclusion", "aria-label": "Verdict" });
   const adder = h("select", { "aria-label": "Add an experiment", onchange: () => add(adder.value) });
   const metric = h("select", { "aria-label": "Metric", data: { field: "metric" }, onchange: () => view({ metric: metric.value }) });
   const over = choice("Horizontal axis", { step: "over steps", epoch: "over epochs" }, "x");
   const smooth = choice("Smoothing", SMOOTHINGS, "smooth");
   const log = h("button", { type: "button", "aria-pressed": String(query.get("log") === "1"), onclick: toggleLog }, "Log scale");
   const plot = h("div");
-  const table = h("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": "Figures" });
-  const config = h("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": "Settings" });
+  const table = scroller("Figures");
+  const config = scroller("Settings");
   const counted = h("span", { class: "note" });
   const all = h("input", { type: "checkbox", checked: query.get("all") === "1", onchange: () => { set({ all: all.checked ? "1" : "" }); drawConfig(); } });
   const body = h(
@@ -65,7 +76,7 @@ export function render(root, { query, set }) {
     h("section", { class: "card" }, h("div", { class: "card-head" }, h("h2", {}, "Settings"), counted, h("label", { class: "last" }, all, "all settings")), config),
   );
   root.append(
-    h("div", { class: "head" }, h("h1", {}, "Compare"), h("a", { href: "#/experiments" }, "All experiments"), h("button", { type: "button", onclick: copy }, "Copy link")),
+    h("div", { class: "head" }, h("h1", {}, "Compare"), h("a", { href: "#/experiments" }, "All experiments"), copyButton("Copy link", () => location.href, () => "The browser lets no page copy without https: take the link from the address bar.")),
     chips, troubles, loading, few, body,
   );
 
@@ -73,11 +84,12 @@ export function render(root, { query, set }) {
     l: ["Logarithmic scale", toggleLog],
     s: ["Smooth the curves", () => { smooth.selectedIndex = (smooth.selectedIndex + 1) % smooth.options.length; smooth.dispatchEvent(new Event("change")); }],
   });
-  let stopListening = listen();
+  const stopListening = follow({ types: HEARD, load, onEvents: (events) => events.forEach(({ event }) => hear(event)) });
   return () => {
     stopKeys();
     stopListening();
-    cancelAnimationFrame(frame);
+    drawSoon.stop();
+    figuresSoon.stop();
   };
 
   // -- which are compared
@@ -86,16 +98,13 @@ export function render(root, { query, set }) {
     return [...new Set((query.get("ids") ?? "").split(",").filter(Boolean))];
   }
 
-  function listen() {
-    return follow({ types: HEARD, load, onEvents: (events) => events.forEach(({ event }) => hear(event)) });
-  }
-
-  async function load() {
+  async function load(isNewest) {
     const [found, listed] = await Promise.all([Promise.all(ids().slice(0, MOST).map(lookUp)), api.get("/experiments", { limit: 200 })]);
+    const known = distinct(found.filter(({ job }) => job));
+    const values = await figuresOf(known);
+    if (!isNewest()) return;
     strangers = found.filter(({ trouble }) => trouble);
-    runs = coloured(found.filter(({ job }) => job));
-    others = listed;
-    await loadFigures();
+    [runs, others, figures] = [known, listed, values];
     draw();
   }
 
@@ -110,27 +119,21 @@ export function render(root, { query, set }) {
     }
   }
 
-  async function loadFigures() {
-    if (runs.length < 2) return;
-    const answer = await api.post("/experiments/compare", { experiment_ids: runs.map(({ id }) => id), metrics: Object.keys(FIGURES) });
-    figures = answer.comparison_table;
+  async function figuresOf(chosen) {
+    if (chosen.length < 2) return {};
+    const answer = await api.post("/experiments/compare", { experiment_ids: chosen.map(({ id }) => id), metrics: Object.keys(FIGURES) });
+    return answer.comparison_table;
   }
 
   function add(id) {
     if (!id) return;
     set({ ids: [...ids(), id].join(",") });
-    beginAnew();
-  }
-
-  // Events of a new one count from its snapshot on, so the log is followed from there.
-  function beginAnew() {
-    stopListening();
-    stopListening = listen();
+    stopListening.reload(); // events of the new one count from its snapshot on
   }
 
   function leaveOut(id) {
     set({ ids: ids().filter((each) => each !== id).join(",") });
-    runs = coloured(runs.filter((run) => run.id !== id));
+    runs = distinct(runs.filter((run) => run.id !== id));
     strangers = strangers.filter((each) => each.id !== id);
     draw();
     adder.focus();
@@ -143,29 +146,14 @@ export function render(root, { query, set }) {
     if (!run) return;
     if (event.type === "metrics.logged") run.curves.add(event);
     else if (event.type === "training.resumed") run.curves.voidBeyond(event.step);
-    if (event.type !== "metrics.logged" || "eval_loss" in event.values) look(run.id);
-    frame ||= requestAnimationFrame(() => {
-      frame = 0;
-      drawPicker();
-      drawPlot();
-    });
+    if (event.type !== "metrics.logged" || "eval_loss" in event.values) look.quietly(run.id);
+    drawSoon();
   }
 
-  // One look at a time: a burst of events costs one more.
-  async function look(id) {
-    if (looking) return looking.add(id);
-    looking = new Set();
-    try {
-      const job = await api.job(id);
-      runs.filter((run) => run.id === id).forEach((run) => (run.job = job));
-      await loadFigures();
-      drawWords();
-    } catch (error) {
-      if (error.status === 404) beginAnew(); // one was deleted
-    }
-    const again = looking;
-    looking = null;
-    again.forEach(look);
+  function take(job) {
+    runs.filter(({ id }) => id === job.job_id).forEach((run) => (run.job = job));
+    drawWords();
+    figuresSoon();
   }
 
   // -- drawing
@@ -191,9 +179,9 @@ export function render(root, { query, set }) {
     drawConfig();
   }
 
-  function judged({ job }) {
+  function judged({ name, job }) {
     const { best_eval_loss: eval_loss, best_eval_accuracy: eval_accuracy, train_loss, result } = job;
-    return { name: titleOf(job), isLive: isLive(job), config: job.spec.config, eval_loss, eval_accuracy, train_loss: result?.final_train_loss ?? train_loss };
+    return { name, isLive: isLive(job), config: job.spec.config, eval_loss, eval_accuracy, train_loss: result?.final_train_loss ?? train_loss };
   }
 
   function drawChips() {
@@ -206,8 +194,7 @@ export function render(root, { query, set }) {
     replace(chips, runs.map(chip), h("li", {}, adder));
   }
 
-  function chip({ id, job, tone }) {
-    const name = titleOf(job);
+  function chip({ id, name, job, tone }) {
     return h(
       "li", { class: "run", data: { id }, style: { "--tone": `var(--series-${tone})` } },
       h("a", { href: `#/job/${id}` }, name), badge(job.status),
@@ -263,18 +250,18 @@ export function render(root, { query, set }) {
   }
 
   function drawPlot() {
-    const { label, unit = "" } = seriesOf(metric.value);
+    const { label, unit = "", isShare } = seriesOf(metric.value);
     if (plot.firstChild?.getAttribute("label") !== label) replace(plot, h("line-chart", { label }));
-    const lines = runs.map(({ id, job, curves, tone, dashed }) => ({ key: id, label: titleOf(job), tone, dashed, ...curves.line(metric.value, over.value) }));
-    plot.firstChild.show({ x: over.value, unit, log: log.getAttribute("aria-pressed") === "true", smooth: Number(smooth.value), lines });
+    const lines = runs.map(({ id, name, curves, tone, dashed }) => ({ key: id, label: name, tone, dashed, ...curves.line(metric.value, over.value) }));
+    plot.firstChild.show({ x: over.value, unit, isShare, log: log.getAttribute("aria-pressed") === "true", smooth: Number(smooth.value), lines });
   }
 
   // -- figures and settings
 
   function head(isNumber) {
-    return h("thead", {}, h("tr", {}, h("td"), runs.map(({ job, tone, dashed }) => h(
+    return h("thead", {}, h("tr", {}, h("td"), runs.map(({ name, tone, dashed }) => h(
       "th", { scope: "col", class: isNumber ? "number" : null, style: { "--tone": `var(--series-${tone})`, "--dash": dashed ? "dashed" : "solid" } },
-      h("span", { class: "name", title: titleOf(job) }, titleOf(job)),
+      h("span", { class: "name", title: name }, name),
     ))));
   }
 
@@ -296,8 +283,8 @@ export function render(root, { query, set }) {
     const names = Object.keys(configs[0]).filter((name) => all.checked || different.has(name));
     setText(counted, different.size ? `${different.size} of ${Object.keys(configs[0]).length} differ; marked where unlike the first` : "all are the same");
     const row = (name) => h("tr", { class: different.has(name) ? "differs" : null, data: { field: name } }, h("th", { scope: "row" }, labelOf(name)), configs.map((config) => {
-      const text = textOf(config[name]);
-      return h("td", { class: text !== textOf(configs[0][name]) ? "unlike" : null }, text);
+      const text = asWritten(config[name]);
+      return h("td", { class: text !== asWritten(configs[0][name]) ? "unlike" : null }, text);
     }));
     replace(config, names.length > 0 && h("table", { class: "side-by-side" }, head(false), h("tbody", {}, names.map(row))));
   }
@@ -309,16 +296,14 @@ export function render(root, { query, set }) {
     setTimeout(() => URL.revokeObjectURL(address), 60_000);
   }
 
-  function copy(event) {
-    attempt(event.currentTarget, async () => {
-      if (!navigator.clipboard) throw new Error("The browser lets no page copy without https: take the link from the address bar."); // it is missing there
-      await navigator.clipboard.writeText(location.href);
-      say("The link is copied.");
-    });
-  }
 }
 
-const coloured = (runs) => runs.map((run, at) => ({ ...run, tone: at % TONES, dashed: at >= TONES }));
+// Told apart by colour, by dashes and by name: where two are named alike, the end of the id is part of it.
+function distinct(runs) {
+  const names = runs.map(({ job }) => titleOf(job));
+  const isTwice = (name) => names.filter((each) => each === name).length > 1;
+  return runs.map((run, at) => ({ ...run, name: isTwice(names[at]) ? `${names[at]} · ${run.id.slice(-6)}` : names[at], tone: at % TONES, dashed: at >= TONES }));
+}
 
 function seriesOf(name) {
   return SERIES[name] ?? { label: labelOf(name) };

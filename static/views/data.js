@@ -6,9 +6,10 @@ import { plural } from "../format.js";
 import { listKeys } from "../keyboard.js";
 import { gather } from "../gather.js";
 import { follow } from "../live.js";
-import { classBars, datasetAddress, splitBar, validationBadge } from "../parts/dataset-parts.js";
+import { datasetAddress, splitBar, validationBadge } from "../parts/dataset-parts.js";
 import { reportLink, splitButton, useLink, validateButton } from "../parts/dataset-actions.js";
-import { prepare } from "../parts/prepare.js";
+import { classBars } from "../parts/pieces.js";
+import { HEARD, prepare } from "../parts/prepare.js";
 import "../elements/time-ago.js";
 import { renderDataset } from "./dataset.js";
 
@@ -31,10 +32,12 @@ function renderAll(root, { query, set }) {
     h("div", { class: "head datasets" }, h("h2", {}, "Datasets"), count), list, empty,
   );
 
+  const leaving = new AbortController();
   const stopKeys = listKeys(() => [...list.children]);
   const lookAgain = gather(loadList);
-  const stopListening = follow({ load, onEvents });
+  const stopListening = follow({ types: HEARD, load, onEvents });
   return () => {
+    leaving.abort();
     lookAgain.stop();
     stopKeys();
     stopListening();
@@ -50,7 +53,7 @@ function renderAll(root, { query, set }) {
     ({ datasets } = await api.get("/data/datasets"));
     const focused = document.activeElement.closest?.("[data-action]")?.dataset.action; // the rows are made anew
     const row = document.activeElement.closest?.("[data-name]")?.dataset.name;
-    replace(list, datasets.map((dataset) => rowOf(dataset, datasets)));
+    replace(list, datasets.map((dataset) => rowOf(dataset, datasets, leaving.signal)));
     if (row && focused) list.querySelector(`[data-name="${CSS.escape(row)}"] [data-action="${focused}"]`)?.focus();
     setText(count, datasets.length ? plural(datasets.length, "dataset") : "");
     empty.hidden = datasets.length > 0;
@@ -64,7 +67,7 @@ function renderAll(root, { query, set }) {
   }
 }
 
-function rowOf(dataset, datasets) {
+function rowOf(dataset, datasets, leaving) {
   const { name, data_path, num_samples, format, task, labels, split, validation, created_at } = dataset;
   const splits = datasets.filter((other) => other.split?.source === data_path);
   return h(
@@ -77,6 +80,6 @@ function rowOf(dataset, datasets) {
     ),
     h("div", { class: "how" }, validationBadge(validation), split ? splitBar(split) : h("span", { class: "note" }, splits.length ? ["divided into ", splits.map(({ name }, at) => [at > 0 && ", ", h("a", { href: datasetAddress(name) }, name)])] : "not split")),
     Object.keys(labels).length ? classBars(labels, 3) : h("span", { class: "note" }, "classes unknown"),
-    h("div", { class: "actions" }, useLink(dataset), !split && splitButton(dataset), validateButton(dataset), reportLink(dataset)),
+    h("div", { class: "actions" }, useLink(dataset), !split && splitButton(dataset, leaving), validateButton(dataset, leaving), reportLink(dataset)),
   );
 }

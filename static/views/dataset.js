@@ -7,6 +7,7 @@ import { gather } from "../gather.js";
 import { follow } from "../live.js";
 import { datasetAddress, findingsList, PARTS, splitBar, validationBadge } from "../parts/dataset-parts.js";
 import { reportLink, splitButton, useLink, validateButton } from "../parts/dataset-actions.js";
+import { card, facts, scroller } from "../parts/pieces.js";
 
 const ENDS = ["job.completed", "job.failed", "job.cancelled"];
 
@@ -14,9 +15,11 @@ export function renderDataset(root, name) {
   const content = h("div", { class: "dataset-page" }, h("p", { class: "loading" }, "Loading …"));
   const actions = h("div", { class: "actions" });
   root.append(h("p", { class: "note" }, h("a", { href: "#/data" }, "All data")), h("div", { class: "head" }, h("h1", {}, name), actions), content);
+  const leaving = new AbortController();
   const lookAgain = gather(load);
   const stop = follow({ types: ENDS, load, onEvents: lookAgain });
   return () => {
+    leaving.abort();
     lookAgain.stop();
     stop();
   };
@@ -29,10 +32,10 @@ export function renderDataset(root, name) {
     const [made, checked] = await Promise.all([jobOrNull(dataset.job_id), validation && jobOrNull(validation.job_id)]);
     const source = split && datasets.find(({ data_path }) => data_path === split.source);
     const splits = datasets.filter((each) => each.split?.source === dataset.data_path);
-    replace(actions, useLink(dataset, "primary"), !split && splitButton(dataset), validateButton(dataset), reportLink(dataset));
+    replace(actions, useLink(dataset, "primary"), !split && splitButton(dataset, leaving.signal), validateButton(dataset, leaving.signal), reportLink(dataset));
     replace(content, h(
       "div", { class: "cards" },
-      h("div", {}, card("About", facts(dataset, made?.result, splits)), card("Classes", classes(dataset.labels, made?.result.class_shares))),
+      h("div", {}, card("About", about(dataset, made?.result, splits)), card("Classes", classes(dataset.labels, made?.result.class_shares))),
       h("div", {}, card("Validation", findings(dataset, checked?.result)), card("Where it comes from", lineage(dataset, source, splits))),
     ));
   }
@@ -55,25 +58,21 @@ async function jobOrNull(id) {
   }
 }
 
-function card(heading, ...content) {
-  return h("section", { class: "card" }, h("h2", {}, heading), content);
-}
-
-function facts({ num_samples, format, task, created_at, data_path, split, warnings }, result, splits) {
+function about({ num_samples, format, task, created_at, data_path, split, warnings }, result, splits) {
   const listed = {
     Rows: number(num_samples),
     Divided: split ? splitBar(split) : splits.length === 0 && "not yet: a training would have nothing to be judged by",
     Strategy: split?.strategy,
     Task: task,
     Format: format,
-    Objects: result?.num_objects && number(result.num_objects),
-    "Frames left out": result?.skipped_frames && number(result.skipped_frames),
+    Objects: result?.num_objects > 0 && number(result.num_objects),
+    "Frames left out": result?.skipped_frames > 0 && number(result.skipped_frames),
     "Mask order": result?.mask_order && `${result.mask_order}: ${result.mask_order_reason}`,
     Made: moment(created_at),
     Path: h("code", {}, data_path),
   };
   return [
-    h("dl", { class: "facts" }, Object.entries(listed).filter(([, fact]) => fact).map(([term, fact]) => [h("dt", {}, term), h("dd", {}, fact)])),
+    facts(Object.entries(listed)),
     warnings.map((text) => h("p", { class: "callout" }, text)),
   ];
 }
@@ -98,7 +97,7 @@ function classes(labels, shares) {
   const total = Object.values(labels).reduce((sum, count) => sum + count, 0);
   const sorted = [...names].sort((one, other) => (labels[other] ?? 0) - (labels[one] ?? 0));
   const head = ["Objects", "Share", ...parts.map((part) => `in ${part}`)];
-  return h("div", { class: "scroll" }, h(
+  return scroller("Classes", h(
     "table", {},
     h("thead", {}, h("tr", {}, h("th", { scope: "col" }, "Class"), head.map((text) => h("th", { scope: "col", class: "number" }, text)))),
     h("tbody", {}, sorted.map((label) => h(

@@ -1,8 +1,9 @@
 // All trainings as experiments: find, sort, choose some to compare, remove. Filters, order and choice stand in the address.
 
 import * as api from "../api.js";
-import { h, replace, setText } from "../dom.js";
+import { arrange, h, replace, setText } from "../dom.js";
 import { duration, number, percent, plural, secondsBetween } from "../format.js";
+import { drawing, lookups } from "../gather.js";
 import { listKeys } from "../keyboard.js";
 import { follow } from "../live.js";
 import { attempt, confirm, say } from "../notices.js";
@@ -37,11 +38,10 @@ const COLUMNS = [
 export function render(root, { query, set }) {
   const experiments = new Map(); // id → summary
   const rows = new Map(); // id → its row
-  const looking = new Map(); // id → whether to look again: a burst of events costs one request
   const strangers = new Set(); // ids of jobs that are no training
   const chosen = new Set((query.get("ids") ?? "").split(",").filter(Boolean));
-  let frame = 0;
-  let loads = 0; // a slow answer does not replace that of a later filter
+  const look = lookups(take, forget);
+  const drawSoon = drawing(refill);
   let isLoaded = false;
 
   const search = h("input", { type: "search", placeholder: "Search names, models and ids", "aria-label": "Search names, models and ids", value: query.get("q") ?? "", oninput: onSearch });
@@ -76,31 +76,30 @@ export function render(root, { query, set }) {
   return () => {
     stopKeys();
     stopListening();
-    cancelAnimationFrame(frame);
+    drawSoon.stop();
   };
 
   // -- what is shown
 
-  async function load() {
-    const turn = ++loads;
+  async function load(isNewest) {
     const wanted = order().key;
     const found = await api.get("/experiments", {
       status: status.value, tag: query.get("tag"), limit: LIMIT, sort_by: SERVER_SORTS.includes(wanted) ? wanted : null,
     });
-    if (turn !== loads) return;
+    if (!isNewest()) return;
     experiments.clear();
     found.forEach((each) => experiments.set(each.experiment_id, each));
     isLoaded = true;
     const isAll = !status.value && !query.get("tag") && found.length < LIMIT;
     for (const id of chosen) if (isAll && !experiments.has(id)) chosen.delete(id); // removed since the address was made
     draw();
-    found.filter(isLive).forEach((each) => look(each.experiment_id)); // the list does not say how far they are
+    found.filter(isLive).forEach((each) => look.quietly(each.experiment_id)); // the list does not say how far they are
   }
 
   function reload(changes) {
     set(changes);
     drawTag();
-    load().catch((error) => say(error.message, "bad"));
+    stopListening.reload();
   }
 
   function onSearch() {
@@ -244,7 +243,7 @@ export function render(root, { query, set }) {
   function hear(event) {
     const each = experiments.get(event.job_id);
     if (event.type !== "metrics.logged") {
-      if (!strangers.has(event.job_id)) look(event.job_id); // one that the filter left out may fit it now
+      if (!strangers.has(event.job_id)) look.quietly(event.job_id); // one that the filter left out may fit it now
     } else if (each) {
       each.train_loss = event.values.train_loss ?? each.train_loss;
       each.best_eval_loss = better(Math.min, each.best_eval_loss, event.values.eval_loss);
@@ -254,24 +253,11 @@ export function render(root, { query, set }) {
     }
   }
 
-  async function look(id) {
-    if (looking.has(id)) return looking.set(id, true);
-    looking.set(id, false);
-    try {
-      const job = await api.job(id);
-      if (job.kind === "finetune") take(id, summaryOf(job));
-      else strangers.add(id);
-    } catch (error) {
-      if (error.status === 404) forget(id);
-    }
-    const again = looking.get(id);
-    looking.delete(id);
-    if (again) look(id);
-  }
-
-  function take(id, summary) {
-    const isHere = rows.get(id)?.isConnected ?? false;
-    experiments.set(id, summary);
+  function take(job) {
+    if (job.kind !== "finetune") return strangers.add(job.job_id);
+    const summary = summaryOf(job);
+    const isHere = rows.get(job.job_id)?.isConnected ?? false;
+    experiments.set(job.job_id, summary);
     if (isHere === isWanted(summary)) drawSoon();
     else draw();
   }
@@ -282,12 +268,9 @@ export function render(root, { query, set }) {
     draw();
   }
 
-  function drawSoon() {
-    frame ||= requestAnimationFrame(() => {
-      frame = 0;
-      for (const row of list.children) fillRow(row, experiments.get(row.dataset.id));
-      markBest();
-    });
+  function refill() {
+    for (const row of list.children) fillRow(row, experiments.get(row.dataset.id));
+    markBest();
   }
 
   function removeButton(each) {
@@ -315,14 +298,6 @@ function comparing(of, direction) {
     if (isMissing(a) || isMissing(b)) return isMissing(a) - isMissing(b);
     return a === b ? 0 : a < b ? -sign : sign;
   };
-}
-
-// Puts rows in this order; what is already so is not touched, and the focus stays where it is.
-function arrange(list, wanted) {
-  if (wanted.length === list.children.length && wanted.every((row, at) => list.children[at] === row)) return;
-  const focused = list.contains(document.activeElement) ? document.activeElement : null;
-  list.replaceChildren(...wanted);
-  if (focused?.isConnected) focused.focus({ preventScroll: true });
 }
 
 function update(cell, content) {

@@ -3,11 +3,13 @@
 // The address says what is chosen (`job`, `format`) and which export is being made (`making`), so that a reload goes on.
 
 import * as api from "../api.js";
-import { h, replace, setText } from "../dom.js";
+import { arrange, h, replace, setText } from "../dom.js";
 import { bytes, number, plural } from "../format.js";
+import { lookups } from "../gather.js";
 import { follow } from "../live.js";
 import { attempt, confirm, say } from "../notices.js";
-import { badge, isLive, methodOf, nameOf, progressBar, saying } from "../words.js";
+import { facts } from "../parts/pieces.js";
+import { badge, isLive, methodOf, nameOf, progressBar, progressed, saying } from "../words.js";
 import "../elements/time-ago.js";
 
 export const title = "Exports";
@@ -33,6 +35,7 @@ export function render(root, { query, set }) {
   const trainings = new Map(); // id → summary of a completed training
   let exports = [];
   let made = null; // the job of the export that is being made or was just made
+  const look = lookups(take, dismiss);
 
   const training = h("select", { id: "training", required: true, onchange: () => choose({ job: training.value }) });
   const formats = h("fieldset", { class: "formats" }, h("legend", {}, "Format"), Object.keys(FORMATS).map(formatOf));
@@ -68,31 +71,20 @@ export function render(root, { query, set }) {
     seen.disconnect();
   };
 
-  async function load() {
-    await Promise.all([loadTrainings(), loadExports()]);
-    await look();
-    drawList();
-  }
-
-  async function loadTrainings() {
-    const found = await api.get("/experiments", { status: "completed", limit: 1000 });
+  async function load(isNewest) {
+    const [found, listed] = await Promise.all([api.get("/experiments", { status: "completed", limit: 1000 }), api.get("/export/list")]);
+    if (!isNewest()) return;
     trainings.clear();
     found.forEach((each) => trainings.set(each.experiment_id, each));
+    ({ exports } = listed);
     drawForm();
+    if (query.get("making")) await look(query.get("making"));
+    if (isNewest()) drawList();
   }
 
-  async function loadExports() {
-    ({ exports } = await api.get("/export/list"));
-  }
-
-  async function look() {
-    if (!query.get("making")) return;
-    try {
-      made = await api.job(query.get("making"));
-    } catch (error) {
-      if (error.status !== 404) throw error;
-      dismiss();
-    }
+  function take(job) {
+    if (job.job_id !== query.get("making")) return;
+    made = job;
     drawMade();
   }
 
@@ -137,7 +129,7 @@ export function render(root, { query, set }) {
     attempt(start, async () => {
       const { job_id } = await api.submit({ kind: "export", job_id: training.value, export_format: format, generate_model_card: card.checked, merge_adapters: isMerged });
       set({ making: job_id });
-      await look();
+      await look(job_id);
       progress.scrollIntoView({ block: "nearest" });
     });
   }
@@ -150,17 +142,11 @@ export function render(root, { query, set }) {
 
   function hear(event) {
     if (made?.job_id === event.job_id) {
-      if (event.type === "job.progressed") drawProgress(event);
-      else look().catch(() => {}); // the next event tries again
+      if (event.type === "job.progressed") progressed(made, event);
+      else look.quietly(event.job_id);
+      drawMade();
     }
-    if (event.type !== "job.completed") return;
-    if (event.result.kind === "export") loadExports().then(drawList, () => {});
-    if (event.result.kind === "finetune") loadTrainings().catch(() => {});
-  }
-
-  function drawProgress({ step, total_steps, fraction, phase }) {
-    Object.assign(made, { step, total_steps, fraction, phase: phase ?? made.phase, progress_percentage: Math.min(99.9, 100 * fraction) });
-    drawMade();
+    if (event.type === "job.completed" && ["export", "finetune"].includes(event.result.kind)) stopListening.reload();
   }
 
   // Drawn anew only when the status changes, so that the buttons keep the focus.
@@ -195,8 +181,7 @@ export function render(root, { query, set }) {
     setText(count, exports.length ? plural(exports.length, "export") : "");
     const rows = new Map([...list.children].map((row) => [row.dataset.id, row]));
     const wanted = exports.map((each) => rows.get(each.export_id) ?? rowOf(each));
-    const isSame = wanted.length === list.children.length && wanted.every((row, at) => row === list.children[at]);
-    if (!isSame) list.replaceChildren(...wanted);
+    arrange(list, wanted);
     if (made && !isLive(made)) progress.dataset.state = ""; // its download is known now
     drawMade();
   }
@@ -255,7 +240,7 @@ export function render(root, { query, set }) {
 
 function checksOf(verification) {
   const known = Object.keys(CHECKS).filter((name) => name in verification);
-  return h("dl", { class: "facts" }, known.map((name) => [h("dt", {}, CHECKS[name]), h("dd", {}, number(verification[name]))]));
+  return facts(known.map((name) => [CHECKS[name], number(verification[name])]));
 }
 
 function summaryOf({ rows, tokens, reloaded_vs_trained: difference }) {

@@ -5,16 +5,20 @@
 
 import * as api from "../api.js";
 import { h, replace, setText } from "../dom.js";
-import { duration, moment, number, secondsBetween } from "../format.js";
+import { asWritten, duration, moment, number, secondsBetween } from "../format.js";
+import { lookups } from "../gather.js";
+import { keys } from "../keyboard.js";
 import { follow } from "../live.js";
 import { attempt, confirm, say } from "../notices.js";
 import { samples } from "../parts/answers.js";
+import { cancelJob } from "../parts/cancel-job.js";
 import { plots } from "../parts/plots.js";
 import { history, TYPES as HISTORY } from "../parts/history.js";
 import { logTail } from "../parts/log.js";
+import { facts } from "../parts/pieces.js";
 import { resultOf } from "../parts/results.js";
 import { checkpoints, configuration } from "../parts/tables.js";
-import { badge, isLive, KINDS, progressBar, saying, titleOf } from "../words.js";
+import { badge, isLive, KINDS, progressBar, progressed, saying, titleOf } from "../words.js";
 import "../elements/time-ago.js";
 
 export const title = "Job";
@@ -33,47 +37,48 @@ export function render(root, params) {
   let head = null;
   let parts = [];
   let isOver = false;
-  let looking = null;
-  const trouble = h("p", { class: "callout", data: { tone: "bad" }, hidden: true });
-  root.append(trouble);
+  const look = lookups(take, onGone);
+  const loading = h("p", { class: "loading" }, "Loading …");
+  root.append(loading);
+  const stopKeys = keys({ x: ["Cancel the job", () => root.querySelector('[data-action="cancel"]')?.click()] });
   const stopListening = follow({ path: `/train/${encodeURIComponent(id)}/ws`, load, onEvents, onGone });
   const clock = setInterval(() => job && head.tick(job), 1000);
-  const looks = setInterval(() => document.hidden || !job || look(), LOOK_MS);
+  const looks = setInterval(() => document.hidden || !job || look.quietly(job.job_id), LOOK_MS);
   return stop;
 
   function stop() {
     isOver = true;
+    stopKeys();
     stopListening();
     clearInterval(clock);
     clearInterval(looks);
     parts.forEach((part) => part.stop?.());
   }
 
-  async function load() {
+  async function load(isNewest) {
     try {
       const [found, past] = await Promise.all([api.job(id), api.events(id, PAST)]);
-      if (isOver) return;
-      if (!job) build(found);
+      if (!isNewest()) return;
+      if (!head) build(found);
       const events = past.map(({ event }) => event);
       await Promise.all(parts.map((part) => part.load?.(events)));
-      trouble.hidden = true;
-      take(found);
+      if (isNewest()) take(found);
     } catch (error) {
-      if (error.status === 404) return onGone();
-      setText(trouble, error.message);
-      trouble.hidden = isOver;
-      throw error;
+      if (error.status !== 404) throw error;
+      onGone();
     }
   }
 
   function build(found) {
     head = header(onRemoved);
     parts = partsOf(found, params);
+    loading.remove();
     root.append(head.element, ...parts.map(({ element }) => element));
     document.title = `${titleOf(found)} · Training API`;
   }
 
   function take(found) {
+    if (isOver) return;
     job = found;
     head.update(job);
     parts.forEach((part) => part.update?.(job));
@@ -84,24 +89,11 @@ export function render(root, params) {
     if (isOver) return;
     for (const { event } of events) {
       parts.forEach((part) => part.hear?.(event));
-      if (event.type === "job.progressed") Object.assign(job, stepsOf(event));
+      if (event.type === "job.progressed") progressed(job, event);
       if (event.type === "job.phase_entered") job.phase = event.phase;
     }
-    if (events.some(({ event }) => !MOVES.has(event.type))) look();
+    if (events.some(({ event }) => !MOVES.has(event.type))) look.quietly(job.job_id);
     head.update(job);
-  }
-
-  async function look() {
-    if (looking) return (looking.again = true);
-    const turn = (looking = { again: false });
-    try {
-      const found = await api.job(id);
-      if (!isOver) take(found);
-    } catch (error) {
-      if (error.status === 404) onGone();
-    }
-    looking = null;
-    if (turn.again && !isOver) look();
   }
 
   function onRemoved() {
@@ -138,13 +130,8 @@ function result() {
 function specOf({ spec }) {
   const { kind, ...asked } = spec;
   const given = Object.entries(asked).filter(([, value]) => value !== null && value !== "" && String(value) !== "");
-  const textOf = (name, value) => name === "job_id" ? h("a", { href: `#/job/${value}` }, value) : typeof value === "boolean" ? (value ? "yes" : "no") : String(value);
-  return { element: h("section", { class: "card", id: "settings" }, h("h2", {}, `Settings of the ${KINDS[kind].toLowerCase()}`), h("dl", { class: "facts" }, given.map(([name, value]) => [h("dt", {}, name.replaceAll("_", " ")), h("dd", {}, textOf(name, value))]))) };
-}
-
-function stepsOf({ step, total_steps, fraction, epoch, total_epochs, eta_s, phase }) {
-  const told = { step, total_steps, fraction, epoch, total_epochs, eta_s, phase, progress_percentage: Math.min(99.9, 100 * fraction) };
-  return Object.fromEntries(Object.entries(told).filter(([, value]) => value !== undefined));
+  const textOf = (name, value) => name === "job_id" ? h("a", { href: `#/job/${value}` }, value) : asWritten(value);
+  return { element: h("section", { class: "card", id: "settings" }, h("h2", {}, `Settings of the ${KINDS[kind].toLowerCase()}`), facts(given.map(([name, value]) => [name.replaceAll("_", " "), textOf(name, value)]))) };
 }
 
 // -- the head of the page
@@ -239,7 +226,7 @@ function actionsOf(job, onRemoved) {
   const isTraining = job.kind === "finetune";
   const canMove = isLive(job) && !job.cancel_requested_at;
   const button = (text, work, kind = "") => {
-    const element = h("button", { type: "button", class: kind, onclick: () => work(element) }, text);
+    const element = h("button", { type: "button", class: kind, data: { action: text.toLowerCase() }, onclick: () => work(element) }, text);
     return element;
   };
   const ask = (verb) => (element) => attempt(element, () => verb(job.job_id));
@@ -253,11 +240,6 @@ function actionsOf(job, onRemoved) {
     canMove && button("Cancel", (element) => cancelJob(element, job), "danger"),
     !isLive(job) && button("Delete", (element) => deleteJob(element, job, onRemoved), "danger"),
   ];
-}
-
-async function cancelJob(element, job) {
-  const text = job.kind === "finetune" ? "What it saved so far stays. A cancelled training cannot go on." : "It ends without a result.";
-  if (await confirm({ title: `Cancel ${titleOf(job)}?`, text, action: "Cancel the job" })) await attempt(element, () => api.cancel(job.job_id));
 }
 
 async function deleteJob(element, job, onRemoved) {

@@ -12,6 +12,7 @@ import { follow } from "../live.js";
 import { attempt, say } from "../notices.js";
 import { titleOf } from "../words.js";
 import { datasetAddress, splitBar, validationBadge } from "../parts/dataset-parts.js";
+import { card, copyButton, facts } from "../parts/pieces.js";
 import { schemaForm } from "../parts/schema-form.js";
 
 export const title = "New training";
@@ -26,6 +27,8 @@ const SETTINGS = [ // what the plan is made of
   "model_name", "val_data_path", "use_lora", "use_qlora", "lora_rank", "lora_alpha", "batch_size", "gradient_accumulation_steps", "num_epochs", "max_steps",
   "learning_rate", "eval_steps", "save_steps", "logging_steps", "fp16", "bf16",
 ];
+const AGAIN = ""; // the value of the choice that is no preset but the earlier run
+const MOST_ASKED = 100; // of a status: whoever waits behind so many waits long
 const USES_A_MODEL = ["finetune", "evaluate", "generate"];
 
 export function render(root, params) {
@@ -86,8 +89,8 @@ function show(root, { query, set }, { schema, presets, models, datasets, earlier
   const aboutModel = h("p", { class: "note" });
   const aboutData = h("div", { class: "about" });
   const aboutPreset = h("p", { class: "note" });
-  const start = h("button", { class: "primary", "aria-keyshortcuts": "Control+Enter" }, "Start training");
-  const refusal = h("div", { role: "alert" });
+  const start = h("button", { class: "primary", "aria-keyshortcuts": "Control+Enter", "aria-describedby": "refusal" }, "Start training");
+  const refusal = h("div", { id: "refusal" });
   const plan = h("div", { class: "plan" });
   const places = h("div", { class: "places" });
   const request = h("pre", { tabindex: 0, "aria-label": "The request" });
@@ -102,7 +105,7 @@ function show(root, { query, set }, { schema, presets, models, datasets, earlier
   const element = h(
     "form", { class: "train", novalidate: true, onsubmit: onStart },
     h(
-      "div", { class: "settings" },
+      "div", { class: "choices" },
       card("Begin with", presetChoice(), aboutPreset),
       card(
         "Model and data",
@@ -124,8 +127,8 @@ function show(root, { query, set }, { schema, presets, models, datasets, earlier
     h(
       "aside", { class: "card", "aria-labelledby": "plan-title" },
       h("h2", { id: "plan-title" }, "What will run"), plan, places, refusal,
-      h("div", { class: "actions" }, start, h("span", { class: "note" }, h("kbd", {}, "Ctrl"), " ", h("kbd", {}, "Enter"))),
-      h("details", {}, h("summary", {}, "As a request"), request, copyButton(request)),
+      h("div", { class: "actions" }, start, h("span", { class: "note keys" }, h("kbd", {}, "Ctrl"), " ", h("kbd", {}, "Enter"))),
+      h("details", {}, h("summary", {}, "As a request"), request, copyButton("Copy", () => request.textContent, markRequest)),
     ),
   );
   root.append(element);
@@ -148,43 +151,45 @@ function show(root, { query, set }, { schema, presets, models, datasets, earlier
 
   // Fills the form with its beginning, then with what the address says differs from it.
   function begin() {
-    form.fill(beginning());
-    const named = datasets.find(({ name }) => name === query.get("data"));
-    if (named || !form.text("config.train_data_path")) take(named ?? datasets.find(({ split }) => split) ?? datasets[0]);
-    form.begin();
+    fill();
     form.restore(query);
     draw();
   }
 
-  function beginning() {
-    if (earlier && query.get("from")) return earlier.spec;
-    const preset = presets.find(({ name }) => name === (query.get("preset") ?? presets[0]?.name));
-    return { config: { model_name: models[0]?.name, ...preset?.config } };
+  function fill() {
+    form.fill(isAgain() ? earlier.spec : { config: { model_name: models[0]?.name, ...preset()?.config } });
+    const named = datasets.find(({ name }) => name === query.get("data"));
+    based = null;
+    if (named || !form.text("config.train_data_path")) take(named ?? datasets.find(({ split }) => split) ?? datasets[0]);
+    form.begin();
   }
 
-  // Another preset: its settings in the place of all others; what the run is about stays.
-  function usePreset(name) {
-    const setsModel = presets.find((preset) => preset.name === name).config.model_name;
+  // Another preset, or the earlier run: its settings in the place of all others; what the run is about stays.
+  function use(name) {
+    const setsModel = name === AGAIN || presets.find((preset) => preset.name === name).config.model_name;
     const kept = [...DATA, "experiment_name", "tags", ...(setsModel ? [] : ["config.model_name"])].map((path) => [path, form.text(path)]);
-    set({ from: null, preset: name });
-    form.fill(beginning());
-    form.begin();
+    const begins = name === AGAIN ? { from: earlier.job_id, preset: null } : { from: null, preset: name };
+    set({ ...begins, data: chosenData()?.name });
+    fill();
     kept.forEach(([path, text]) => form.write(path, text));
-    form.begin(DATA);
     onInput();
   }
 
   function presetChoice() {
-    const again = earlier && [["", `Again: ${titleOf(earlier)}`]];
-    const chosen = earlier ? "" : query.get("preset") ?? presets[0]?.name;
-    const options = [...(again || []), ...presets.map(({ name, title }) => [name, title])];
+    const again = earlier ? [[AGAIN, `Again: ${titleOf(earlier)}`]] : [];
+    const options = [...again, ...presets.map(({ name, title }) => [name, title])];
+    const chosen = isAgain() ? AGAIN : preset()?.name;
     return h("div", { class: "pills", role: "radiogroup", "aria-label": "Preset" }, options.map(([name, text]) => h(
-      "label", {}, h("input", { type: "radio", name: "preset", value: name, checked: name === chosen, disabled: name === "" && chosen !== "", onchange: () => usePreset(name) }), h("span", {}, text),
+      "label", {}, h("input", { type: "radio", name: "preset", value: name, checked: name === chosen, onchange: () => use(name) }), h("span", {}, text),
     )));
   }
 
+  function isAgain() {
+    return Boolean(earlier && query.get("from"));
+  }
+
   function preset() {
-    return earlier && query.get("from") ? null : presets.find(({ name }) => name === (query.get("preset") ?? presets[0]?.name));
+    return isAgain() ? null : presets.find(({ name }) => name === (query.get("preset") ?? presets[0]?.name));
   }
 
   // -- data
@@ -207,6 +212,12 @@ function show(root, { query, set }, { schema, presets, models, datasets, earlier
     return datasets.find(({ split, data_path }) => train === (split?.train_path ?? data_path));
   }
 
+  // The dataset whose paths both stand in the form.
+  function chosenData() {
+    const dataset = learntFrom();
+    return dataset && form.text("config.val_data_path") === (dataset.split?.val_path ?? "") ? dataset : null;
+  }
+
   // -- what is shown of it
 
   function onInput() {
@@ -218,7 +229,7 @@ function show(root, { query, set }, { schema, presets, models, datasets, earlier
     const dataset = learntFrom();
     const config = Object.fromEntries(SETTINGS.map((name) => [name, form.value(`config.${name}`)]));
     const method = config.use_qlora ? "qlora" : config.use_lora ? "lora" : "full";
-    drawData(dataset && (config.val_data_path ?? "") === (dataset.split?.val_path ?? "") ? dataset : null);
+    drawData(chosenData());
     setText(aboutModel, describe(models.find(({ name }) => name === config.model_name)));
     setText(aboutPreset, preset()?.description ?? (earlier ? `The settings of ${titleOf(earlier)}, to be changed or run again.` : ""));
     for (const name of ["lora_rank", "lora_alpha", "lora_dropout"]) form.element(`config.${name}`).hidden = method === "full";
@@ -246,7 +257,7 @@ function show(root, { query, set }, { schema, presets, models, datasets, earlier
     const batch = config.batch_size * config.gradient_accumulation_steps;
     const perEpoch = Math.ceil(rows / batch);
     const total = Math.min(perEpoch * config.num_epochs, config.max_steps ?? Infinity);
-    const facts = {
+    const planned = {
       Method: { qlora: "QLoRA: adapters on a 4-bit base", lora: `LoRA: adapters of rank ${config.lora_rank}`, full: "Full: every weight" }[method],
       Rows: rows ? `${number(rows)}${config.num_epochs ? `, seen ${plural(config.num_epochs, "time")}` : ""}` : "not known for this path",
       Batch: batch ? `${number(config.batch_size)} × ${number(config.gradient_accumulation_steps)} = ${plural(batch, "row")} an update` : "–",
@@ -256,7 +267,7 @@ function show(root, { query, set }, { schema, presets, models, datasets, earlier
     };
     replace(
       plan,
-      h("dl", { class: "facts" }, Object.entries(facts).map(([name, text]) => [h("dt", {}, name), h("dd", {}, text)])),
+      facts(Object.entries(planned)),
       warnings(config, method, preset(), total).map((text) => h("p", { class: "callout" }, text)),
     );
   }
@@ -264,7 +275,7 @@ function show(root, { query, set }, { schema, presets, models, datasets, earlier
   // -- where it would run
 
   async function loadPlaces() {
-    const pages = ["running", "queued", "pending"].map((status) => api.get("/jobs", { status, limit: 1000 }));
+    const pages = ["running", "queued", "pending"].map((status) => api.get("/jobs", { status, limit: MOST_ASKED }));
     [runners, ...busy] = await Promise.all([api.get("/runners"), ...pages]);
     busy = busy.flatMap(({ jobs }) => jobs).filter(({ kind }) => USES_A_MODEL.includes(kind));
     drawPlaces();
@@ -272,6 +283,11 @@ function show(root, { query, set }, { schema, presets, models, datasets, earlier
 
   function drawPlaces() {
     if (runners) replace(places, ...whereItRuns(runners, busy, form.value("config.device")));
+  }
+
+  function markRequest() {
+    getSelection().selectAllChildren(request);
+    return "The text is marked: copy it with the keyboard.";
   }
 
   // -- start
@@ -289,14 +305,11 @@ function show(root, { query, set }, { schema, presets, models, datasets, earlier
       (problem) => {
         const homeless = form.show(problem.errors);
         const messages = problem.errors.length ? homeless.map(({ message }) => message) : [problem.message];
+        say(problem.message, "unseen");
         replace(refusal, messages.map((message) => h("p", { class: "callout", data: { tone: "bad" } }, message)));
       },
     ));
   }
-}
-
-function card(heading, ...content) {
-  return h("section", { class: "card" }, h("h2", {}, heading), content);
 }
 
 function rowsOf({ split, num_samples }) {
@@ -310,13 +323,13 @@ function describe(model) {
 }
 
 function aboutDataset(dataset, datasets, choose) {
-  const facts = h("p", { class: "about-data" }, validationBadge(dataset.validation), dataset.task && h("span", { class: "tag" }, dataset.task), h("a", { href: datasetAddress(dataset.name) }, "Look at it"));
-  if (dataset.split) return [splitBar(dataset.split), facts];
+  const about = h("p", { class: "about-data" }, validationBadge(dataset.validation), dataset.task && h("span", { class: "tag" }, dataset.task), h("a", { href: datasetAddress(dataset.name) }, "Look at it"));
+  if (dataset.split) return [splitBar(dataset.split), about];
   const divided = datasets.find(({ split }) => split?.source === dataset.data_path);
   const remedy = divided
     ? h("button", { type: "button", onclick: () => choose(divided) }, `Use its split ${divided.name}`)
     : h("a", { class: "button", href: datasetAddress(dataset.name) }, "Split it first");
-  return [facts, h("div", { class: "callout" }, h("p", {}, "It is not split: all its rows are learnt from, and nothing judges the run."), remedy)];
+  return [about, h("div", { class: "callout" }, h("p", {}, "It is not split: all its rows are learnt from, and nothing judges the run."), remedy)];
 }
 
 // Settings that are allowed and rarely meant.
@@ -355,18 +368,4 @@ function whereItRuns(runners, busy, wish) {
 function curl(body) {
   const quoted = JSON.stringify(body, null, 2).replaceAll("'", String.raw`'\''`);
   return `curl -X POST ${location.origin}/api/train/start \\\n  -H 'content-type: application/json' \\\n  -d '${quoted}'`;
-}
-
-function copyButton(source) {
-  const button = h("button", { type: "button" }, "Copy");
-  button.addEventListener("click", async () => {
-    try {
-      await navigator.clipboard.writeText(source.textContent);
-      say("Copied.");
-    } catch {
-      getSelection().selectAllChildren(source); // no clipboard without HTTPS: it is marked for copying by hand
-      say("The text is marked: copy it with the keyboard.");
-    }
-  });
-  return button;
 }

@@ -130,6 +130,13 @@ async def test_a_completion_that_crosses_a_cancel_counts_as_cancelled(ledger, st
     assert (await ledger.job("job_a")).status is Status.CANCELLED
 
 
+async def test_the_device_keeps_the_name_it_ran_under(ledger, history):
+    job = history()
+    await ledger.record([job.submitted(), *job.started()])
+    (record,) = await ledger.record([job.event(JobCompleted, 1, 2, result=FinetuneResult(steps=30, device_name="?"))])
+    assert record.device_name == "CPU"
+
+
 async def test_a_line_that_does_not_fit_is_passed_over_and_the_next_one_counts(ledger, history):
     job = history()
     (*_, record) = await ledger.record(

@@ -36,6 +36,23 @@ def test_a_restart_of_the_service_shows_and_costs_no_point(house, config, page, 
     plot_of(page).has_every_point_of(job_id)
 
 
+def test_a_snapshot_that_fails_says_why_and_is_tried_again_on_the_same_connection(house, config, page, watch) -> None:
+    watch.expect("503")
+    job_id = house.run({"kind": "finetune", "config": config})["job_id"]
+    sockets: list[str] = []
+    page.on("websocket", lambda socket: sockets.append(socket.url))
+    refusal = {"code": "busy", "message": "The store is being upgraded."}
+    page.route("**/api/experiments/*/metrics", lambda route: route.fulfill(status=503, json=refusal))
+    page.goto(f"/ui/#/job/{job_id}")
+    expect(page.locator("#banner")).to_contain_text("The store is being upgraded. Trying again")
+    expect(page.locator("#connection")).to_have_attribute("data-state", "failing")
+    page.unroute("**/api/experiments/*/metrics")
+    page.get_by_role("button", name="Try now").click()
+    expect(page.locator("#banner")).to_be_hidden()
+    expect(page.get_by_role("heading", level=1)).to_have_count(1)
+    assert len(sockets) == 1
+
+
 @pytest.fixture
 def locked(tmp_path):
     """Programs that want a token."""
@@ -54,7 +71,8 @@ def test_with_a_token_the_page_asks_once_and_then_keeps_a_session(locked, chromi
     page.goto("/ui/#/jobs")
     page.get_by_role("textbox", name="Token").fill("wrong")
     page.get_by_role("button", name="Sign in").click()
-    expect(page.get_by_text("That is not the token.")).to_be_visible()
+    expect(page.locator("dialog .error")).to_have_text("That is not the token.")
+    expect(page.locator("dialog").get_by_role("status")).to_have_text("That is not the token.")  # read out, too
     page.get_by_role("textbox", name="Token").fill(TOKEN)
     page.get_by_role("button", name="Sign in").click()
     expect(page.get_by_role("heading", name="No job yet")).to_be_visible()

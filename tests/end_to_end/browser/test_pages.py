@@ -1,10 +1,11 @@
 """Every page as people meet it: readable, usable by keyboard, on a phone, in the dark, without the plotting library."""
 
+import re
 from pathlib import Path
 
 import axe_playwright_python
 import pytest
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Page, Route, expect
 
 AXE = (Path(axe_playwright_python.__file__).parent / "axe.min.js").read_text()
 PAGES = ("jobs", "job", "train", "data", "dataset", "experiments", "compare", "exports")
@@ -41,9 +42,9 @@ def settled(page: Page) -> Page:
     return page
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_axe_finds_nothing_serious(addresses, open_context, watch, scheme) -> None:
-    page = watch.page(open_context(color_scheme=scheme).new_page())
+@pytest.mark.parametrize(("scheme", "width"), [("light", 1280), ("dark", 1280), ("light", 390)])
+def test_axe_finds_nothing_serious(addresses, open_context, watch, scheme, width) -> None:
+    page = watch.page(open_context(color_scheme=scheme, viewport={"width": width, "height": 844}).new_page())
     for name in PAGES:
         page.goto(addresses[name])
         settled(page)
@@ -52,7 +53,7 @@ def test_axe_finds_nothing_serious(addresses, open_context, watch, scheme) -> No
         serious = [
             (each["id"], [node["html"] for node in each["nodes"]]) for each in found if each["impact"] in SERIOUS
         ]
-        assert not serious, f"{name}, {scheme}: {serious}"
+        assert not serious, f"{name}, {scheme}, {width} px: {serious}"
 
 
 def test_on_a_phone_nothing_sticks_out(addresses, open_context, watch) -> None:
@@ -62,6 +63,40 @@ def test_on_a_phone_nothing_sticks_out(addresses, open_context, watch) -> None:
         settled(page)
         width = page.evaluate("document.scrollingElement.scrollWidth")
         assert width <= 390, f"{name} is {width} px wide"
+
+
+def test_a_log_that_is_closed_and_opened_while_it_is_read_has_each_line_once(addresses, page) -> None:
+    def answer(route: Route) -> None:
+        page.wait_for_timeout(200)
+        piece = "" if "offset=4" in route.request.url else "one\n"
+        route.fulfill(body=piece, headers={"x-log-attempt": "1", "x-log-offset": "4"})
+
+    page.goto(addresses["job"])
+    summary = settled(page).locator("#log > summary")
+    page.route("**/log*", answer)
+    for _ in range(3):
+        summary.click()
+    page.wait_for_timeout(1000)
+    assert page.get_by_role("region", name="Log").inner_text() == "one\n"
+
+
+def test_training_again_survives_another_preset_and_a_reload(addresses, page) -> None:
+    training = addresses["job"].rsplit("/", 1)[1]
+    page.goto(f"/ui/#/train?from={training}")
+    path = page.locator('[name="train_data_path"]')
+    learnt_from = settled(page) and path.input_value()
+    for preset, rate in (("Demo", "0.001"), ("Quick test", "0.0001"), ("Again: rate 0.001", "0.001")):
+        page.get_by_role("radio", name=preset).check()
+        expect(page.get_by_label("Learning rate")).to_have_value(rate)
+        page.reload()
+        settled(page)
+        expect(page.get_by_label("Learning rate")).to_have_value(rate)
+        expect(path).to_have_value(learnt_from)
+        page.goto(f"/ui/#/train?from={training}")
+        settled(page)
+    page.get_by_role("radio", name="Demo").check()
+    page.get_by_role("radio", name="Again").check()
+    expect(page).to_have_url(re.compile(f"from={training}"))
 
 
 def test_every_page_has_its_address_and_survives_a_reload(addresses, page) -> None:
@@ -106,11 +141,45 @@ def test_the_theme_is_the_systems_until_one_is_chosen(page) -> None:
     assert page.evaluate(background) == light
 
 
+@pytest.mark.parametrize("address", ["/ui/#/data/100%", "/ui/#/nowhere", "/ui/#/constructor"])
+def test_an_address_of_no_page_says_so(page, address) -> None:
+    page.goto(address)
+    expect(page.get_by_role("heading", level=1)).to_have_text("There is no such page")
+
+
+def test_a_new_page_takes_the_focus_and_closes_the_dialogs_of_the_old_one(addresses, page) -> None:
+    page.goto("/ui/#/exports")
+    settled(page).keyboard.press("?")
+    expect(page.get_by_role("button", name="Close")).to_be_focused()
+    page.evaluate("location.hash = '#/jobs'")
+    expect(page.get_by_role("main", name="Jobs")).to_be_focused()
+    expect(page.get_by_role("dialog")).to_have_count(0)
+
+
+def test_a_row_keeps_the_focus_while_jobs_come_and_x_asks_before_it_cancels(addresses, house, config, page) -> None:
+    page.goto("/ui/#/jobs")
+    settled(page).keyboard.press("j")
+    focused = page.locator(".row").first.get_by_role("link")
+    text = focused.inner_text()
+    job_id = house.client.submit(
+        {"kind": "finetune", "config": config | {"max_steps": 4000}, "experiment_name": "late"}
+    )
+    expect(page.locator(".row").first).to_contain_text("late")
+    expect(page.get_by_role("link", name=text, exact=True).first).to_be_visible()
+    assert page.evaluate("document.activeElement.textContent") == text
+    page.keyboard.press("k")
+    page.keyboard.press("x")
+    page.get_by_role("button", name="Cancel the job").click()
+    expect(page.locator(f'[data-id="{job_id}"]')).to_contain_text("cancelled")
+    assert page.evaluate("document.activeElement.textContent") == "late"
+
+
 def test_filters_are_in_the_address(addresses, page) -> None:
     page.goto("/ui/#/jobs?status=completed&kind=validate")
     expect(settled(page).locator(".row")).to_have_count(1)
     page.get_by_label("Kind").select_option("finetune")
-    expect(page.locator(".row")).to_have_count(2)
+    expect(page.locator(".row").filter(has_text="rate 0.00")).to_have_count(2)
+    expect(page.locator(".row").filter(has_text="Validation")).to_have_count(0)
     assert "kind=finetune" in page.url
 
 
