@@ -63,10 +63,10 @@ def locked(tmp_path):
 
 
 def test_with_a_token_the_page_asks_once_and_then_keeps_a_session(locked, chromium, watch) -> None:
-    watch.origin = locked.address
+    watch.origin = locked.settings.address
     watch.expect("401")
     watch.expect("WebSocket connection to")
-    context = chromium.new_context(base_url=locked.address)
+    context = chromium.new_context(base_url=locked.settings.address)
     page = watch.page(context.new_page())
     page.goto("/ui/#/jobs")
     page.get_by_role("textbox", name="Token").fill("wrong")
