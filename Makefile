@@ -46,7 +46,8 @@ up: install  ## start service, runner and Redis on http://127.0.0.1:8000; Ctrl-C
 
 test: install  ## everything that must hold: static checks and the whole test suite
 	@$(MAKE) --no-print-directory static
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -m browser  # a process of its own: Playwright's loop is in the way of asynchronous tests
+	$(BIN)/python -m pytest -m "not browser"
 
 check: install  ## what every commit keeps green: static checks and the quick tests
 	@$(MAKE) --no-print-directory static
