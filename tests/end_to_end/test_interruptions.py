@@ -22,7 +22,7 @@ def attempts(house, job_id: str) -> int:
 
 @pytest.fixture(scope="module")
 def long_config(config) -> Json:
-    return config | {"max_steps": 60, "save_steps": 5, "eval_steps": 20}
+    return config | {"max_steps": 32, "save_steps": 4, "eval_steps": 16}
 
 
 @pytest.fixture(scope="module")
@@ -34,9 +34,9 @@ def undisturbed(house, long_config) -> Json:
 
 def test_a_killed_child_and_a_killed_runner_leave_no_mark_on_the_series(house, long_config, undisturbed) -> None:
     job_id = house.client.submit({"kind": "finetune", "config": long_config})
-    house.until(job_id, 12)
+    house.until(job_id, 7)
     house.kill(house.child_of(job_id))
-    house.until(job_id, 30)
+    house.until(job_id, 18)
     house.kill(runner_of(house))
     job = house.end_of(job_id)
     assert job["status"] == "completed", job.get("failure_detail")
@@ -46,7 +46,7 @@ def test_a_killed_child_and_a_killed_runner_leave_no_mark_on_the_series(house, l
 
 def test_a_training_survives_a_flushed_redis(house, long_config, undisturbed) -> None:
     job_id = house.client.submit({"kind": "finetune", "config": long_config})
-    house.until(job_id, 10)
+    house.until(job_id, 7)
     redis.Redis(unix_socket_path=str(house.root / "redis" / "redis.sock")).flushall()
     job = house.end_of(job_id)
     assert job["status"] == "completed", job.get("failure_detail")
@@ -56,7 +56,7 @@ def test_a_training_survives_a_flushed_redis(house, long_config, undisturbed) ->
 
 def test_a_training_survives_a_killed_redis(house, long_config, undisturbed) -> None:
     job_id = house.client.submit({"kind": "finetune", "config": long_config})
-    house.until(job_id, 10)
+    house.until(job_id, 7)
     house.kill(int((house.root / "redis" / "pid").read_text()))
     job = house.end_of(job_id)
     assert job["status"] == "completed", job.get("failure_detail")
@@ -65,7 +65,7 @@ def test_a_training_survives_a_killed_redis(house, long_config, undisturbed) -> 
 
 def test_a_training_goes_on_while_the_service_is_killed_and_started_again(house, long_config, undisturbed) -> None:
     job_id = house.client.submit({"kind": "finetune", "config": long_config})
-    house.until(job_id, 10)
+    house.until(job_id, 7)
     service = next(pid for pid, command in house.processes().items() if "service.serve" in command)
     house.kill(service)
     house.programs.revive()
@@ -94,7 +94,7 @@ def test_a_cancelled_training_leaves_no_process_and_stays_cancelled(house, long_
 
 def test_a_paused_training_resumes_where_it_was(house, long_config, undisturbed) -> None:
     job_id = house.client.submit({"kind": "finetune", "config": long_config})
-    house.until(job_id, 10)
+    house.until(job_id, 7)
     house.client.post(f"/api/jobs/{job_id}/pause", {})
     for job in house.watch(job_id):
         if job["status"] == "paused":
