@@ -21,7 +21,7 @@ def service_of(house) -> int:
 def test_a_restart_of_the_service_shows_and_costs_no_point(house, config, page, watch, plot_of) -> None:
     for words in _AWAY:
         watch.expect(words)
-    job_id = house.client.submit({"kind": "finetune", "config": config | {"max_steps": 60, "logging_steps": 1}})
+    job_id = house.client.submit({"kind": "finetune", "config": config | {"max_steps": 30, "logging_steps": 1}})
     page.goto(f"/ui/#/job/{job_id}")
     plot_of(page).grows(beyond=5)
     expect(page.locator("#connection")).to_have_attribute("data-state", "live")

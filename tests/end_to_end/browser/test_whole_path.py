@@ -97,7 +97,7 @@ def export_and_download(page: Page, job_id: str, folder) -> None:
 
 
 def test_a_second_device_sees_the_same_curve(page, open_context, watch, house, config, plot_of) -> None:
-    spec = {"kind": "finetune", "config": config | {"logging_steps": 1, "max_steps": 40}, "experiment_name": "watched"}
+    spec = {"kind": "finetune", "config": config | {"logging_steps": 1, "max_steps": 20}, "experiment_name": "watched"}
     job_id = house.client.submit(spec)
     page.goto(f"/ui/#/job/{job_id}")
     plot_of(page).grows(beyond=3)
