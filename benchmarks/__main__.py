@@ -6,10 +6,17 @@ A full run takes about ten minutes. Let nothing else run meanwhile.
 import argparse
 from types import ModuleType
 
-from benchmarks import document, live, paint, rest, start
+from benchmarks import data, document, leak, live, paint, rest, start
 from benchmarks.report import Report
 
-BENCHMARKS: dict[str, ModuleType] = {"rest": rest, "start": start, "live": live, "paint": paint}
+BENCHMARKS: dict[str, ModuleType] = {
+    "rest": rest,
+    "start": start,
+    "live": live,
+    "paint": paint,
+    "data": data,
+    "leak": leak,
+}
 
 
 def main() -> None:

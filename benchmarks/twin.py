@@ -1,6 +1,6 @@
 """The baseline of `rest`: the same two routes as plain FastAPI with pydantic, and a dict instead of a database.
 
-`python -m benchmarks.twin` serves it on TRAINING_PORT. It checks what the service's `specs.TrainingConfig` checks of
+`python -m benchmarks.twin` serves it on TRAINING_PORT. It checks what the service's `TrainingConfig` checks of
 values, and nothing else: no disk, no paths, no access rules. Whatever it accepted is lost when it ends.
 """
 

@@ -33,6 +33,11 @@ class Journal:
         self._doorbell = doorbell
         self._progress_at = -math.inf
         self._phase: str | None = None
+        self._begin, self._end = 0.0, 1.0
+
+    def stretch(self, begin: float, end: float) -> None:
+        """From here on `progress` speaks of this stretch of the whole job, in shares of it."""
+        self._begin, self._end = begin, end
 
     def phase(self, name: str) -> None:
         """The work enters a new phase: loading, training, evaluating, saving …"""
@@ -63,7 +68,7 @@ class Journal:
             at=_now(),
             step=step,
             total_steps=total_steps,
-            fraction=min(1.0, done),
+            fraction=self._begin + (self._end - self._begin) * min(1.0, done),
             epoch=epoch,
             total_epochs=total_epochs,
             eta_s=eta_s,

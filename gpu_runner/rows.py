@@ -5,16 +5,17 @@ split is a `train/val/test.jsonl` whose `split_config.json` beside it names the 
 Opening reads no row: rows are decoded when asked for, from mapped files, so forked readers share them.
 """
 
-import mmap
+import os
+import stat
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal, TypeVar, overload
+from typing import Annotated, Any, Literal, overload
 
 import msgspec
-import numpy as np
 from PIL import Image
 
 from gpu_runner import images
+from gpu_runner.lines import Lines, decode_line
 from jobs.errors import DatasetInvalid, FileMissing, PathNotAllowed
 from jobs.paths import DataRoot
 from jobs.specs import DataFormat
@@ -22,10 +23,8 @@ from jobs.specs import DataFormat
 LLAVA_FILE = "llava_dataset.jsonl"
 COCO_FILE = "instances.json"
 ARROW_STATE = "state.json"
+ARROW_LINES = "rows.jsonl"
 SPLIT_CONFIG = "split_config.json"
-
-T = TypeVar("T")
-
 
 IMAGE_MARK = "<image>"
 
@@ -37,10 +36,13 @@ class Turn(msgspec.Struct, frozen=True, rename={"from_": "from"}):
     value: str
 
 
+_Whole = Annotated[int, msgspec.Meta(ge=-(2**53), le=2**53)]  # beyond it a float is no whole number any more
+
+
 class Mask(msgspec.Struct, frozen=True):
     """COCO run lengths, column-major. `size` is the mask grid as (height, width), not always the image's size."""
 
-    size: tuple[int, int]
+    size: tuple[_Whole, _Whole]
     counts: str | tuple[int, ...]
 
 
@@ -60,10 +62,21 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     object_ids: tuple[str, ...] = ()
     attributes: tuple[dict[str, Any], ...] = ()
     video_id: str = ""
-    frame_index: int = 0
+    frame_index: _Whole = 0
     timestamp_sec: float = 0.0
-    width: int = 0
-    height: int = 0
+    width: _Whole = 0
+    height: _Whole = 0
+
+
+class LocatedRow(Row, frozen=True, kw_only=True):
+    """A line of `ARROW_LINES`: the rows of an Arrow table for programs that cannot read one.
+
+    An embedded picture is `image_bytes` bytes at `image_offset` of `image_file`, which lies in the dataset folder.
+    """
+
+    image_file: str | None = None
+    image_offset: int = 0
+    image_bytes: int = 0
 
 
 class SplitRef(msgspec.Struct, frozen=True, kw_only=True):
@@ -81,6 +94,15 @@ class SplitSource(msgspec.Struct, frozen=True, kw_only=True):
 
     dataset: str
     format: DataFormat
+
+
+class Mark(msgspec.Struct, frozen=True, kw_only=True):
+    """What a row is told apart by, and divided by."""
+
+    id: str
+    video_id: str = ""
+    frame_index: int = 0
+    labels: tuple[str, ...] = ()
 
 
 class Rows(Sequence[Row]):
@@ -118,8 +140,13 @@ class Rows(Sequence[Row]):
         """The id of every row in order, without decoding the rest. Raises DatasetInvalid."""
         raise NotImplementedError
 
-    def split_line(self, index: int) -> bytes:
-        """The line, without its end, by which a split's file means this row."""
+    def marks(self) -> Iterator[Mark]:
+        """The mark of every row in order. Raises DatasetInvalid."""
+        for row in self:
+            yield Mark(id=row.id, video_id=row.video_id, frame_index=row.frame_index, labels=row.labels)
+
+    def split_lines(self) -> Iterator[bytes]:
+        """The lines, without their ends, by which a split's file means each row, in order. Raises DatasetInvalid."""
         raise NotImplementedError
 
     def find(self, row_id: str) -> int | None:
@@ -147,6 +174,17 @@ class Rows(Sequence[Row]):
         """The picture of a row that is at hand already. Raises BadImage."""
         return images.read_rgb(image_path(self.dataset, image))
 
+    def image_content(self, index: int, image: str) -> bytes:
+        """The picture's file as it is. Raises BadImage."""
+        try:
+            return image_path(self.dataset, image).read_bytes()
+        except OSError as error:
+            raise images.BadImage(f"its file cannot be read ({type(error).__name__})") from None
+
+    def image_file(self, image: str) -> Path | None:
+        """The file of a row's picture, which may be missing; None where pictures lie in a table. Raises BadImage."""
+        return image_path(self.dataset, image)
+
     def _read(self, index: int) -> Row:
         raise NotImplementedError
 
@@ -166,35 +204,11 @@ class JsonlRows(Rows):
     def ids(self) -> Iterator[str]:
         return (decode_line(self._id, self._lines, index, self.name).id for index in range(len(self)))
 
-    def split_line(self, index: int) -> bytes:
-        return self._lines[index]
+    def split_lines(self) -> Iterator[bytes]:
+        return (self._lines[index] for index in range(len(self)))
 
     def _read(self, index: int) -> Row:
         return decode_line(self._row, self._lines, index, self.name)
-
-
-class Lines:
-    """The lines of a file that stays mapped; blank lines don't count."""
-
-    def __init__(self, file: Path) -> None:
-        with file.open("rb") as opened:
-            size = opened.seek(0, 2)
-            self._bytes = mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) if size else b""
-        self._starts, self._ends = _line_bounds(self._bytes)
-
-    def __len__(self) -> int:
-        return len(self._starts)
-
-    def __getitem__(self, index: int) -> bytes:
-        return self._bytes[int(self._starts[index]) : int(self._ends[index])]
-
-
-def decode_line(decoder: "msgspec.json.Decoder[T]", lines: Lines, index: int, name: str) -> T:
-    """One line of a file, decoded. Raises DatasetInvalid naming the line."""
-    try:
-        return decoder.decode(lines[index])
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        raise DatasetInvalid(f"Row {index + 1} of {name} cannot be read: {error}.") from None
 
 
 def image_path(dataset: Path, image: str) -> Path:
@@ -203,9 +217,22 @@ def image_path(dataset: Path, image: str) -> Path:
     if parts.is_absolute() or ".." in parts.parts or "\0" in image or not parts.parts:
         raise images.BadImage("its path leaves the dataset folder")
     path = dataset / parts
-    if not path.resolve().is_relative_to(dataset.resolve()):
+    if _meets_link(dataset, parts) and not os.path.realpath(path).startswith(f"{os.path.realpath(dataset)}/"):
         raise images.BadImage("its path leaves the dataset folder")
     return path
+
+
+def _meets_link(folder: Path, below: PurePosixPath) -> bool:
+    """Whether a path has a link in it. Resolving every picture's path costs several times as much."""
+    here = str(folder)
+    for part in below.parts:
+        here = f"{here}/{part}"
+        try:
+            if stat.S_ISLNK(os.lstat(here).st_mode):
+                return True
+        except OSError:  # nothing is there, so no link either
+            return False
+    return False
 
 
 def open_rows(root: DataRoot, name: str) -> Rows:
@@ -266,22 +293,6 @@ def _dataset_of_split(root: DataRoot, source: SplitSource, name: str) -> Path:
         raise DatasetInvalid(
             f"{name} was cut from {source.dataset!r}, which is not there any more: convert again into that folder."
         ) from None
-
-
-def _line_bounds(content: "mmap.mmap | bytes") -> tuple[np.ndarray, np.ndarray]:
-    """Start and end offset of every line that is not blank; int64."""
-    ends: list[np.ndarray] = []
-    view = np.frombuffer(content, dtype=np.uint8)
-    for begin in range(0, len(view), _SCAN_BYTES):  # in pieces: the comparison makes a copy as large as its input
-        ends.append(np.flatnonzero(view[begin : begin + _SCAN_BYTES] == ord("\n")) + begin)
-    stops = np.concatenate([*ends, [len(view)]]).astype(np.int64)
-    starts = np.concatenate([[0], stops[:-1] + 1]).astype(np.int64)
-    starts, stops = starts[stops > starts], stops[stops > starts]
-    filled = (stops - starts > 1) | (view[starts] != ord("\r"))
-    return starts[filled], stops[filled]
-
-
-_SCAN_BYTES = 16 << 20
 
 
 class _OnlyId(msgspec.Struct, frozen=True):

@@ -11,8 +11,9 @@ import unicodedata
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO, BinaryIO
 
 from jobs import central_directory
 from jobs.central_directory import BadArchive
@@ -53,6 +54,7 @@ class Archive:
             self._file.close()
             raise
         self._entries = {entry.filename: entry for entry in entries if not entry.is_dir()}
+        self._whatever_case = {name.casefold(): name for name in self._entries}  # no two, `_check_twins` saw to it
         self.names = tuple(self._entries)
 
     def __enter__(self) -> "Archive":
@@ -62,6 +64,21 @@ class Archive:
         self._zip.close()
         self._file.close()
 
+    def sha256(self) -> str:
+        """Of the archive as a whole, in hex."""
+        self._file.seek(0)
+        return hashlib.file_digest(self._file, "sha256").hexdigest()
+
+    def find(self, name: str) -> str | None:
+        """The file of that name, whichever case its letters have."""
+        return self._whatever_case.get(name.casefold())
+
+    def open(self, name: str) -> "Entry":
+        """A file of the archive, to be read piece by piece, as often as needed. Raises DatasetInvalid."""
+        entry = self._entries[name]
+        with _broken_refused(name):
+            return Entry(entry, self._zip.open(entry), self._check)
+
     def copy(self, name: str, out: BinaryIO) -> str:
         """Write a file of the archive to `out`; its SHA-256 in hex.
 
@@ -69,24 +86,46 @@ class Archive:
             DatasetInvalid: it is broken, or gives more bytes than allowed; `out` is then incomplete.
         """
         digest = hashlib.sha256()
-        for block in self._blocks(name):
-            self._check()
-            digest.update(block)
-            out.write(block)
+        with self.open(name) as file:
+            while block := file.read(_BLOCK):
+                self._given += len(block)
+                _refuse_excess(self._given, self._limit)
+                digest.update(block)
+                out.write(block)
         return digest.hexdigest()
 
-    def _blocks(self, name: str) -> Iterator[bytes]:
-        entry = self._entries[name]
-        given = 0
-        try:
-            with self._zip.open(entry) as file:
-                while block := file.read(_BLOCK):
-                    given += len(block)
-                    self._given += len(block)
-                    _refuse_bomb(name, given, entry.compress_size, self._given, self._limit)
-                    yield block
-        except _BROKEN as error:
-            raise refusal(f"{_shown(name)} is broken ({type(error).__name__}); export or upload it again") from None
+
+class Entry:
+    """A file of an archive while it is read. A context manager."""
+
+    def __init__(self, entry: zipfile.ZipInfo, file: IO[bytes], check: Callable[[], None]) -> None:
+        self._entry = entry
+        self._file = file
+        self._check = check
+        self._given = 0
+
+    def __enter__(self) -> "Entry":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+    def read(self, size: int = -1, /) -> bytes:
+        """The next bytes. Raises DatasetInvalid when the file is broken, or gives more than its size allows."""
+        self._check()
+        with _broken_refused(self._entry.filename):
+            block = self._file.read(size)
+        self._given += len(block)
+        _refuse_bomb(self._entry.filename, self._given, self._entry.compress_size)
+        return block
+
+
+@contextmanager
+def _broken_refused(name: str) -> Iterator[None]:
+    try:
+        yield
+    except _BROKEN as error:
+        raise refusal(f"{_shown(name)} is broken ({type(error).__name__}); export or upload it again") from None
 
 
 def refusal(reason: str) -> DatasetInvalid:
@@ -114,7 +153,8 @@ def _check_entries(entries: list[zipfile.ZipInfo], limit: int) -> None:
         _check_name(entry.orig_filename)
         _check_kind(entry)
         total += entry.file_size
-        _refuse_bomb(entry.orig_filename, entry.file_size, entry.compress_size, total, limit)
+        _refuse_bomb(entry.orig_filename, entry.file_size, entry.compress_size)
+        _refuse_excess(total, limit)
     _check_twins(entries)
 
 
@@ -159,9 +199,12 @@ def _check_twins(entries: list[zipfile.ZipInfo]) -> None:
             folder = folder.rpartition("/")[0]
 
 
-def _refuse_bomb(name: str, given: int, compressed: int, total: int, limit: int) -> None:
+def _refuse_bomb(name: str, given: int, compressed: int) -> None:
     if given > _FREE_BYTES and given > MAX_RATIO * compressed:
         raise refusal(f"{_shown(name)} expands to more than {MAX_RATIO} times its size")
+
+
+def _refuse_excess(total: int, limit: int) -> None:
     if total > limit:
         raise refusal(f"it expands to more than {limit / 2**30:.1f} GiB; export fewer frames at once")
 

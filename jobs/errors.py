@@ -9,7 +9,7 @@
     │   ├── NotAnArchive            an upload that is no ZIP file
     │   ├── TooLarge                an upload beyond its limit
     │   ├── Conflict                the request does not fit what is there
-    │   ├── UnknownJob / UnknownExport / UnknownReport
+    │   ├── UnknownJob / UnknownExport / UnknownReport / UnknownDataset
     │   ├── WrongState              the job's status forbids it
     │   ├── LinkExpired             an export link beyond its time
     │   └── NotSupported            asked for something this version does not build
@@ -120,6 +120,12 @@ class UnknownReport(Refused):
     """There is no validation report with that id."""
 
     code = "report_not_found"
+
+
+class UnknownDataset(Refused):
+    """There is no dataset of that name."""
+
+    code = "dataset_not_found"
 
 
 class WrongState(Refused):

@@ -4,7 +4,7 @@
       training.db, training.db.lock (unless TRAINING_DATABASE names another file)
       service.lock   programs.lock   export_links.key   redis/   .trash/
       uploads/<id>/<file>.zip
-      datasets/<name>/
+      datasets/<name>/   fingerprints/<sha256>.bin
       models/<name>/
       jobs/<job>/attempt-<n>/{start.json, events.jsonl, output.log, checkpoints/step-<k>/}
       exports/<export>/{model/, <file>.zip}
@@ -69,6 +69,10 @@ class DataRoot:
     @property
     def datasets(self) -> Path:
         return self.folder / "datasets"
+
+    def fingerprints(self, sha256: str) -> Path:
+        """What the pictures of a file of rows look like; the file is known by its SHA-256."""
+        return self.folder / "fingerprints" / f"{sha256}.bin"
 
     @property
     def models(self) -> Path:
@@ -227,8 +231,13 @@ class AttemptFolder:
 
     @property
     def report(self) -> Path:
-        """A validation's Markdown report."""
+        """A validation's report, for people."""
         return self.folder / "report.md"
+
+    @property
+    def report_data(self) -> Path:
+        """A validation's report, for programs."""
+        return self.folder / "report.json"
 
 
 @lru_cache(4096)  # clients name the same folders again and again

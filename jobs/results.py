@@ -7,6 +7,8 @@ from typing import Any, Literal
 
 import msgspec
 
+from jobs.specs import SplitSpec
+
 Value = str | int | float | bool | None
 
 
@@ -15,6 +17,8 @@ class Result(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind"):
 
 
 class ConvertResult(Result, frozen=True, kw_only=True, tag="convert"):
+    """`source_format` is what the export was found to be. `recommendation` says how its rows are best used."""
+
     output_dir: str
     num_samples: int
     message: str
@@ -25,6 +29,9 @@ class ConvertResult(Result, frozen=True, kw_only=True, tag="convert"):
     labels: dict[str, int] = {}
     mask_order: str = ""
     mask_order_reason: str = ""
+    source_format: str = ""
+    source_sha256: str = ""
+    recommendation: str = ""
 
 
 class Finding(msgspec.Struct, frozen=True, kw_only=True):
@@ -38,8 +45,18 @@ class Finding(msgspec.Struct, frozen=True, kw_only=True):
     remedy: str = ""
 
 
+class Histogram(msgspec.Struct, frozen=True, kw_only=True):
+    """`counts[k]` values lie from `edges[k]` up to `edges[k + 1]`; one edge more than counts."""
+
+    edges: tuple[float, ...]
+    counts: tuple[int, ...]
+
+
 class ValidateResult(Result, frozen=True, kw_only=True, tag="validate"):
-    """`statistics` always has total_samples and total_checks. `report_id` downloads the Markdown report."""
+    """`statistics` always has total_samples and total_checks; what can be drawn in it is a `Histogram`.
+
+    `report_id` downloads the report, as Markdown or as JSON.
+    """
 
     passed: bool
     result: Literal["passed", "passed_with_warnings", "failed"]
@@ -52,7 +69,36 @@ class ValidateResult(Result, frozen=True, kw_only=True, tag="validate"):
     report_id: str
 
 
+class Leak(msgspec.Struct, frozen=True, kw_only=True):
+    """How much of a held-out part training as good as sees.
+
+    `near` of the part's `rows` lie within two frames of a training frame of their video. `distances` counts rows by
+    how many frames away the nearest training frame is: "1", "2", "3-5", "6-10", "11+", and "none" where the video is
+    not trained on. `look_alikes` look like a training picture, whichever video that is from.
+    """
+
+    rows: int
+    near: int
+    near_share: float
+    distances: dict[str, int]
+    look_alikes: int
+
+
+class Repair(msgspec.Struct, frozen=True, kw_only=True):
+    """A division that leaks less: `request` is the body of the call that makes it.
+
+    `before` and `after` are the leaks of the parts as they are and as they would be.
+    """
+
+    request: SplitSpec
+    before: dict[str, Leak]
+    after: dict[str, Leak]
+    message: str
+
+
 class SplitResult(Result, frozen=True, kw_only=True, tag="split"):
+    """`class_shares` is by part and class: which share of the class's frames is in the part. `leakage` is by part."""
+
     train_path: str
     val_path: str
     test_path: str
@@ -64,6 +110,22 @@ class SplitResult(Result, frozen=True, kw_only=True, tag="split"):
     message: str = ""
     warnings: tuple[str, ...] = ()
     class_shares: dict[str, dict[str, float]] = {}
+    leakage: dict[str, Leak] = {}
+    repair: Repair | None = None
+
+
+class PrepareResult(Result, frozen=True, kw_only=True, tag="prepare"):
+    """The answers of the three steps; `split` is null when the dataset failed its checks and was not divided."""
+
+    output_dir: str
+    num_samples: int
+    passed: bool
+    message: str
+    success: bool
+    convert: ConvertResult
+    validate: ValidateResult
+    split: SplitResult | None = None
+    warnings: tuple[str, ...] = ()
 
 
 class FinetuneResult(Result, frozen=True, kw_only=True, tag="finetune"):
@@ -126,5 +188,12 @@ class ExportResult(Result, frozen=True, kw_only=True, tag="export"):
 
 
 JobResult = (
-    ConvertResult | ValidateResult | SplitResult | FinetuneResult | EvaluateResult | GenerateResult | ExportResult
+    ConvertResult
+    | ValidateResult
+    | SplitResult
+    | PrepareResult
+    | FinetuneResult
+    | EvaluateResult
+    | GenerateResult
+    | ExportResult
 )

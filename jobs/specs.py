@@ -5,25 +5,14 @@ struct here with its tag, its result in `results.py`, a file in `gpu_runner/reci
 """
 
 from enum import StrEnum
-from functools import partial
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Literal, get_args
 
 import msgspec
 from msgspec import Meta
 
 from jobs.errors import BadRatios
-
-ClientPath = Annotated[str, Meta(min_length=1, max_length=1024, pattern=r"\S", description="Name below the data root.")]
-ModelName = Annotated[
-    str, Meta(min_length=1, max_length=512, pattern=r"\S", description="Registry name, local folder or hub repository.")
-]
-Tag = Annotated[str, Meta(min_length=1, max_length=100)]
-Title = Annotated[str, Meta(min_length=1, max_length=200)]
-Seed = Annotated[int, Meta(ge=0, le=2**32 - 1)]
-JobId = Annotated[str, Meta(min_length=1, max_length=64)]
-WantedDevice = Literal["auto", "cpu", "cuda"]
-
-MAX_LENGTH_LIMIT = 32768
+from jobs.training_config import TrainingConfig
+from jobs.values import MAX_LENGTH_LIMIT, ClientPath, JobId, ModelName, Seed, Tag, Title, WantedDevice
 
 
 class DataFormat(StrEnum):
@@ -39,6 +28,8 @@ class TargetTask(StrEnum):
 
     DESCRIBE = "describe"  # counts and boxes in a sentence
     DETECT = "detect"  # JSON list of label + box normalised to 0..1000
+    POINT = "point"  # JSON list of label + a point inside the object, 0..1000
+    POLYGON = "polygon"  # JSON list of label + the simplified outline, 0..1000
     CLASSIFY = "classify"  # the labels alone
 
 
@@ -67,16 +58,32 @@ class Spec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     """Base of all specs."""
 
 
-class ConvertSpec(Spec, frozen=True, kw_only=True, tag="convert"):
-    """Turn a SAM2 export into a dataset folder."""
+Ratio = Annotated[float, Meta(ge=0.05, le=0.5)]
+TrainRatio = Annotated[float, Meta(ge=0.1, le=0.9)]
+ValidationLevel = Literal["basic", "strict"]
 
-    sam2_zip_path: ClientPath
+
+class _ExportOptions(Spec, frozen=True, kw_only=True):
+    """What is read, and what is made of it: of `ConvertSpec` and `PrepareSpec` alike."""
+
+    sam2_zip_path: Annotated[ClientPath, Meta(description="The export: an uploaded ZIP, or a folder.")]
     output_dir: ClientPath
     target_format: DataFormat = DataFormat.LLAVA
     task: TargetTask = TargetTask.DESCRIBE
     mask_order: MaskOrder = MaskOrder.AUTO
-    keep_empty_frames: bool = False
+    keep_empty_frames: Annotated[bool, Meta(description="Frames without an object become rows too.")] = False
+    embed_images: Annotated[
+        bool, Meta(description="Of huggingface: the pictures' bytes go into the table; else it names files beside it.")
+    ] = True
+    add_to: Annotated[
+        ClientPath | None,
+        Meta(description="A dataset whose rows are kept: the export is merged in by video, frame and object."),
+    ] = None
     seed: Seed = 42
+
+
+class ConvertSpec(_ExportOptions, frozen=True, kw_only=True, tag="convert"):
+    """Turn a SAM2 export into a dataset folder."""
 
 
 class ValidateSpec(Spec, frozen=True, kw_only=True, tag="validate"):
@@ -84,7 +91,7 @@ class ValidateSpec(Spec, frozen=True, kw_only=True, tag="validate"):
 
     data_path: ClientPath
     format_type: DataFormat = DataFormat.LLAVA
-    level: Literal["basic", "strict"] = "basic"
+    level: ValidationLevel = "basic"
 
 
 class SplitSpec(Spec, frozen=True, kw_only=True, tag="split"):
@@ -96,10 +103,14 @@ class SplitSpec(Spec, frozen=True, kw_only=True, tag="split"):
     data_path: ClientPath
     output_dir: ClientPath
     strategy: SplitStrategy = SplitStrategy.STRATIFIED
-    train_ratio: Annotated[float, Meta(ge=0.1, le=0.9)] = 0.8
-    val_ratio: Annotated[float, Meta(ge=0.05, le=0.5)] = 0.1
-    test_ratio: Annotated[float, Meta(ge=0.05, le=0.5)] = 0.1
+    train_ratio: TrainRatio = 0.8
+    val_ratio: Ratio = 0.1
+    test_ratio: Ratio = 0.1
     random_seed: Seed = 42
+    keep: Annotated[
+        ClientPath | None,
+        Meta(description="An earlier split: its rows stay in their parts, only rows that are new are divided."),
+    ] = None
 
     def check_ratios(self) -> None:
         total = self.train_ratio + self.val_ratio + self.test_ratio
@@ -107,188 +118,43 @@ class SplitSpec(Spec, frozen=True, kw_only=True, tag="split"):
             raise BadRatios(f"train_ratio + val_ratio + test_ratio is {total:g}; the three must add up to 1.")
 
 
-def _field(group: str, title: str, description: str, *, advanced: bool = False, **limits: Any) -> Meta:
-    """How a form shows a setting, and its limits; `advanced` ones are rarely changed."""
-    extra = {"x-group": group} | ({"x-advanced": True} if advanced else {})
-    shown: Meta = Meta(title=title, description=description, extra_json_schema=extra, **limits)
-    return shown
+class PrepareSpec(_ExportOptions, frozen=True, kw_only=True, tag="prepare"):
+    """Convert an export, check the dataset and divide it: one job, one summary.
 
+    A dataset that fails its checks is not divided unless `allow_invalid_data`.
+    """
 
-_data = partial(_field, "model and data")
-_method = partial(_field, "method")
-_schedule = partial(_field, "schedule")
-_saving = partial(_field, "saving and reporting")
-_hardware = partial(_field, "hardware")
-
-_STEPS_LIMIT = 10_000_000
-
-
-class TrainingConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How to fine-tune. `fp16` and `bf16` null mean: what the device does best."""
-
-    model_name: Annotated[
-        ModelName,
-        _data("Model", "What to fine-tune: a known name, a folder below the model roots, or a hub repository."),
-    ]
-    train_data_path: Annotated[
-        ClientPath, _data("Training data", "The rows to learn from: a dataset folder or the train.jsonl of a split.")
-    ]
-    val_data_path: Annotated[
-        ClientPath | None,
-        _data("Validation data", "Rows the run is judged by and never learns from; give them to find the best step."),
-    ] = None
-    max_length: Annotated[
-        int,
-        _data(
-            "Longest row",
-            "Tokens of a row with its picture; raise it when answers are cut, lower it to save memory.",
-            ge=128,
-            le=MAX_LENGTH_LIMIT,
-        ),
-    ] = 2048
-    continue_from: Annotated[
-        JobId | None,
-        _data(
-            "Continue from",
-            "Begin with the weights another finetune job ended with, to train them further.",
-            advanced=True,
-        ),
-    ] = None
-    allow_invalid_data: Annotated[
-        bool, _data("Allow invalid data", "Train although the last validation of the data failed.", advanced=True)
-    ] = False
-
-    use_lora: Annotated[
-        bool, _method("LoRA", "Train small adapters beside a frozen base; without it every weight is trained.")
-    ] = True
-    use_qlora: Annotated[
-        bool, _method("QLoRA", "Keep the frozen base in 4 bits, with LoRA on it; for a GPU too small for LoRA alone.")
-    ] = False
-    lora_rank: Annotated[
-        int,
-        _method("LoRA rank", "Size of the adapters; raise it when the model cannot take in the task.", ge=1, le=256),
-    ] = 8
-    lora_alpha: Annotated[
-        int,
-        _method("LoRA alpha", "Weight of the adapters, usually twice the rank; change both together.", ge=1, le=1024),
-    ] = 16
-    lora_dropout: Annotated[
-        float,
-        _method(
-            "LoRA dropout",
-            "Share of the adapters' inputs left out at random; raise it with little data.",
-            advanced=True,
-            ge=0,
-            le=0.5,
-        ),
-    ] = 0.05
-
-    num_epochs: Annotated[
-        int,
-        _schedule("Epochs", "How often every row is seen; fewer when the evaluation loss rises again.", ge=1, le=100),
-    ] = 3
-    batch_size: Annotated[
-        int,
-        _schedule("Batch size", "Rows computed at once; lower it when the device runs out of memory.", ge=1, le=128),
-    ] = 4
-    gradient_accumulation_steps: Annotated[
-        int,
-        _schedule(
-            "Accumulation", "Batches added up before one update; raise it as you lower the batch size.", ge=1, le=128
-        ),
-    ] = 4
-    learning_rate: Annotated[
-        float,
-        _schedule(
-            "Learning rate",
-            "How far one update goes; lower it when the loss jumps, raise it when it hardly falls.",
-            ge=1e-6,
-            le=1e-2,
-        ),
-    ] = 2e-4
-    warmup_ratio: Annotated[
-        float,
-        _schedule(
-            "Warm-up",
-            "Share of the steps in which the learning rate rises; more for short or unsteady runs.",
-            ge=0,
-            le=0.5,
-        ),
-    ] = 0.03
-    max_steps: Annotated[
-        Annotated[int, Meta(ge=1, le=_STEPS_LIMIT)] | None,
-        _schedule("Step limit", "Ends the run early, after so many updates; for a quick trial.", advanced=True),
-    ] = None
-    weight_decay: Annotated[
-        float,
-        _schedule("Weight decay", "Pulls weights towards zero; a little helps long runs.", advanced=True, ge=0, le=1),
-    ] = 0.0
-    max_grad_norm: Annotated[
-        float,
-        _schedule(
-            "Gradient limit",
-            "Longer gradients are scaled down to this; lower it when the loss jumps.",
-            advanced=True,
-            gt=0,
-            le=1000,
-        ),
-    ] = 1.0
-    seed: Annotated[
-        Seed, _schedule("Seed", "Fixes all chance; change it to see how much luck was in a result.", advanced=True)
-    ] = 42
-
-    output_dir: Annotated[
-        ClientPath | None,
-        _saving("Label", "A label to find the run by; files go to the job's own folder.", advanced=True),
-    ] = None
-    save_steps: Annotated[
-        int,
-        _saving("Save every", "Steps between checkpoints; fewer when interruptions are likely.", ge=1, le=_STEPS_LIMIT),
-    ] = 100
-    eval_steps: Annotated[
-        int, _saving("Evaluate every", "Steps between evaluations; more when they take long.", ge=1, le=_STEPS_LIMIT)
-    ] = 100
-    logging_steps: Annotated[
-        int, _saving("Report every", "Steps between points of the curves; fewer for short runs.", ge=1, le=_STEPS_LIMIT)
-    ] = 10
-    save_total_limit: Annotated[
-        int,
-        _saving(
-            "Checkpoints kept", "Older ones are removed, the best one stays; lower it to save disk space.", ge=1, le=10
-        ),
-    ] = 3
-
-    device: Annotated[
-        WantedDevice,
-        _hardware("Device", "Where it runs: auto takes a GPU where there is one, cpu never waits for one."),
-    ] = "auto"
-    bf16: Annotated[
-        bool | None,
-        _hardware("bf16", "Compute in bfloat16; leave it open to take what the device does best.", advanced=True),
-    ] = None
-    fp16: Annotated[
-        bool | None, _hardware("fp16", "Compute in half precision; for a GPU that has no bfloat16.", advanced=True)
-    ] = None
-    priority: Annotated[
-        int,
-        _hardware(
-            "Priority",
-            "Higher starts first among waiting jobs; lower it for what can wait.",
-            advanced=True,
-            ge=-100,
-            le=100,
-        ),
-    ] = 0
-
-    def __post_init__(self) -> None:
-        if self.fp16 and self.bf16:
-            raise ValueError("fp16 and bf16 cannot both be true; leave both out to take what the device does best")
+    level: ValidationLevel = "basic"
+    strategy: SplitStrategy = SplitStrategy.TEMPORAL
+    train_ratio: TrainRatio = 0.8
+    val_ratio: Ratio = 0.1
+    test_ratio: Ratio = 0.1
+    split_dir: Annotated[ClientPath | None, Meta(description="Where the parts go: output_dir with -split behind.")] = (
+        None
+    )
+    keep: Annotated[ClientPath | None, Meta(description="As of a split.")] = None
+    allow_invalid_data: Annotated[bool, Meta(description="Divide the dataset although a check failed.")] = False
 
     @property
-    def method(self) -> Literal["full", "lora", "qlora"]:
-        if self.use_qlora:
-            return "qlora"
-        return "lora" if self.use_lora else "full"
+    def conversion(self) -> ConvertSpec:
+        return ConvertSpec(**{name: getattr(self, name) for name in _ExportOptions.__struct_fields__})
+
+    @property
+    def validation(self) -> ValidateSpec:
+        return ValidateSpec(data_path=self.output_dir, format_type=self.target_format, level=self.level)
+
+    @property
+    def division(self) -> SplitSpec:
+        return SplitSpec(
+            data_path=self.output_dir,
+            output_dir=self.split_dir or f"{self.output_dir}-split",
+            strategy=self.strategy,
+            train_ratio=self.train_ratio,
+            val_ratio=self.val_ratio,
+            test_ratio=self.test_ratio,
+            random_seed=self.seed,
+            keep=self.keep,
+        )
 
 
 class FinetuneSpec(Spec, frozen=True, kw_only=True, tag="finetune"):
@@ -347,7 +213,7 @@ class ExportSpec(Spec, frozen=True, kw_only=True, tag="export"):
     merge_adapters: bool = False
 
 
-JobSpec = ConvertSpec | ValidateSpec | SplitSpec | FinetuneSpec | EvaluateSpec | GenerateSpec | ExportSpec
+JobSpec = ConvertSpec | ValidateSpec | SplitSpec | PrepareSpec | FinetuneSpec | EvaluateSpec | GenerateSpec | ExportSpec
 
 
 class Kind(StrEnum):
@@ -356,6 +222,7 @@ class Kind(StrEnum):
     CONVERT = "convert"
     VALIDATE = "validate"
     SPLIT = "split"
+    PREPARE = "prepare"
     FINETUNE = "finetune"
     EVALUATE = "evaluate"
     GENERATE = "generate"

@@ -16,10 +16,11 @@ from jobs.specs import (
     FinetuneSpec,
     GenerateSpec,
     JobSpec,
+    PrepareSpec,
     SplitSpec,
-    TrainingConfig,
     ValidateSpec,
 )
+from jobs.training_config import TrainingConfig
 from service.ledger import Ledger
 from service.model_names import ModelNames
 from service.records import JobRecord
@@ -62,6 +63,8 @@ class Admission:
             return Admitted(_replace(spec, data_path=self._existing(spec.data_path)))
         if isinstance(spec, SplitSpec):
             return Admitted(self._split(spec))
+        if isinstance(spec, PrepareSpec):
+            return Admitted(self._prepare(spec))
         if isinstance(spec, FinetuneSpec):
             return await self._finetune(spec)
         if isinstance(spec, ExportSpec):
@@ -71,15 +74,39 @@ class Admission:
     # -- one kind each
 
     def _convert(self, spec: ConvertSpec) -> ConvertSpec:
-        archive = self._existing(spec.sam2_zip_path)
-        if self._root.path_of(archive).is_dir():
-            raise InvalidInput(f"{archive} is a folder: name the uploaded ZIP in it.", path="sam2_zip_path")
-        return _replace(spec, sam2_zip_path=archive, output_dir=self._dataset_folder(spec.output_dir))
+        return _replace(
+            spec,
+            sam2_zip_path=self._existing(spec.sam2_zip_path),
+            output_dir=self._dataset_folder(spec.output_dir),
+            add_to=self._existing(spec.add_to) if spec.add_to else None,
+        )
 
     def _split(self, spec: SplitSpec) -> SplitSpec:
         spec.check_ratios()
         return _replace(
-            spec, data_path=self._existing(spec.data_path), output_dir=self._dataset_folder(spec.output_dir)
+            spec,
+            data_path=self._existing(spec.data_path),
+            output_dir=self._dataset_folder(spec.output_dir),
+            keep=self._existing(spec.keep) if spec.keep else None,
+        )
+
+    def _prepare(self, spec: PrepareSpec) -> PrepareSpec:
+        spec.division.check_ratios()
+        conversion = self._convert(spec.conversion)
+        output_dir = conversion.output_dir
+        split_dir = self._dataset_folder(spec.split_dir or f"{output_dir}-split")
+        keep = self._existing(spec.keep) if spec.keep else None
+        if _overlap(split_dir, output_dir):
+            raise InvalidInput("must lie beside output_dir: each of the two folders is written whole", path="split_dir")
+        if keep is not None and _is_within(keep, output_dir):
+            raise InvalidInput("lies in output_dir, which is written anew before the rows are divided", path="keep")
+        return _replace(
+            spec,
+            sam2_zip_path=conversion.sam2_zip_path,
+            output_dir=output_dir,
+            add_to=conversion.add_to,
+            split_dir=split_dir,
+            keep=keep,
         )
 
     async def _finetune(self, spec: FinetuneSpec) -> Admitted:
@@ -174,6 +201,14 @@ class Admission:
                     f"The last validation of {name} failed: mend the dataset and validate it again, "
                     "or send allow_invalid_data: true."
                 )
+
+
+def _is_within(name: str, folder: str) -> bool:
+    return f"{name}/".startswith(f"{folder}/")
+
+
+def _overlap(one: str, other: str) -> bool:
+    return _is_within(one, other) or _is_within(other, one)
 
 
 def _warnings(config: TrainingConfig) -> list[str]:

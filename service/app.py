@@ -27,9 +27,10 @@ from service.links import Links
 from service.reconcile import Reconciler
 from service.recorder import Recorder
 from service.routes.live import OpenSockets
+from service.rows import RowFiles
 from service.store import Store
 
-_BY_NAME = ("settings", "root", "store", "recorder", "hub", "bus", "dispatch", "sockets", "links")
+_BY_NAME = ("settings", "root", "store", "recorder", "hub", "bus", "dispatch", "sockets", "links", "row_files")
 """What a handler gets by naming a parameter so; `_lifespan` puts them into the application's state."""
 
 Lifespan = Callable[[Litestar], AbstractAsyncContextManager[None]]
@@ -78,6 +79,7 @@ def _lifespan(settings: Settings) -> Lifespan:
             {
                 "settings": settings, "root": root, "store": store, "recorder": recorder,
                 "hub": hub, "bus": bus, "dispatch": dispatch, "sockets": OpenSockets(), "links": links,
+                "row_files": RowFiles(root),
             }
         )  # fmt: skip
         try:

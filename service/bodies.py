@@ -19,7 +19,7 @@ JSON_MAX_BYTES = 2**20
 JSON_MAX_DEPTH = 32
 BODY_WITHIN_S = 30.0
 
-UPLOAD_PATHS = ("/api/data/upload", "/api/training/data/upload")
+UPLOAD_PATHS = tuple(f"{prefix}/data/{name}" for prefix in ("/api", "/api/training") for name in ("upload", "prepare"))
 _TEXT = re.compile(rb'"(?:[^"\\]++|\\.)*+"?', re.DOTALL)  # never goes back: linear
 _STEPS = bytes.maketrans(b"[{]}", b"\2\2\0\0")  # one more than what a bracket adds to the depth
 _NO_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))

@@ -19,7 +19,7 @@ from jobs import logs
 from jobs.errors import Misconfigured, TrainingError
 from jobs.lifecycle import Status
 from jobs.settings import REFUSED, Settings, described, variable
-from jobs.specs import ExportFormat, Kind
+from jobs.specs import ExportFormat, Kind, TargetTask
 from service import access
 from service.programs import Programs
 
@@ -78,6 +78,15 @@ def _add_remote_commands(commands: Commands) -> None:
     submit.add_argument("--name", help="the experiment's name")
     submit.add_argument("--tag", action="append", help="a tag of the experiment; repeatable")
     submit.add_argument("--watch", action="store_true", help="show the job to its end, on stderr")
+
+    text = "Turn an export into a checked, divided dataset; print the path of its rows to learn from."
+    prepare = _add_remote(
+        commands, "prepare", text, "training-api prepare birds.zip --name birds --task detect --set level=strict"
+    )
+    prepare.add_argument("file", type=Path, metavar="FILE.zip", help="the export of the annotation tool")
+    prepare.add_argument("--name", help="the dataset's name (default: that of the file)")
+    prepare.add_argument("--task", choices=[task.value for task in TargetTask], help="what a model is to answer")
+    prepare.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help="set a field; repeatable")
 
     text = "Show a job to its end. Exit status: 0 completed, 1 failed, 3 cancelled."
     watch = _add_remote(commands, "watch", text, "training-api watch job_019ab3c4d5e6")

@@ -1,6 +1,6 @@
 """The datasets there are: what conversions and splits made and what still lies on the disk.
 
-Called by `routes/data`.
+Called by `routes/data`; `provenance` tells more of one.
 """
 
 import asyncio
@@ -12,7 +12,7 @@ from jobs.paths import DataRoot
 from jobs.results import ConvertResult, SplitResult, ValidateResult
 from jobs.specs import ConvertSpec, DataFormat, SplitSpec, SplitStrategy, TargetTask
 from service.answers import Answer
-from service.records import JobRecord
+from service.records import DataStep
 from service.store import Store
 
 
@@ -69,40 +69,40 @@ class DatasetList(Answer, frozen=True, kw_only=True):
 
 async def all_of(store: Store, root: DataRoot) -> DatasetList:
     """Every dataset whose folder is there."""
-    writers = await asyncio.to_thread(_with_folder, root, await store.dataset_writers())
-    found = [await _dataset(store, name, writer) for name, writer in writers]
+    makers = await asyncio.to_thread(_with_folder, root, await store.dataset_makers())
+    found = [await summary(store, maker) for maker in makers]
     return DatasetList(datasets=tuple(dataset for dataset in found if dataset))
 
 
-def _with_folder(root: DataRoot, writers: Iterable[JobRecord]) -> list[tuple[str, JobRecord]]:
-    named = [(writer.spec.output_dir, writer) for writer in writers if isinstance(writer.spec, ConvertSpec | SplitSpec)]
-    return [(name, writer) for name, writer in named if root.path_of(name).is_dir()]
+def _with_folder(root: DataRoot, makers: Iterable[DataStep]) -> list[DataStep]:
+    return [maker for maker in makers if root.path_of(maker.dataset).is_dir()]
 
 
-async def _dataset(store: Store, name: str, writer: JobRecord) -> Dataset | None:
-    made = writer.result
-    if writer.completed_at is None or not isinstance(made, ConvertResult | SplitResult):
+async def summary(store: Store, maker: DataStep) -> Dataset | None:
+    """What the list tells of a dataset; None of one that was only checked."""
+    name, made, made_at = maker.dataset, maker.result, maker.job.completed_at
+    if made_at is None or isinstance(made, ValidateResult):
         return None
-    split = _split(writer.spec, made)
+    split = _split(maker.spec, made)
     conversion = (await store.lineage(name))[-1][1]
     spec, converted = (conversion.spec, conversion.result) if conversion else (None, None)
     return Dataset(
         name=name.removeprefix("datasets/"),
         data_path=name,
         kind="converted" if split is None else "split",
-        job_id=writer.job_id,
+        job_id=maker.job.job_id,
         format=spec.target_format if isinstance(spec, ConvertSpec) else None,
         task=spec.task if isinstance(spec, ConvertSpec) else None,
         num_samples=made.num_samples if isinstance(made, ConvertResult) else _rows(made),
         labels=converted.labels if isinstance(converted, ConvertResult) else {},
-        created_at=writer.completed_at,
+        created_at=made_at,
         split=split,
         validation=_validation(await store.last_validation(split.train_path if split else name)),
         warnings=made.warnings,
     )
 
 
-def _split(spec: object, made: ConvertResult | SplitResult) -> Split | None:
+def _split(spec: object, made: object) -> Split | None:
     if not isinstance(spec, SplitSpec) or not isinstance(made, SplitResult):
         return None
     return Split(

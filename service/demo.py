@@ -1,7 +1,7 @@
 """`training-api demo`: the product's real path over its own HTTP API, on a sample export it renders itself.
 
-Sample export → upload → convert → validate → split by video → fine-tune `demo-llava` → evaluate on videos it never
-saw, then once more with grey pictures → export → reload the export and let it answer. Exits 0 only if the numbers
+Sample export → upload → convert, validate, split by video → fine-tune `demo-llava` → evaluate on videos it never saw,
+then once more with grey pictures → export → reload the export and let it answer. Exits 0 only if the numbers
 prove that the pictures were used.
 """
 
@@ -95,14 +95,13 @@ def _upload_sample(client: Client, steps: "_Steps", archive: Path) -> Json:
 
 
 def _prepare(client: Client, steps: "_Steps", uploaded: str) -> Json:
-    convert = {"kind": "convert", "sam2_zip_path": uploaded, "output_dir": _DATASET, "task": "classify"}
-    converted = steps.run(client, convert, "Convert")
-    validated = steps.run(client, {"kind": "validate", "data_path": converted["output_dir"]}, "Validate")
-    if not validated["passed"]:
-        raise RemoteProblem(f"The sample did not validate: {validated['errors']}", status=422, code="dataset_invalid")
-    split = {"kind": "split", "data_path": converted["output_dir"], "output_dir": f"{_DATASET}-split"}
-    ratios = {"train_ratio": 0.7, "val_ratio": 0.1, "test_ratio": 0.2}
-    return steps.run(client, split | ratios | {"strategy": "temporal"}, "Split by video")
+    spec = {"kind": "prepare", "sam2_zip_path": uploaded, "output_dir": _DATASET, "task": "classify"}
+    by_video = {"strategy": "temporal", "train_ratio": 0.7, "val_ratio": 0.1, "test_ratio": 0.2}
+    prepared = steps.run(client, spec | by_video, "Convert, check, split by video")
+    if not prepared["success"]:
+        raise RemoteProblem(prepared["message"], status=422, code="dataset_invalid")
+    split: Json = prepared["split"]
+    return split
 
 
 class _Steps:

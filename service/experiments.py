@@ -13,7 +13,9 @@ from msgspec import Meta
 
 from jobs.lifecycle import Status
 from jobs.results import FinetuneResult
-from jobs.specs import FinetuneSpec, JobId, TrainingConfig
+from jobs.specs import FinetuneSpec
+from jobs.training_config import TrainingConfig
+from jobs.values import JobId
 from service.answers import Answer
 from service.records import CheckpointRecord, JobRecord
 from service.store import Series

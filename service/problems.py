@@ -39,6 +39,7 @@ STATUS: dict[type[TrainingError], int] = {
     errors.UnknownJob: 404,
     errors.UnknownExport: 404,
     errors.UnknownReport: 404,
+    errors.UnknownDataset: 404,
     errors.WrongState: 400,
     errors.LinkExpired: 410,
     errors.NotSupported: 501,
@@ -59,6 +60,14 @@ REASON_STATUS: dict[FailureReason, int] = {
     FailureReason.INTERNAL: 500,
 }
 """What a synchronous route answers when its job failed."""
+
+
+class InvalidBody(Exception):
+    """A body that a route decodes itself does not fit: all its violations at once."""
+
+    def __init__(self, found: tuple[Violation, ...]) -> None:
+        super().__init__()
+        self.found = found
 
 
 class Problem(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -115,7 +124,14 @@ def _on_error(request: Request[Any, Any, Any], error: TrainingError) -> Response
 
 def _on_validation(request: Request[Any, Any, Any], error: ClientException) -> Response[bytes]:
     """A body or parameter that does not fit: all its violations at once, not only the first."""
-    found = _violations_of_body(request) or _violations_of_parameters(error)
+    return _answer_violations(request, _violations_of_body(request) or _violations_of_parameters(error))
+
+
+def _on_invalid_body(request: Request[Any, Any, Any], error: InvalidBody) -> Response[bytes]:
+    return _answer_violations(request, error.found)
+
+
+def _answer_violations(request: Request[Any, Any, Any], found: tuple[Violation, ...]) -> Response[bytes]:
     detail = "; ".join(f"{each.path}: {each.message}" if each.path else each.message for each in found)
     return answer(problem_of(422, "validation_error", detail, request.url.path, found))
 
@@ -145,6 +161,7 @@ def _on_anything(request: Request[Any, Any, Any], error: Exception) -> Response[
 HANDLERS: ExceptionHandlersMap = {
     TrainingError: _on_error,
     ValidationException: _on_validation,
+    InvalidBody: _on_invalid_body,
     HTTPException: _on_http,
     Refusal: _on_refusal,
     Exception: _on_anything,

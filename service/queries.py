@@ -15,7 +15,15 @@ import msgspec
 from jobs.lifecycle import LIVE, Status
 from jobs.results import ExportResult, ValidateResult
 from jobs.specs import ExportFormat, Kind, SplitSpec
-from service.records import ArtifactRecord, CheckpointRecord, ExportRecord, JobRecord, StoredEvent
+from service.records import (
+    ArtifactRecord,
+    CheckpointRecord,
+    DataStep,
+    ExportRecord,
+    JobRecord,
+    StoredEvent,
+    steps_of,
+)
 from service.transaction import Position
 
 SortBy = Literal["created_at", "duration_seconds", "best_eval_loss"]
@@ -100,36 +108,38 @@ class Queries:
         """The export jobs of a training, whatever became of them."""
         return await self._jobs("SELECT record FROM jobs WHERE parent_id = :job_id", {"job_id": job_id})
 
-    async def writer_of(self, output_name: str) -> JobRecord | None:
-        """The job that made a dataset folder what it is."""
-        sql = """
-            SELECT record FROM jobs WHERE output_name = :name AND status = 'completed'
-            ORDER BY submitted_seq DESC LIMIT 1
-        """
-        jobs = await self._jobs(sql, {"name": output_name})
-        return jobs[0] if jobs else None
+    # -- datasets
 
-    async def dataset_writers(self) -> list[JobRecord]:
-        """Of every dataset folder the job that made it what it is, newest first."""
+    async def maker_of(self, name: str) -> DataStep | None:
+        """The step that made a dataset folder what it is."""
         sql = """
-            SELECT record FROM jobs WHERE submitted_seq IN (
-                SELECT max(submitted_seq) FROM jobs
-                WHERE output_name IS NOT NULL AND status = 'completed' GROUP BY output_name
-            ) ORDER BY submitted_seq DESC
+            SELECT name, step, record FROM jobs JOIN data_steps USING (job_id)
+            WHERE name = :name AND step IN ('convert', 'split') ORDER BY submitted_seq DESC LIMIT 1
         """
-        return await self._jobs(sql, {})
+        steps = await self._steps(sql, {"name": name})
+        return steps[0] if steps else None
 
-    async def lineage(self, name: str) -> list[tuple[str, JobRecord | None]]:
+    async def dataset_makers(self) -> list[DataStep]:
+        """Of every dataset folder the step that made it what it is, newest first."""
+        sql = """
+            SELECT name, step, record FROM jobs JOIN (
+                SELECT name, step, max(submitted_seq) AS newest FROM data_steps JOIN jobs USING (job_id)
+                WHERE step IN ('convert', 'split') GROUP BY name
+            ) ON submitted_seq = newest ORDER BY newest DESC, step DESC
+        """
+        return await self._steps(sql, {})
+
+    async def lineage(self, name: str) -> list[tuple[str, DataStep | None]]:
         """A dataset and what made it, then the dataset it was cut from and what made that, back to a conversion.
 
-        A file stands for its folder. Of a folder that no job we know made, the job is None.
+        A file stands for its folder. Of a folder that no job we know made, the step is None.
         """
-        found: dict[str, JobRecord | None] = {}
+        found: dict[str, DataStep | None] = {}
         while name not in found:
-            found[name] = writer = await self.writer_of(_folder_of(name))
-            if writer is None or not isinstance(writer.spec, SplitSpec):
+            found[name] = maker = await self.maker_of(folder_of(name))
+            if maker is None or not isinstance(maker.spec, SplitSpec):
                 break
-            name = writer.spec.data_path
+            name = maker.spec.data_path
         return list(found.items())
 
     async def last_validation(self, name: str) -> ValidateResult | None:
@@ -137,21 +147,30 @@ class Queries:
 
         A file stands for its folder, and a split for the dataset it was cut from, unless it was validated itself.
         """
-        for ancestor, writer in await self.lineage(name):
-            for candidate in dict.fromkeys((ancestor, _folder_of(ancestor))):
-                found = await self._validation(candidate, writer.submitted_seq if writer else 0)
-                if found is not None:
-                    return found
+        for ancestor, maker in await self.lineage(name):
+            for candidate in dict.fromkeys((ancestor, folder_of(ancestor))):
+                for step in await self.validations(candidate, maker, limit=1):
+                    return step.result if isinstance(step.result, ValidateResult) else None
         return None
 
-    async def _validation(self, name: str, after: int) -> ValidateResult | None:
+    async def validations(self, name: str, maker: DataStep | None, limit: int = 50) -> list[DataStep]:
+        """What was checked under a name since its dataset was made, newest first; a maker may check it itself."""
         sql = """
-            SELECT record FROM jobs
-            WHERE input_name = :name AND kind = 'validate' AND status = 'completed' AND submitted_seq > :after
-            ORDER BY submitted_seq DESC LIMIT 1
+            SELECT name, step, record FROM jobs JOIN data_steps USING (job_id)
+            WHERE name = :name AND step = 'validate' AND submitted_seq >= :since
+            ORDER BY submitted_seq DESC LIMIT :limit
         """
-        jobs = await self._jobs(sql, {"name": name, "after": after})
-        return jobs[0].result if jobs and isinstance(jobs[0].result, ValidateResult) else None
+        since = maker.job.submitted_seq if maker else 0
+        return await self._steps(sql, {"name": name, "since": since, "limit": limit})
+
+    async def _steps(self, sql: str, values: Mapping[str, Any]) -> list[DataStep]:
+        """The one step of each job that a row of (name, step, record) means."""
+        return [
+            step
+            for name, kind, record in await self._rows(sql, values)
+            for step in steps_of(_decode_job(record))
+            if (step.dataset, step.kind) == (name, kind)
+        ]
 
     # -- what jobs left
 
@@ -234,10 +253,10 @@ def _where(**wanted: object) -> tuple[str, dict[str, object]]:
     return ("WHERE " + " AND ".join(_CONDITIONS[name] for name in given) if given else ""), given
 
 
-def _folder_of(name: str) -> str:
-    """The folder of a dataset, which may be named by a file in it."""
+def folder_of(name: str) -> str:
+    """The folder of a dataset, which may be named by a file of rows in it."""
     path = PurePosixPath(name)
-    return str(path.parent) if path.suffix else name
+    return str(path.parent) if path.suffix == ".jsonl" else name
 
 
 def _listed(words: Iterable[str]) -> str:

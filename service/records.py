@@ -11,8 +11,8 @@ import msgspec
 from jobs.errors import FailureReason
 from jobs.events import Device, Held, RunnerReported
 from jobs.lifecycle import TERMINAL, State, Status
-from jobs.results import JobResult
-from jobs.specs import ExportFormat, JobSpec, Kind, kind_of
+from jobs.results import ConvertResult, JobResult, PrepareResult, SplitResult, ValidateResult
+from jobs.specs import ConvertSpec, ExportFormat, JobSpec, Kind, PrepareSpec, SplitSpec, ValidateSpec, kind_of
 
 
 class Record(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -100,6 +100,39 @@ class JobRecord(Record, frozen=True, kw_only=True):
         if self.started_at is None or self.completed_at is None:
             return None
         return (self.completed_at - self.started_at).total_seconds()
+
+
+class DataStep(Record, frozen=True, kw_only=True):
+    """One thing that a completed job did with a dataset. A preparation did up to three, another data job one."""
+
+    job: JobRecord
+    spec: ConvertSpec | ValidateSpec | SplitSpec
+    result: ConvertResult | ValidateResult | SplitResult
+
+    @property
+    def kind(self) -> Kind:
+        return kind_of(self.spec)
+
+    @property
+    def dataset(self) -> str:
+        """The name of the folder it wrote, or of what it checked."""
+        return self.spec.data_path if isinstance(self.spec, ValidateSpec) else self.spec.output_dir
+
+
+def steps_of(job: JobRecord) -> list[DataStep]:
+    """What a job did with datasets; nothing before it is completed."""
+    spec, result = job.spec, job.result
+    if isinstance(spec, PrepareSpec) and isinstance(result, PrepareResult):
+        steps = [
+            DataStep(job=job, spec=spec.conversion, result=result.convert),
+            DataStep(job=job, spec=spec.validation, result=result.validate),
+        ]
+        return [*steps, DataStep(job=job, spec=spec.division, result=result.split)] if result.split else steps
+    if isinstance(spec, ConvertSpec | ValidateSpec | SplitSpec) and isinstance(
+        result, ConvertResult | ValidateResult | SplitResult
+    ):
+        return [DataStep(job=job, spec=spec, result=result)]
+    return []
 
 
 class CheckpointRecord(Record, frozen=True, kw_only=True):

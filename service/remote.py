@@ -21,7 +21,8 @@ from jobs.client import Client
 from jobs.errors import InvalidInput, NotCompleted, RemoteProblem, TrainingError
 from jobs.lifecycle import Status
 from jobs.settings import Settings
-from jobs.specs import Kind, TrainingConfig
+from jobs.specs import Kind
+from jobs.training_config import TrainingConfig
 from service import watching
 from service.programs import health as health_of
 
@@ -46,6 +47,29 @@ def submit(chosen: argparse.Namespace, settings: Settings) -> int:
         for note in client.job(job_id)["notes"]:
             _say(f"warning: {note}")
         return _watch(client, job_id, Console(stderr=True)) if chosen.watch else 0
+
+
+def prepare(chosen: argparse.Namespace, settings: Settings) -> int:
+    console = Console(stderr=True)
+    spec: Json = {"kind": Kind.PREPARE.value, "output_dir": f"datasets/{chosen.name or chosen.file.stem}"}
+    spec |= {"task": chosen.task} if chosen.task else {}
+    spec |= dict(map(_assignment, chosen.set))
+    if not chosen.file.is_file():
+        raise InvalidInput(f"There is no file {chosen.file}: give the ZIP that the annotation tool exported.")
+    with _client(settings) as client:
+        with watching.moving(console, chosen.file.name) as on_bytes:
+            spec["sam2_zip_path"] = client.upload(chosen.file, on_bytes)["file_path"]
+        try:
+            made = watching.watch(client, client.submit(spec), console)["result"]
+        except NotCompleted as error:
+            return _ended(error)
+    _say(made["message"])
+    for finding in (*made["validate"]["errors"], *made["validate"]["warnings"]):
+        _say(f"{finding['severity']}: {finding['message']} {finding['remedy']}".rstrip())
+    for warning in made["warnings"]:
+        _say(f"warning: {warning}")
+    print(made["split"]["train_path"] if made["split"] else made["output_dir"])
+    return COMPLETED if made["success"] else FAILED
 
 
 def watch(chosen: argparse.Namespace, settings: Settings) -> int:
@@ -96,7 +120,7 @@ def export(chosen: argparse.Namespace, settings: Settings) -> int:
             made = watching.watch(client, client.submit(spec), console)["result"]
         except NotCompleted as error:
             return _ended(error)
-        with watching.receiving(console, target.name) as on_bytes:
+        with watching.moving(console, target.name) as on_bytes:
             client.download_export(made, target, on_bytes)
     _say(f"{made['file_size_mb']} MB, verified: {made['archive_sha256']}")
     print(target)
@@ -115,6 +139,7 @@ def health(_: argparse.Namespace, settings: Settings) -> int:
 
 COMMANDS: dict[str, Callable[[argparse.Namespace, Settings], int]] = {
     "submit": submit,
+    "prepare": prepare,
     "watch": watch,
     "jobs": jobs,
     "cancel": cancel,

@@ -15,9 +15,9 @@ import aiosqlite
 import msgspec
 
 from jobs.results import ValidateResult
-from jobs.specs import ConvertSpec, ExportSpec, Kind, SplitSpec, ValidateSpec
+from jobs.specs import ExportSpec, Kind
 from service.queries import Queries, Series, SortBy
-from service.records import JobRecord
+from service.records import JobRecord, steps_of
 from service.transaction import Transaction
 
 __all__ = ["Series", "SortBy", "Store"]
@@ -34,13 +34,13 @@ _encode = msgspec.json.Encoder().encode
 
 _INSERT_EVENT = "INSERT INTO events (seq, job_id, attempt, n, type, at, body) VALUES (?, ?, ?, ?, ?, ?, ?)"
 _UPSERT_JOB = """
-    INSERT INTO jobs (submitted_seq, job_id, kind, status, label, parent_id, input_name, output_name, duration_s,
-                      best_eval_loss, record)
-    VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+    INSERT INTO jobs (submitted_seq, job_id, kind, status, label, parent_id, duration_s, best_eval_loss, record)
+    VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)
     ON CONFLICT (job_id) DO UPDATE SET status = excluded.status, duration_s = excluded.duration_s,
         best_eval_loss = excluded.best_eval_loss, record = excluded.record
 """
 _INSERT_TAG = "INSERT OR IGNORE INTO tags (job_id, tag) VALUES (?, ?)"
+_INSERT_STEP = "INSERT OR IGNORE INTO data_steps (name, step, job_id) VALUES (?, ?, ?)"
 _VOID_POINTS = "DELETE FROM metrics WHERE job_id = ? AND attempt < ? AND step > ?"
 _UPSERT_POINT = """
     INSERT OR REPLACE INTO metrics (job_id, series, step, attempt, epoch, value) VALUES (?, ?, ?, ?, ?, ?)
@@ -64,10 +64,10 @@ _TRIM_DEAD_LETTERS = """
 """
 _DEAD_LETTERS_KEPT = 1000
 _UPSERT_POSITION = "INSERT OR REPLACE INTO stream (only, epoch, after) VALUES (1, ?, ?)"
-_ABOUT_DATA = (Kind.CONVERT, Kind.VALIDATE, Kind.SPLIT)
+_ABOUT_DATA = (Kind.CONVERT, Kind.VALIDATE, Kind.SPLIT, Kind.PREPARE)
 _DELETE_JOB = tuple(
     f"DELETE FROM {table} WHERE job_id = ?"
-    for table in ("events", "metrics", "checkpoints", "artifacts", "tags", "jobs")
+    for table in ("events", "metrics", "checkpoints", "artifacts", "tags", "data_steps", "jobs")
 )
 
 
@@ -151,6 +151,7 @@ def _statements(transaction: Transaction) -> Statements:
         ),
         (_UPSERT_JOB, [_job_row(record) for record in records]),
         (_INSERT_TAG, list(transaction.tags)),
+        (_INSERT_STEP, [(step.dataset, step.kind, step.job.job_id) for record in records for step in steps_of(record)]),
         (_VOID_POINTS, [(v.job_id, v.attempt, v.step) for v in transaction.voided]),
         (
             _UPSERT_POINT,
@@ -189,8 +190,6 @@ def _job_row(record: JobRecord) -> tuple[object, ...]:
         record.status,
         record.label,
         spec.job_id if isinstance(spec, ExportSpec) else None,
-        spec.data_path if isinstance(spec, ValidateSpec | SplitSpec) else None,
-        spec.output_dir if isinstance(spec, ConvertSpec | SplitSpec) else None,
         record.duration_s,
         record.best_eval_loss,
         _encode(record),

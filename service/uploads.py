@@ -11,7 +11,7 @@ import secrets
 import shutil
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 from multipart import (  # type: ignore[import-untyped]
     MultipartError,
@@ -35,8 +35,17 @@ _PART = ".part"
 _ZIP_BEGINS = (b"PK\x03\x04", b"PK\x05\x06")  # the first entry, or the end of an empty archive
 
 
-async def receive(content_type: str, chunks: AsyncIterator[bytes], root: DataRoot, settings: Settings) -> Path:
-    """Store the field `file` of a multipart body; the path of the file.
+class Upload(NamedTuple):
+    """Where the file lies, and what the form says beside it."""
+
+    path: Path
+    text: bytes
+
+
+async def receive(
+    content_type: str, chunks: AsyncIterator[bytes], root: DataRoot, settings: Settings, field: str | None = None
+) -> Upload:
+    """Store the field `file` of a multipart body; `field` names one whose text is kept, which may be left out.
 
     Raises:
         InvalidInput: the body is no form with a file.
@@ -47,9 +56,9 @@ async def receive(content_type: str, chunks: AsyncIterator[bytes], root: DataRoo
     folder = root.uploads / secrets.token_hex(8)
     await asyncio.to_thread(folder.mkdir, parents=True)
     try:
-        part = await _store(content_type, chunks, folder, settings)
+        part, text = await _store(content_type, chunks, _Form(folder, settings.upload_max_bytes, field))
         await asyncio.to_thread(_check, part, settings)
-        return await asyncio.to_thread(part.rename, part.with_suffix(""))
+        return Upload(await asyncio.to_thread(part.rename, part.with_suffix("")), text)
     except OSError as error:
         await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
@@ -90,8 +99,7 @@ def clean_name(name: str) -> str:
     return cleaned if stem and is_plain(cleaned) else "upload.zip"
 
 
-async def _store(content_type: str, chunks: AsyncIterator[bytes], folder: Path, settings: Settings) -> Path:
-    form = _Form(folder, settings.upload_max_bytes)
+async def _store(content_type: str, chunks: AsyncIterator[bytes], form: "_Form") -> Upload:
     try:
         with PushMultipartParser(_boundary(content_type), max_segment_count=_PARTS_MAX, strict=True) as parser:
             async for chunk in chunks:
@@ -99,7 +107,7 @@ async def _store(content_type: str, chunks: AsyncIterator[bytes], folder: Path, 
                     form.take(piece)
                 await form.write(at_least=_WRITE_BYTES)
         await form.write()
-        return form.file_path()
+        return Upload(form.file_path(), bytes(form.text))
     except ParserLimitReached:
         raise TooLarge("The form has too many parts or headers.") from None
     except MultipartError as error:
@@ -116,39 +124,52 @@ def _boundary(content_type: str) -> str:
 
 
 class _Form:
-    """The parts of a multipart body; only the field `file` is kept."""
+    """The parts of a multipart body; only the field `file` and the text of one other are kept."""
 
-    def __init__(self, folder: Path, max_bytes: int) -> None:
+    def __init__(self, folder: Path, max_bytes: int, text_field: str | None) -> None:
+        self.text = bytearray()
         self._folder = folder
         self._max_bytes = max_bytes
+        self._text_field = text_field
         self._path: Path | None = None
         self._file: BinaryIO | None = None
-        self._in_file = False
+        self._into: bytearray | None = None  # where content of the part that is under way goes
         self._bytes = 0
         self._other_bytes = 0
         self._unwritten = bytearray()
+        self._has_text = False
 
     def take(self, piece: Any) -> None:
         """A head, some content or the end (None) of a part."""
         if isinstance(piece, MultipartSegment):
             self._begin(piece)
-        elif piece and self._in_file:
-            self._bytes += len(piece)
-            self._unwritten += piece
+        elif piece:
+            self._count(len(piece))
+            if self._into is not None:
+                self._into += piece
+
+    def _count(self, size: int) -> None:
+        if self._into is self._unwritten:
+            self._bytes += size
             if self._bytes > self._max_bytes:
                 raise TooLarge(f"The upload is larger than {self._max_bytes / 2**20:,.0f} MB.")
-        elif piece:
-            self._other_bytes += len(piece)
+        else:
+            self._other_bytes += size
             if self._other_bytes > _FIELD_MAX_BYTES:
                 raise TooLarge("The form's other fields are too large.")
 
     def _begin(self, part: MultipartSegment) -> None:
-        self._in_file = part.name == "file" and bool(part.filename)
-        if not self._in_file:
-            return
-        if self._path is not None:
-            raise InvalidInput("Send one file at a time.", path="file")
-        self._path = self._folder / (clean_name(part.filename) + _PART)
+        self._into = None
+        if part.name == "file" and part.filename:
+            if self._path is not None:
+                raise InvalidInput("Send one file at a time.", path="file")
+            self._path = self._folder / (clean_name(part.filename) + _PART)
+            self._into = self._unwritten
+        elif part.name == self._text_field:
+            if self._has_text:
+                raise InvalidInput("Send it once.", path=part.name)
+            self._has_text = True
+            self._into = self.text
 
     async def write(self, at_least: int = 1) -> None:
         """Bring what has gathered to the disk, in a thread."""
@@ -156,7 +177,8 @@ class _Form:
             return
         if self._file is None:
             self._file = await asyncio.to_thread(self._path.open, "xb")
-        gathered, self._unwritten = self._unwritten, bytearray()
+        gathered = bytes(self._unwritten)
+        self._unwritten.clear()
         await asyncio.to_thread(self._file.write, gathered)
 
     def file_path(self) -> Path:

@@ -113,7 +113,7 @@ def watch(client: Client, job_id: str, console: Console) -> Json:
     """
     job = client.job(job_id)
     view = View(job)
-    with _moving(console) as bars:
+    with _line(console) as bars:
         bar = bars.add_task(f"{job['kind']} {job_id}", total=1.0, note=clean(view.note))
         bars.update(bar, completed=view.fraction)
         for note in job["notes"]:
@@ -128,8 +128,8 @@ def watch(client: Client, job_id: str, console: Console) -> Json:
 
 
 @contextmanager
-def receiving(console: Console, text: str) -> Iterator[OnBytes]:
-    """A bar for bytes that arrive, as the callback that moves it."""
+def moving(console: Console, text: str) -> Iterator[OnBytes]:
+    """A bar for bytes on their way, as the callback that moves it."""
     with Progress(
         TextColumn("{task.description}", markup=False),
         BarColumn(),
@@ -142,7 +142,7 @@ def receiving(console: Console, text: str) -> Iterator[OnBytes]:
         yield lambda done, total: bars.update(bar, completed=done, total=total or None)
 
 
-def _moving(console: Console) -> Progress:
+def _line(console: Console) -> Progress:
     one_line = Column(no_wrap=True, overflow="ellipsis", ratio=1)
     return Progress(
         TextColumn("{task.description}", markup=False),

@@ -6,7 +6,7 @@ import { duration, number, percent } from "./format.js";
 export const LIVE = ["pending", "queued", "running", "paused"];
 export const STATUSES = [...LIVE, "completed", "failed", "cancelled"];
 export const KINDS = {
-  finetune: "Training", convert: "Conversion", validate: "Validation", split: "Split", evaluate: "Evaluation",
+  finetune: "Training", prepare: "Preparation", convert: "Conversion", validate: "Validation", split: "Split", evaluate: "Evaluation",
   generate: "Answers", export: "Export",
 };
 
@@ -18,7 +18,7 @@ export const isLive = (job) => LIVE.includes(job.status);
 export function titleOf({ job_id, spec }, known = new Map()) {
   switch (spec.kind) {
     case "finetune": return spec.experiment_name ?? spec.config.output_dir ?? `${spec.config.model_name} ${job_id.slice(-6)}`;
-    case "convert": case "split": return spec.output_dir;
+    case "prepare": case "convert": case "split": return spec.output_dir;
     case "validate": return spec.data_path;
     case "export": return `${spec.export_format} of ${known.has(spec.job_id) ? titleOf(known.get(spec.job_id)) : spec.job_id.slice(-6)}`;
     default: return spec.data_path;

@@ -18,7 +18,8 @@ from gpu_runner.training.encoding import Encoded, collate
 from gpu_runner.training.models import Loaded
 from jobs.errors import JobFailed, TrainingError
 from jobs.paths import DataRoot
-from jobs.specs import MAX_LENGTH_LIMIT, TrainingConfig
+from jobs.training_config import TrainingConfig
+from jobs.values import MAX_LENGTH_LIMIT
 
 ROWS = 3
 POSITIONS = 64  # of each row's end: every one of them has seen the whole picture and prompt

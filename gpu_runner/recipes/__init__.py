@@ -16,6 +16,7 @@ RECIPES = {
     Kind.CONVERT: "gpu_runner.recipes.convert",
     Kind.VALIDATE: "gpu_runner.recipes.validate",
     Kind.SPLIT: "gpu_runner.recipes.split",
+    Kind.PREPARE: "gpu_runner.recipes.prepare",
     Kind.FINETUNE: "gpu_runner.recipes.finetune",
     Kind.EVALUATE: "gpu_runner.recipes.evaluate",
     Kind.GENERATE: "gpu_runner.recipes.generate",

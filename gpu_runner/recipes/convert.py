@@ -1,109 +1,125 @@
-"""convert: a SAM2 export becomes a dataset folder."""
+"""convert: an export becomes a dataset folder, or is merged into one."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
-from gpu_runner.sam2 import export, manifest, output, probes
+import msgspec
+
+from gpu_runner.sam2 import advice, growth, manifest, output, probes, readers
 from gpu_runner.sam2.conversion import Conversion
-from gpu_runner.sam2.export import VideoExport
-from gpu_runner.sam2.manifest import Manifest, Options
-from gpu_runner.sam2.masks import Grid
+from gpu_runner.sam2.growth import Base, Merger
+from gpu_runner.sam2.manifest import Contents, Manifest, Options
 from gpu_runner.sam2.orientation import Orientation
+from gpu_runner.sam2.probes import Survey
+from gpu_runner.sam2.readers import Export
+from gpu_runner.sam2.sources import Source, open_source
+from gpu_runner.sam2.writers import CountingWriter, open_writer
 from gpu_runner.work import Work
-from jobs.archive import Archive
-from jobs.errors import DatasetInvalid
 from jobs.results import ConvertResult
 from jobs.specs import ConvertSpec, Kind, MaskOrder
 
 
 def run(work: Work[ConvertSpec]) -> ConvertResult:
     """Raises DatasetInvalid, OutputTaken, DiskFull."""
-    source = work.root.path_of(work.spec.sam2_zip_path)
-    if not source.is_file():
-        raise DatasetInvalid(f"{work.spec.sam2_zip_path} is no file: upload the export as a .zip first.")
+    base = growth.open_base(work.root, work.spec, work.spec.add_to) if work.spec.add_to else None
+    if base:  # what is new is worded like what is there
+        work = replace(work, spec=msgspec.structs.replace(work.spec, seed=base.manifest.options.seed))
     with (
         output.staged(work.root, work.spec.output_dir, Kind.CONVERT, work.job_id, work.attempt) as folder,
-        Archive(source, work.settings, work.stop.check) as archive,
+        open_source(work.root, work.spec.sam2_zip_path, work.settings, work.stop.check) as source,
     ):
         work.journal.phase("reading")
-        videos = export.read_videos(archive, folder)
-        grids = [probes.find_grid(archive, video) for video in videos]
-        orientation = _orientation(work, archive, videos, grids)
-        work.journal.phase("converting")
-        with Conversion(archive, folder, work.spec, orientation.order) as conversion:
-            _convert_frames(work, conversion, videos, grids)
-            files = conversion.finish()
-        manifest.write(folder, _manifest(work, source, videos, orientation, conversion, files))
-    target = work.root.path_of(work.spec.output_dir)
-    work.journal.artifact("dataset", target, sum((target / name).stat().st_size for name in files))
-    return _result(work.spec, videos, orientation, conversion)
+        with readers.open_export(source, folder) as export:
+            surveys = probes.survey(source, export.videos)
+            orientation = _orientation(work, source, export, surveys)
+            work.journal.phase("converting")
+            writer = CountingWriter(open_writer(work.spec, folder))
+            merger = _merger(work, base, writer, folder, _frames(surveys)) if base else None
+            target = merger or writer
+            with Conversion(source, folder, work.spec, orientation.order, export.where, target) as conversion:
+                _convert_frames(work, conversion, export, surveys, len(base.rows) if base else 0)
+                files = conversion.finish()
+        made_of = manifest.Source(
+            sha256=source.sha256(), mask_order=orientation.order, skipped_frames=conversion.skipped
+        )
+        manifest.write(folder, _manifest(work.spec, base, made_of, writer.contents, files))
+    dataset = work.root.path_of(work.spec.output_dir)
+    work.journal.artifact("dataset", dataset, sum((dataset / name).stat().st_size for name in files))
+    return _result(work.spec, export, orientation, conversion, made_of, writer.contents, merger)
 
 
-def _orientation(
-    work: Work[ConvertSpec], archive: Archive, videos: Sequence[VideoExport], grids: Sequence[Grid]
-) -> Orientation:
+def _orientation(work: Work[ConvertSpec], source: Source, export: Export, surveys: Sequence[Survey]) -> Orientation:
     if work.spec.mask_order is not MaskOrder.AUTO:
         return Orientation(work.spec.mask_order, "declared by mask_order")
-    return probes.find_order(archive, videos, grids)
+    if export.mask_order is not None:
+        return Orientation(MaskOrder.COLUMN, export.mask_order)
+    return probes.find_order(source, export.videos, surveys)
+
+
+def _frames(surveys: Sequence[Survey]) -> int:
+    return sum(survey.frames for survey in surveys)
 
 
 def _convert_frames(
-    work: Work[ConvertSpec], conversion: Conversion, videos: Sequence[VideoExport], grids: Sequence[Grid]
+    work: Work[ConvertSpec], conversion: Conversion, export: Export, surveys: Sequence[Survey], base_rows: int
 ) -> None:
-    done, total = 0, sum(len(video.annotations) for video in videos)
-    for video, grid in zip(videos, grids, strict=True):
+    done, total = 0, _frames(surveys) + base_rows
+    for video, survey in zip(export.videos, surveys, strict=True):
         for frame in video.annotations.frames():
             work.stop.check()
-            conversion.convert(video, grid, frame)
+            conversion.convert(video, survey.grid, frame)
             done += 1
             work.journal.progress(done, total)
 
 
+def _merger(work: Work[ConvertSpec], base: Base, writer: CountingWriter, folder: Path, frames: int) -> Merger:
+    def tick(done: int) -> None:
+        work.stop.check()
+        work.journal.progress(frames + done, frames + len(base.rows))
+
+    return Merger(base, writer, folder, tick)
+
+
 def _manifest(
-    work: Work[ConvertSpec],
-    source: Path,
-    videos: Sequence[VideoExport],
-    orientation: Orientation,
-    conversion: Conversion,
-    files: dict[str, str],
+    spec: ConvertSpec, base: Base | None, made_of: manifest.Source, contents: Contents, files: dict[str, str]
 ) -> Manifest:
-    spec = work.spec
-    return Manifest(
-        made_by=Kind.CONVERT,
-        software_version=manifest.software_version(),
-        source_sha256=manifest.sha256_of(source),
-        options=Options(
-            target_format=spec.target_format,
-            task=spec.task,
-            mask_order=spec.mask_order,
-            keep_empty_frames=spec.keep_empty_frames,
-            seed=spec.seed,
-        ),
-        mask_order=orientation.order,
-        videos=tuple(video.video_id for video in videos),
-        rows=conversion.rows,
-        objects=conversion.framer.objects,
-        skipped_frames=conversion.skipped,
-        labels=dict(conversion.framer.labels),
-        files=files,
+    options = Options(
+        target_format=spec.target_format,
+        task=spec.task,
+        mask_order=spec.mask_order,
+        keep_empty_frames=spec.keep_empty_frames or (base is not None and base.manifest.options.keep_empty_frames),
+        embed_images=spec.embed_images,
+        seed=spec.seed,
     )
+    return manifest.of(options, (*(base.manifest.sources if base else ()), made_of), contents, files)
 
 
 def _result(
-    spec: ConvertSpec, videos: Sequence[VideoExport], orientation: Orientation, conversion: Conversion
+    spec: ConvertSpec,
+    export: Export,
+    orientation: Orientation,
+    conversion: Conversion,
+    made_of: manifest.Source,
+    contents: Contents,
+    merger: Merger | None,
 ) -> ConvertResult:
     framer = conversion.framer
+    grown = merger.growth if merger else None
     return ConvertResult(
         output_dir=spec.output_dir,
-        num_samples=conversion.rows,
-        message=f"Videos: {len(videos)}, frames: {conversion.rows}, objects: {framer.objects}, classes: "
-        f"{len(framer.labels)}. Written to {spec.output_dir}.",
-        warnings=tuple(_warnings(orientation, conversion)),
+        num_samples=contents.rows,
+        message=f"Videos: {len(export.videos)}, frames: {conversion.rows}, objects: {framer.objects}, classes: "
+        f"{len(framer.labels)}. {f'{grown.message(str(spec.add_to))} ' if grown else ''}Written to {spec.output_dir}.",
+        warnings=(*export.notes, *_warnings(orientation, conversion), *(grown.warnings() if grown else ())),
         skipped_frames=conversion.skipped,
-        num_objects=framer.objects,
-        labels=dict(framer.labels),
+        num_objects=contents.objects,
+        labels=dict(contents.labels),
         mask_order=orientation.order,
         mask_order_reason=orientation.reason,
+        source_format=export.format,
+        source_sha256=made_of.sha256,
+        recommendation=advice.recommend(spec.task, contents),
     )
 
 

@@ -2,20 +2,22 @@
 
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 from gpu_runner.rows import Rows, open_rows
-from gpu_runner.sam2 import leakage, output, split_config
+from gpu_runner.sam2 import earlier_split, fingerprints, leakage, output, repair, split_config
+from gpu_runner.sam2.earlier_split import Placed
 from gpu_runner.sam2.manifest import sha256_of
 from gpu_runner.sam2.split_config import SplitConfig
 from gpu_runner.sam2.splits import GUARD, PARTS, STRATEGIES, Division, Key
+from gpu_runner.sam2.stratification import TOLERANCE
 from gpu_runner.work import Work
 from jobs.errors import DatasetInvalid, OutputTaken
-from jobs.results import SplitResult
+from jobs.results import Leak, Repair, SplitResult
 from jobs.specs import Kind, SplitSpec, SplitStrategy
 
 _SHOWN = 10  # classes named in a warning
-_POINTS = 0.05  # how far a class's share in a part may lie from that of all rows
 
 
 def run(work: Work[SplitSpec]) -> SplitResult:
@@ -28,9 +30,13 @@ def run(work: Work[SplitSpec]) -> SplitResult:
         raise OutputTaken(f"{spec.output_dir} holds the rows that are to be divided: choose another output_dir.")
     work.journal.phase("reading")
     keys = _read_keys(work, rows)
+    kept, gone = earlier_split.read(work.root, spec.keep, rows.ids()) if spec.keep else Placed({}, 0)
+    work.journal.phase("comparing pictures")
+    pictures = fingerprints.of(rows, work.root, work.cores, work.stop.check)
+    work.stop.check()
     ratios = (spec.train_ratio, spec.val_ratio, spec.test_ratio)
-    division = STRATEGIES[spec.strategy](keys, ratios, spec.random_seed)
-    leaks = {part: _leaking(keys, division, part) for part in PARTS[1:]}
+    division = STRATEGIES[spec.strategy](keys, ratios, spec.random_seed, kept)
+    leaks = leakage.measure(keys, division, pictures)
     config = _config(work, rows, division, _class_shares(keys, division), leaks)
     work.journal.phase("writing")
     with output.staged(work.root, spec.output_dir, Kind.SPLIT, work.job_id, work.attempt) as folder:
@@ -38,27 +44,30 @@ def run(work: Work[SplitSpec]) -> SplitResult:
         split_config.write(folder, config)
     target = work.root.path_of(spec.output_dir)
     work.journal.artifact("splits", target, sum(path.stat().st_size for path in target.iterdir()))
-    return _result(spec, config)
+    return _result(spec, config, gone, repair.propose(spec, keys, kept, pictures, leaks))
 
 
 def _read_keys(work: Work[SplitSpec], rows: Rows) -> list[Key]:
     keys = []
-    for index, row in enumerate(rows):
+    sets: dict[tuple[str, ...], frozenset[str]] = {}  # few are different, and each is larger than its row's key
+    for index, mark in enumerate(rows.marks()):
         work.stop.check()
         work.journal.progress(index, 2 * len(rows))
-        keys.append(Key(row.video_id, row.frame_index, frozenset(row.labels)))
+        keys.append(Key(mark.video_id, mark.frame_index, sets.setdefault(mark.labels, frozenset(mark.labels))))
     return keys
 
 
 def _write_parts(work: Work[SplitSpec], folder: Path, rows: Rows, division: Division) -> None:
-    done = len(rows)
-    for part in (*PARTS, *([GUARD] if division.guard else [])):
-        with (folder / f"{part}.jsonl").open("wb") as file:
-            for index in getattr(division, part):
-                work.stop.check()
-                file.write(rows.split_line(index) + b"\n")
-                done += 1
-                work.journal.progress(done, 2 * len(rows))
+    parts = {row: part for part, indices in division._asdict().items() for row in indices}
+    with ExitStack() as files:
+        file_of = {
+            part: files.enter_context((folder / f"{part}.jsonl").open("wb"))
+            for part in (*PARTS, *([GUARD] if division.guard else []))
+        }
+        for index, line in enumerate(rows.split_lines()):
+            work.stop.check()
+            work.journal.progress(len(rows) + index + 1, 2 * len(rows))
+            file_of[parts[index]].write(line + b"\n")
 
 
 def _config(
@@ -66,7 +75,7 @@ def _config(
     rows: Rows,
     division: Division,
     shares: dict[str, dict[str, float]],
-    leaks: dict[str, float],
+    leaks: dict[str, Leak],
 ) -> SplitConfig:
     spec = work.spec
     return SplitConfig(
@@ -80,7 +89,8 @@ def _config(
         random_seed=spec.random_seed,
         counts=_counts(division),
         class_shares=shares,
-        frames_near_training=leaks,
+        leakage=leaks,
+        kept=spec.keep,
     )
 
 
@@ -95,15 +105,7 @@ def _class_shares(keys: Sequence[Key], division: Division) -> dict[str, dict[str
     return {part: {label: round(counts[part][label] / total[label], 4) for label in sorted(total)} for part in PARTS}
 
 
-def _leaking(keys: Sequence[Key], division: Division, part: str) -> float:
-    """Share of a part's frames that lie close to a training frame."""
-    places = [(key.video_id, key.frame_index) for key in keys]
-    held_out = [places[row] for row in getattr(division, part)]
-    near = leakage.find_neighbours((places[row] for row in division.train), held_out, places)
-    return round(len(near) / len(held_out), 4) if held_out else 0.0
-
-
-def _result(spec: SplitSpec, config: SplitConfig) -> SplitResult:
+def _result(spec: SplitSpec, config: SplitConfig, gone: int, repaired: Repair | None) -> SplitResult:
     counts = config.counts
     guarded = f", {counts[GUARD]} left out between them" if counts[GUARD] else ""
     return SplitResult(
@@ -116,9 +118,15 @@ def _result(spec: SplitSpec, config: SplitConfig) -> SplitResult:
         guard_samples=counts[GUARD],
         message=f"{sum(counts.values())} rows divided ({spec.strategy}): {counts['train']} train, {counts['val']} val, "
         f"{counts['test']} test{guarded}.",
-        warnings=(*_empty_parts(counts), *_uneven_classes(config), *_leaks(config)),
+        warnings=(*_missing(config, gone), *_empty_parts(counts), *_uneven_classes(config), *_leaks(config)),
         class_shares=config.class_shares,
+        leakage=config.leakage,
+        repair=repaired,
     )
+
+
+def _missing(config: SplitConfig, gone: int) -> list[str]:
+    return [f"{gone} rows of {config.kept} are not in the dataset any more, so they are in no part."] if gone else []
 
 
 def _empty_parts(counts: dict[str, int]) -> list[str]:
@@ -131,7 +139,7 @@ def _uneven_classes(config: SplitConfig) -> list[str]:
     uneven = [
         f"{label!r} ({', '.join(f'{config.class_shares[part][label]:.0%} {part}' for part in PARTS)})"
         for label in config.class_shares["train"]
-        if any(abs(config.class_shares[part][label] - config.counts[part] / total) > _POINTS for part in PARTS)
+        if any(abs(config.class_shares[part][label] - config.counts[part] / total) > TOLERANCE for part in PARTS)
     ]
     if not uneven:
         return []
@@ -142,9 +150,15 @@ def _uneven_classes(config: SplitConfig) -> list[str]:
 def _leaks(config: SplitConfig) -> list[str]:
     is_by_time = config.strategy is SplitStrategy.TEMPORAL
     remedy = "add videos" if is_by_time else "the strategy 'temporal' keeps them apart"
-    return [
-        f"{share:.0%} of the {part} frames lie within {leakage.REACH} frames of a training frame of the same video, so "
-        f"scores on them flatter: {remedy}."
-        for part, share in config.frames_near_training.items()
-        if share
+    near = [
+        f"{leak.near_share:.0%} of the {part} frames lie within {leakage.REACH} frames of a training frame of the same "
+        f"video, so scores on them flatter: {remedy}."
+        for part, leak in config.leakage.items()
+        if leak.near
     ]
+    alike = [
+        f"{leak.look_alikes} of {leak.rows} {part} pictures look like a training picture, so scores on them flatter."
+        for part, leak in config.leakage.items()
+        if leak.look_alikes
+    ]
+    return [*near, *alike]

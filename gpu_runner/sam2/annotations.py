@@ -1,13 +1,11 @@
-"""One `annotations.json` of an export: mapped from disk, its frames decoded one at a time.
+"""What an export says about one video, whichever format it has: its frames and the objects in them.
 
-Used by `export`. Errors point at the place in the file as a JSON pointer.
+The readers make them; `probes`, `frames` and `conversion` use them. Errors name the file and the place in it.
 """
 
-import mmap
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Annotated, Any, BinaryIO
+from typing import Annotated, Any, NamedTuple, Protocol, TypeVar
 
 import msgspec
 import numpy as np
@@ -17,21 +15,15 @@ from gpu_runner.sam2 import masks
 from gpu_runner.sam2.masks import BadMask, Grid
 from jobs.errors import DatasetInvalid
 
-_Side = Annotated[float, msgspec.Meta(ge=0, le=1 << 16)]  # some exporters write 1920.0
-_GridSide = Annotated[int, msgspec.Meta(ge=1, le=1 << 16)]
-_Label = Annotated[str, msgspec.Meta(max_length=200)]
+T = TypeVar("T")
+
+GridSide = Annotated[int, msgspec.Meta(ge=1, le=1 << 16)]
+Side = Annotated[float, msgspec.Meta(ge=0, le=1 << 16)]  # some exporters write 1920.0
+Label = Annotated[str, msgspec.Meta(max_length=200)]
+FrameIndex = Annotated[int, msgspec.Meta(ge=0, le=2**31)]
 
 
-class Video(msgspec.Struct, frozen=True):
-    """The video the frames were taken from; sides in pixels, 0 where the export does not say."""
-
-    filename: str = ""
-    width: _Side = 0.0
-    height: _Side = 0.0
-
-
-@dataclass(frozen=True)
-class AnnotatedObject:
+class AnnotatedObject(NamedTuple):
     """One object in one frame.
 
     `counts` are in the export's own order; `size` is its grid where the export says it; `box` is as stated, it may
@@ -46,125 +38,99 @@ class AnnotatedObject:
     attributes: dict[str, Any]
 
 
-@dataclass(frozen=True)
-class AnnotatedFrame:
+class AnnotatedFrame(NamedTuple):
+    """One frame. `image` is its picture's name, and `grid` that of its masks, where the export says so of each frame.
+
+    Else the picture is found by the frame's number, and all masks of the video lie on one grid.
+    """
+
     frame_index: int
     timestamp_sec: float
     objects: tuple[AnnotatedObject, ...]
+    image: str | None = None
+    grid: Grid | None = None
 
 
-class Annotations:
-    """The frames of one file. `frame(k)` decodes; nothing decoded is kept."""
+class Sample(NamedTuple):
+    """How many frames there are, and some of those with objects, evenly spread, the first one among them."""
 
-    def __init__(self, name: str, file: BinaryIO) -> None:
-        """Map a file; `name` is what errors call it. Raises DatasetInvalid when it has not the right shape."""
-        self.name = name
-        try:
-            content: mmap.mmap | bytes = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        except ValueError:  # an empty file cannot be mapped
-            content = b""
-        try:
-            self._whole = msgspec.json.decode(content, type=_Whole)
-        except _UNREADABLE as error:
-            raise DatasetInvalid(f"{_explained(content, name)} {_pointed(name, '', error)}") from None
+    frames: int
+    chosen: list[AnnotatedFrame]
 
-    def __len__(self) -> int:
-        return len(self._whole.annotations)
 
-    @property
-    def video(self) -> Video:
-        return self._whole.video
+class Annotations(Protocol):
+    """The frames of one video, read anew each time they are asked for; none is kept.
 
-    def frame(self, number: int) -> AnnotatedFrame:
-        """Raises DatasetInvalid with the pointer to what is wrong."""
-        at = f"/annotations/{number}"
-        frame = self._decode(self._whole.annotations[number], _Frame, at)
-        objects = tuple(self._object(raw, f"{at}/objects/{k}") for k, raw in enumerate(frame.objects))
-        return AnnotatedFrame(frame.frame_index, frame.timestamp_sec, objects)
+    Attributes:
+        name: the file they come from.
+        size: (width, height) of the video in pixels, zeros where the export does not say.
+    """
+
+    name: str
+    size: tuple[int, int]
 
     def frames(self) -> Iterator[AnnotatedFrame]:
-        return (self.frame(number) for number in range(len(self)))
+        """Raises DatasetInvalid with the place of what is wrong."""
 
-    def _object(self, raw: msgspec.Raw, at: str) -> AnnotatedObject:
-        stated = self._decode(raw, _Object, at)
-        everything = self._decode(raw, dict[str, msgspec.Raw], at)
-        if IMAGE_MARK in (stated.label or ""):
-            raise DatasetInvalid(f"{self.name}#{at}/label holds the reserved word {IMAGE_MARK}: rename the label.")
-        try:
-            counts = _counts(stated.mask_rle)
-        except BadMask as error:
-            raise DatasetInvalid(f"{self.name}#{at}/mask_rle {error}.") from None
-        return AnnotatedObject(
-            object_id=str(stated.object_id),
-            label=(stated.label or "").strip(),
-            counts=counts,
-            size=stated.mask_rle.size if isinstance(stated.mask_rle, _Rle) else None,
-            box=stated.bbox or (),
-            attributes={key: msgspec.json.decode(raw) for key, raw in everything.items() if key not in _READ},
-        )
-
-    def _decode(self, raw: msgspec.Raw, wanted: Any, at: str) -> Any:
-        try:
-            return msgspec.json.decode(raw, type=wanted)
-        except _UNREADABLE as error:
-            raise DatasetInvalid(_pointed(self.name, at, error)) from None
+    def sample(self, limit: int, objects: int) -> Sample:
+        """About `limit` frames with at most so many objects each. Raises DatasetInvalid."""
 
 
-class _Whole(msgspec.Struct, frozen=True):
-    annotations: list[msgspec.Raw]
-    video: Video = Video()
+class Spread:
+    """Chooses `limit` to twice as many things, evenly spread, from a stream of unknown length."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._step = 1
+        self._offered = 0
+        self.chosen: list[Any] = []
+
+    def wants_next(self) -> bool:
+        """Ask once for each thing; put it into `chosen` when the answer is yes."""
+        self._offered += 1
+        if (self._offered - 1) % self._step:
+            return False
+        if len(self.chosen) == 2 * self._limit:
+            del self.chosen[1::2]
+            self._step *= 2
+            return (self._offered - 1) % self._step == 0
+        return True
 
 
-class _Frame(msgspec.Struct, frozen=True):
-    frame_index: Annotated[int, msgspec.Meta(ge=0, le=2**31)]
-    timestamp_sec: float = 0.0
-    objects: list[msgspec.Raw] = []
+class Rle(msgspec.Struct, frozen=True):
+    """A mask as run lengths with its grid, (height, width)."""
 
-
-class _Rle(msgspec.Struct, frozen=True):
     counts: str | list[int]
-    size: tuple[_GridSide, _GridSide]
+    size: tuple[GridSide, GridSide]
 
 
-class _Object(msgspec.Struct, frozen=True):
-    mask_rle: str | _Rle
-    object_id: int | str = ""
-    label: _Label | None = None
-    bbox: tuple[float, ...] | None = None
-
-
-_READ = {*_Object.__struct_fields__, "area"}  # the area follows from the mask
-_UNREADABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
-
-
-def _counts(stated: str | _Rle) -> np.ndarray:
-    """Raises BadMask."""
-    if isinstance(stated, str):
-        return masks.read_plain(stated)
-    if isinstance(stated.counts, list):
-        counts = masks.read_list(stated.counts)
-    elif " " in stated.counts.strip():
-        counts = masks.read_plain(stated.counts)
-    else:
-        counts = masks.read_compressed(stated.counts)
-    return counts
-
-
-def _pointed(name: str, at: str, error: Exception) -> str:
-    """msgspec's complaint, with its place as a JSON pointer."""
-    text, _, place = str(error).partition(" - at `$")
-    pointer = re.sub(r"\[(\d*|\.\.\.)\]", r"/\1", place.rstrip("`").replace(".", "/"))
-    return f"{name}#{at}{pointer}: {text}."
-
-
-def _explained(content: "mmap.mmap | bytes", name: str) -> str:
-    """What the file seems to be instead."""
+def typed(raw: Any, wanted: type[T], name: str, at: str) -> T:
+    """A piece of decoded JSON as a struct. Raises DatasetInvalid, `at` being the piece's JSON pointer."""
     try:
-        found = msgspec.json.decode(content, type=dict[str, msgspec.Raw])
-    except _UNREADABLE:
-        return f"{name} is no JSON object."
-    if {"images", "categories"} <= found.keys():
-        return f"{name} holds COCO instances, which this version does not read: export from SAM2."
-    if {"masklet", "masklet_id"} & found.keys():
-        return f"{name} holds SA-V masklets, which this version does not read: export from SAM2."
-    return f"{name} is no SAM2 export: it holds {', '.join(sorted(found)[:10]) or 'nothing'}."
+        return msgspec.convert(raw, wanted)
+    except (msgspec.ValidationError, RecursionError) as error:
+        text, _, place = str(error).partition(" - at `$")
+        pointer = re.sub(r"\[(\d*|\.\.\.)\]", r"/\1", place.rstrip("`").replace(".", "/"))
+        raise DatasetInvalid(f"{name}#{at}{pointer}: {text}.") from None
+
+
+def counts_of(stated: str | Rle, name: str, at: str) -> np.ndarray:
+    """The run lengths of a mask in any of the three encodings. Raises DatasetInvalid."""
+    try:
+        if isinstance(stated, str):
+            return masks.read_plain(stated)
+        if isinstance(stated.counts, list):
+            return masks.read_list(stated.counts)
+        if " " in stated.counts.strip():
+            return masks.read_plain(stated.counts)
+        return masks.read_compressed(stated.counts)
+    except BadMask as error:
+        raise DatasetInvalid(f"{name}#{at} {error}.") from None
+
+
+def label_of(stated: str | None, name: str, at: str) -> str:
+    """A label without spaces around it. Raises DatasetInvalid when a conversation could not hold it."""
+    label = (stated or "").strip()
+    if IMAGE_MARK in label:
+        raise DatasetInvalid(f"{name}#{at} holds the reserved word {IMAGE_MARK}: rename the label.")
+    return label

@@ -3,24 +3,27 @@
 Used by the convert recipe: one `Conversion` a job, `convert` for each video, then `finish`.
 """
 
+import io
 from collections import Counter
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from gpu_runner import images
 from gpu_runner.sam2.annotations import AnnotatedFrame
 from gpu_runner.sam2.export import VideoExport
 from gpu_runner.sam2.frames import Framer, Wording, has_objects
 from gpu_runner.sam2.masks import Grid
-from gpu_runner.sam2.writers import open_writer
-from jobs.archive import Archive
+from gpu_runner.sam2.sources import Source
+from gpu_runner.sam2.writers import Writer
 from jobs.errors import DatasetInvalid
 from jobs.specs import ConvertSpec, MaskOrder
 
 _IDS_SHOWN = 10
+_LARGEST_PICTURE = 64 << 20  # bytes
 
 
 class Conversion:
-    """One export on its way into one folder; a context manager that closes what it writes.
+    """One export on its way through a writer into its folder; a context manager that closes the writer.
 
     Attributes:
         framer: its counts of objects and oddities.
@@ -28,24 +31,27 @@ class Conversion:
         skipped: frames left out because nothing is annotated in them.
     """
 
-    def __init__(self, archive: Archive, folder: Path, spec: ConvertSpec, order: MaskOrder) -> None:
-        self._archive = archive
+    def __init__(
+        self, source: Source, folder: Path, spec: ConvertSpec, order: MaskOrder, where: str, writer: Writer
+    ) -> None:
+        self._source = source
+        self._where = where
         self._folder = folder
         self._keep_empty = spec.keep_empty_frames
-        self._writer = open_writer(spec.target_format, folder)
+        self._writer = writer
         self._images: dict[str, str] = {}
+        self._made: set[Path] = set()
         self._missing: list[str] = []
         self._times_seen: Counter[tuple[str, int]] = Counter()
         self.framer = Framer(order, Wording(spec.task, spec.seed))
         self.rows = 0
         self.skipped = 0
-        self._is_closed = False
 
     def __enter__(self) -> "Conversion":
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._close()
+        self._writer.close()
 
     def convert(self, video: VideoExport, grid: Grid, frame: AnnotatedFrame) -> None:
         """Write the row of one frame. A missing picture is remembered, for `finish` to name them together.
@@ -57,13 +63,13 @@ class Conversion:
             self.skipped += 1
             return
         row_id = self._row_id(video.video_id, frame.frame_index)
-        entry = video.image_of(frame.frame_index)
+        entry = video.image_of(frame)
         if entry is None:
             self._missing.append(row_id)
             return
         image = f"images/{video.video_id}/frame_{frame.frame_index:06d}{PurePosixPath(entry).suffix.lower()}"
         size = self._place(entry, image, row_id)
-        self._writer.add(self.framer.row(row_id, video.video_id, frame, grid, image, size))
+        self._writer.add(self.framer.row(row_id, video.video_id, frame, frame.grid or grid, image, size))
         self.rows += 1
 
     def finish(self) -> dict[str, str]:
@@ -72,25 +78,19 @@ class Conversion:
         Raises:
             DatasetInvalid: pictures are missing, or no frame is left.
         """
-        self._close()
         if self._missing:
             shown = ", ".join(self._missing[:_IDS_SHOWN])
             raise DatasetInvalid(
-                f"The archive has no picture for {len(self._missing)} annotated frames ({shown}"
-                f"{' …' if len(self._missing) > _IDS_SHOWN else ''}). Pictures are looked for in images/, frames/ or "
-                "data/ beside annotations.json, named like frame_000012.png. Export again with its frames."
+                f"The export has no picture for {len(self._missing)} annotated frames ({shown}"
+                f"{' …' if len(self._missing) > _IDS_SHOWN else ''}). Pictures are looked for in {self._where}. Export "
+                "again with its frames."
             )
         if not self.rows:
             raise DatasetInvalid(
                 f"None of the export's {self.skipped} frames carries an object: annotate some, or convert with "
                 "keep_empty_frames."
             )
-        return self._writer.digests(self._images)
-
-    def _close(self) -> None:
-        if not self._is_closed:
-            self._is_closed = True
-            self._writer.close()
+        return self._writer.complete(self._images)
 
     def _row_id(self, video_id: str, frame_index: int) -> str:
         self._times_seen[video_id, frame_index] += 1
@@ -99,12 +99,26 @@ class Conversion:
 
     def _place(self, entry: str, image: str, row_id: str) -> tuple[int, int]:
         """Put a picture into the folder; its width and height."""
-        path = self._folder / image
-        if image not in self._images:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with path.open("wb") as out:
-                self._images[image] = self._archive.copy(entry, out)
+        content = _Content()
         try:
-            return images.read_size(path)
+            digest = self._source.copy(entry, content)
+            size = images.read_size(content)
         except images.BadImage as error:
             raise DatasetInvalid(f"The picture {entry!r} of {row_id} cannot be used: {error}.") from None
+        if image not in self._images:
+            path = self._folder / image
+            if path.parent not in self._made:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                self._made.add(path.parent)
+            path.write_bytes(content.getvalue())
+            self._images[image] = digest
+        return size
+
+
+class _Content(io.BytesIO):
+    """A picture in memory, of limited size."""
+
+    def write(self, block: Any, /) -> int:
+        if self.tell() > _LARGEST_PICTURE:
+            raise images.BadImage(f"it has more than {_LARGEST_PICTURE >> 20} MiB")
+        return super().write(block)

@@ -4,6 +4,7 @@ Used by the convert recipe, one `Framer` an export.
 """
 
 from collections import Counter
+from collections.abc import Callable
 from math import isqrt, sqrt
 from typing import NamedTuple
 
@@ -11,7 +12,7 @@ import numpy as np
 
 from gpu_runner.rows import Mask, Row
 from gpu_runner.sam2 import masks, targets
-from gpu_runner.sam2.annotations import AnnotatedFrame, AnnotatedObject, Video
+from gpu_runner.sam2.annotations import AnnotatedFrame, AnnotatedObject
 from gpu_runner.sam2.masks import BadMask, Box, Grid
 from jobs.errors import DatasetInvalid
 from jobs.specs import MaskOrder, TargetTask
@@ -53,18 +54,17 @@ class Framer:
             DatasetInvalid: a mask does not fit the grid.
         """
         seen = [found for one in frame.objects if (found := self._see(one, grid, size, row_id))]
-        subject = targets.Subject([each.object.label for each in seen], [each.box for each in seen], *size)
-        self.labels.update(subject.labels)
+        self.labels.update(each.object.label for each in seen)
         self.objects += len(seen)
         if seen and (grid[1], grid[0]) != size:
             self.scaled = (grid, size)
-        return Row(
+        row = Row(
             id=row_id,
             image=image,
-            conversations=targets.conversation(self._wording.task, subject, self._wording.seed, row_id),
+            conversations=(),
             masks=tuple(each.mask for each in seen),
             bounding_boxes=tuple(each.box for each in seen),
-            labels=tuple(subject.labels),
+            labels=tuple(each.object.label for each in seen),
             object_ids=tuple(each.object.object_id for each in seen),
             attributes=tuple(each.object.attributes for each in seen),
             video_id=video_id,
@@ -73,6 +73,7 @@ class Framer:
             width=size[0],
             height=size[1],
         )
+        return targets.with_conversation(row, *self._wording)
 
     def _see(self, found: AnnotatedObject, grid: Grid, size: tuple[int, int], row_id: str) -> _Seen | None:
         try:
@@ -85,11 +86,12 @@ class Framer:
             self.empty_masks += 1
             return None
         counts = masks.transpose(found.counts, grid) if self._order is MaskOrder.ROW else found.counts
-        in_grid = masks.bounding_box(counts, grid[0])
+        text = masks.write_compressed(counts, grid)
+        in_grid = masks.box_of(text, grid)
         box = masks.scaled(in_grid, grid, *size)
         if len(found.box) == 4 and max(masks.iou(found.box, in_grid), masks.iou(found.box, box)) < _AGREES:
             self.boxes_corrected += 1
-        return _Seen(Mask(grid, masks.write_compressed(counts, grid)), box, found)
+        return _Seen(Mask(grid, text), box, found)
 
 
 def has_objects(frame: AnnotatedFrame) -> bool:
@@ -97,10 +99,13 @@ def has_objects(frame: AnnotatedFrame) -> bool:
     return any(masks.area(found.counts) for found in frame.objects)
 
 
-def find_grid(counts: np.ndarray, stated: Grid | None, video: Video, image: tuple[int, int]) -> Grid:
+def find_grid(
+    counts: np.ndarray, stated: Grid | None, video: tuple[int, int], image_size: Callable[[], tuple[int, int]]
+) -> Grid:
     """The (height, width) of an export's masks: as stated, else the shape that the number of pixels allows.
 
-    Tried in turn: the image's size, the video's, a smaller or larger copy of either shape, a square.
+    Sizes are (width, height). Tried in turn: the image's size, the video's, a smaller or larger copy of either shape, a
+    square.
 
     Raises:
         BadMask: none fits.
@@ -108,14 +113,14 @@ def find_grid(counts: np.ndarray, stated: Grid | None, video: Video, image: tupl
     if stated is not None:
         return stated
     pixels = int(counts.sum())
-    stated_sizes = (image, (int(video.width), int(video.height)))
-    shapes = [(height, width) for width, height in stated_sizes if width and height]
+    image = image_size()
+    shapes = [(height, width) for width, height in (image, video) if width and height]
     for grid in [*shapes, *(_resized(shape, pixels) for shape in shapes), (isqrt(pixels), isqrt(pixels))]:
         if grid[0] * grid[1] == pixels > 0:
             return grid
     raise BadMask(
         f"has runs of {pixels} pixels, which is neither the size of the image ({image[0]}x{image[1]}) nor of "
-        f"the video ({video.width:g}x{video.height:g}), nor a smaller copy of them, nor a square"
+        f"the video ({video[0]}x{video[1]}), nor a smaller copy of them, nor a square"
     )
 
 

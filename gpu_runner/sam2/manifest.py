@@ -1,48 +1,123 @@
 """`manifest.json` of a dataset folder: what it was made from, how, and the SHA-256 of every file in it.
 
-Written by the convert recipe. Nothing in it depends on the time or the place, so converting twice gives equal bytes.
+Written by the convert recipe, read again when a dataset grows. Nothing in it depends on the time or the place, so
+converting twice gives equal bytes.
 """
 
 import hashlib
+from collections import Counter
+from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 
 import msgspec
 
-from jobs.specs import DataFormat, MaskOrder, TargetTask
+from gpu_runner.rows import Row
+from jobs.specs import DataFormat, Kind, MaskOrder, TargetTask
 
 MANIFEST = "manifest.json"
 
 
 class Options(msgspec.Struct, frozen=True, kw_only=True):
-    """How it was asked for."""
+    """How it was asked for: all options of a conversion. Of a dataset that grew, those of the last one."""
 
     target_format: DataFormat
     task: TargetTask
     mask_order: MaskOrder
     keep_empty_frames: bool
+    embed_images: bool = True
     seed: int
 
 
+class Source(msgspec.Struct, frozen=True, kw_only=True):
+    """An export that went in. `mask_order` is the order that was used."""
+
+    sha256: str
+    mask_order: MaskOrder
+    skipped_frames: int
+
+
+class Contents:
+    """Counts of what was written into a dataset. `labels` are objects by label, `videos` in order of appearance."""
+
+    def __init__(self) -> None:
+        self.rows = self.objects = 0
+        self.labels: Counter[str] = Counter()
+        self.videos: dict[str, None] = {}
+
+    def count(self, row: Row) -> None:
+        self.rows += 1
+        self.objects += len(row.labels)
+        self.labels.update(row.labels)
+        self.videos[row.video_id] = None
+
+
 class Manifest(msgspec.Struct, frozen=True, kw_only=True):
-    """`mask_order` is the order that was used; `files` are SHA-256 in hex by path below the folder."""
+    """`sources` has one entry an export that was merged in; `files` are SHA-256 in hex by path below the folder."""
 
     made_by: str
     software_version: str
-    source_sha256: str
+    sources: tuple[Source, ...] = ()
     options: Options
-    mask_order: MaskOrder
     videos: tuple[str, ...]
     rows: int
     objects: int
-    skipped_frames: int
     labels: dict[str, int]
     files: dict[str, str]
+
+    @property
+    def skipped_frames(self) -> int:
+        return sum(source.skipped_frames for source in self.sources)
+
+
+def of(options: Options, sources: Sequence[Source], contents: Contents, files: dict[str, str]) -> Manifest:
+    """The manifest of a folder that a conversion wrote."""
+    return Manifest(
+        made_by=Kind.CONVERT,
+        software_version=software_version(),
+        sources=tuple(sources),
+        options=options,
+        videos=tuple(contents.videos),
+        rows=contents.rows,
+        objects=contents.objects,
+        labels=dict(contents.labels),
+        files=files,
+    )
+
+
+def read(folder: Path) -> Manifest | None:
+    """What a folder's manifest says; None where there is none of ours."""
+    try:
+        return msgspec.json.decode((folder / MANIFEST).read_bytes(), type=Manifest)
+    except (OSError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return None
 
 
 def write(folder: Path, manifest: Manifest) -> None:
     content = msgspec.json.format(msgspec.json.encode(manifest, order="sorted"), indent=2)
     (folder / MANIFEST).write_bytes(content + b"\n")
+
+
+class HashedFile:
+    """A new file that knows the SHA-256 in hex of what was written to it."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = path.open("wb")
+        self._digest = hashlib.sha256()
+
+    def write(self, content: "bytes | memoryview") -> None:
+        self._file.write(content)
+        self._digest.update(content)
+
+    def tell(self) -> int:
+        return self._file.tell()
+
+    def close(self) -> None:
+        self._file.close()
+
+    @property
+    def sha256(self) -> str:
+        return self._digest.hexdigest()
 
 
 def sha256_of(path: Path) -> str:

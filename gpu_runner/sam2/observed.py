@@ -1,59 +1,98 @@
 """One row as the rules of validation see it: its masks decoded, its picture opened, each once.
 
-`observe` is called by the validate recipe for every row; the rules in `rules/` only look.
+`observe` is called by the validate recipe for every row, in several processes; the rules in `rules/` only look, in
+one. So what is observed is small: no pixels, no run lengths.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+import msgspec
 import numpy as np
 from PIL import Image
 
 from gpu_runner.images import BadImage
 from gpu_runner.rows import Mask, Row, Rows
-from gpu_runner.sam2 import masks
-from gpu_runner.sam2.masks import BadMask
+from gpu_runner.sam2 import fingerprints, masks, overlays
+from gpu_runner.sam2.masks import BadMask, Box
+from gpu_runner.sam2.overlays import Colour
 
-_HASH_SIDE = 16  # a difference hash of 16 x 16 bits
+_SEARCHED = 3  # objects of a picture
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
+class SeenMask:
+    """What a mask covers: its area in pixels of its grid, as a share of it, and its box in pixels of the row's size."""
+
+    area: int
+    share: float
+    box: Box
+
+
+@dataclass(frozen=True, slots=True)
 class Observed:
     """A row and what its parts really are.
 
-    `masks` holds decoded counts, or why a mask cannot be decoded. `picture` is (width, height), or why the picture
-    cannot be used, or None for a row without one. `fingerprint` is equal for pictures that look the same.
+    `row` is without its masks and attributes. `masks` says what each mask covers, or why it cannot be decoded.
+    `picture` is (width, height), or why the picture cannot be used, or None for a row without one. `fingerprint` is
+    the picture's record, see `fingerprints`. `outlines` are colours of painted lines, or None, by
+    the object's number: of those that were searched.
     """
 
+    index: int
     row: Row
-    masks: tuple["np.ndarray | BadMask", ...]
-    picture: "tuple[int, int] | BadImage | None"
-    fingerprint: bytes | None
+    masks: tuple[SeenMask | BadMask, ...]
+    picture: tuple[int, int] | BadImage | None = None
+    fingerprint: bytes = fingerprints.NONE
+    outlines: tuple[tuple[int, Colour | None], ...] = ()
 
 
-def observe(rows: Rows, index: int) -> Observed:
-    """Raises DatasetInvalid when the row itself cannot be read."""
+def observe(rows: Rows, index: int, *, search: bool) -> Observed:
+    """`search` says whether the picture is searched for paint. Raises DatasetInvalid for a row that can't be read."""
     row = rows[index]
-    decoded = tuple(_decoded(mask) for mask in row.masks)
+    decoded = [_decoded(mask) for mask in row.masks]
+    seen = tuple(
+        counts if isinstance(counts, BadMask) else _seen(counts, mask, row)
+        for counts, mask in zip(decoded, row.masks, strict=True)
+    )
+    slim = msgspec.structs.replace(row, masks=(), attributes=())
     if row.image is None:
-        return Observed(row, decoded, None, None)
+        return Observed(index, slim, seen)
     try:
         picture = rows.read_image(index, row.image)
     except BadImage as error:
-        return Observed(row, decoded, error, None)
-    return Observed(row, decoded, picture.size, fingerprint(picture))
+        return Observed(index, slim, seen, error)
+    signs = _search(picture, row, decoded, seen) if search else ()
+    return Observed(index, slim, seen, picture.size, fingerprints.of_picture(picture), signs)
 
 
-def fingerprint(picture: Image.Image) -> bytes:
-    """A difference hash: whether each cell of a small grey copy is lighter than the one to its right."""
-    small = picture.convert("L").resize((_HASH_SIDE + 1, _HASH_SIDE), Image.Resampling.BOX)
-    cells = np.asarray(small, dtype=np.int16)
-    return np.packbits(cells[:, 1:] > cells[:, :-1]).tobytes()
-
-
-def _decoded(mask: Mask) -> "np.ndarray | BadMask":
+def _decoded(mask: Mask) -> np.ndarray | BadMask:
     try:
         counts = masks.read_compressed(mask.counts) if isinstance(mask.counts, str) else masks.read_list(mask.counts)
         masks.check_fits(counts, mask.size)
     except BadMask as error:
         return error
     return counts
+
+
+def _seen(counts: np.ndarray, mask: Mask, row: Row) -> SeenMask:
+    height, width = mask.size
+    area = masks.area(counts)
+    box = masks.scaled(masks.bounding_box(counts, height), mask.size, row.width, row.height)
+    return SeenMask(area, area / (height * width), box)
+
+
+def _search(
+    picture: Image.Image, row: Row, decoded: Sequence[np.ndarray | BadMask], seen: Sequence[SeenMask | BadMask]
+) -> tuple[tuple[int, Colour | None], ...]:
+    """The outlines painted around the largest objects whose masks are sound, by their numbers in the row."""
+    if picture.size != (row.width, row.height):
+        return ()
+    pixels = np.asarray(picture)
+    sound = [(number, mask) for number, mask in enumerate(seen) if isinstance(mask, SeenMask) and mask.area]
+    found = []
+    for number, mask in sorted(sound, key=lambda each: -each[1].share)[:_SEARCHED]:
+        height, width = row.masks[number].size
+        grid = masks.paint(np.asarray(decoded[number])).reshape(width, height).T
+        found.append((number, overlays.outline(pixels, grid, mask.box)))
+    return tuple(found)

@@ -77,6 +77,17 @@ def check_free(root: DataRoot, name: str, kind: Kind) -> None:
         )
 
 
+def remove(root: DataRoot, name: str) -> None:
+    """Take away a folder that `staged` put in place; it is gone at once, or not at all."""
+    shutil.rmtree(_set_aside(root, root.path_of(name)), ignore_errors=True)
+
+
+def folders_inside(folder: Path) -> list[str]:
+    """Names of the folders in a converted one that the conversion did not write: splits of it, as a rule."""
+    own = _own_entries(folder, Kind.CONVERT)
+    return sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and entry.name not in own)
+
+
 def _stranger(folder: Path, kind: Kind) -> Path | None:
     """The first thing in a folder that a job of this kind did not write; folders of ours inside it are no strangers."""
     if not folder.is_dir() or folder.is_symlink():
@@ -109,10 +120,7 @@ def _own_entries(folder: Path, kind: Kind) -> set[str]:
 
 def _put_in_place(root: DataRoot, staged_folder: Path, target: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
-    root.trash.mkdir(parents=True, exist_ok=True)
-    discarded = root.trash / f"{target.name}-{secrets.token_hex(8)}"
-    if target.exists():
-        target.rename(discarded)
+    discarded = _set_aside(root, target) if target.exists() else None
     try:
         staged_folder.rename(target)
     except OSError as error:
@@ -121,4 +129,10 @@ def _put_in_place(root: DataRoot, staged_folder: Path, target: Path) -> None:
                 f"Another job wrote {root.name_of(target)} at the same moment: run this one again."
             ) from None
         raise
-    shutil.rmtree(discarded, ignore_errors=True)
+    if discarded is not None:
+        shutil.rmtree(discarded, ignore_errors=True)
+
+
+def _set_aside(root: DataRoot, folder: Path) -> Path:
+    root.trash.mkdir(parents=True, exist_ok=True)
+    return folder.rename(root.trash / f"{folder.name}-{secrets.token_hex(8)}")

@@ -1,10 +1,12 @@
-"""Looking into an export before it is converted: the grid of each video's masks, and the order of their runs.
+"""Looking into an export before it is converted: how many frames it has, the grid of each video's masks, and the order
+of their runs.
 
-Used by the convert recipe. Reads a few frames spread over the export, not all.
+Used by the convert recipe. Each file is read once for it, of which a few frames spread over it are kept.
 """
 
 import io
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -14,68 +16,84 @@ from gpu_runner.sam2.annotations import AnnotatedFrame
 from gpu_runner.sam2.export import VideoExport
 from gpu_runner.sam2.masks import BadMask, Grid
 from gpu_runner.sam2.orientation import Orientation, Probe
-from jobs.archive import Archive
+from gpu_runner.sam2.sources import Source
 from jobs.errors import DatasetInvalid
 
-_FRAMES = 64  # looked at in the whole export
+_FRAMES = 48  # looked at in the whole export, and up to twice as many
 _OBJECTS = 4  # of each of them
 _PICTURES = 12  # decoded, and only where the masks alone cannot tell
 
 
-def find_grid(archive: Archive, video: VideoExport) -> Grid:
-    """The grid of a video's masks, found from its first object. Raises DatasetInvalid."""
-    info = video.annotations.video
-    for frame in video.annotations.frames():
-        for found in frame.objects:
-            try:
-                return frames.find_grid(found.counts, found.size, info, _image_size(archive, video, frame))
-            except BadMask as error:
-                at = f"{video.annotations.name}, frame {frame.frame_index}, object {found.object_id!r}"
-                raise DatasetInvalid(f"{at}: the mask {error}.") from None
-    return max(1, int(info.height)), max(1, int(info.width))  # no object anywhere: any grid will do
+class Survey(NamedTuple):
+    """What is known of a video beforehand: its number of frames, its masks' grid, and some of its frames."""
+
+    frames: int
+    grid: Grid
+    chosen: list[AnnotatedFrame]
 
 
-def find_order(archive: Archive, videos: Sequence[VideoExport], grids: Sequence[Grid]) -> Orientation:
-    """Which way the export's runs count. Raises DatasetInvalid."""
+def survey(source: Source, videos: Sequence[VideoExport]) -> list[Survey]:
+    """Raises DatasetInvalid."""
     share = max(1, _FRAMES // len(videos))
+    return [_survey(source, video, share) for video in videos]
+
+
+def find_order(source: Source, videos: Sequence[VideoExport], surveys: Sequence[Survey]) -> Orientation:
+    """Which way the export's runs count. Raises DatasetInvalid."""
     pictures = max(1, _PICTURES // len(videos))
     probes: list[Probe] = []
-    for video, grid in zip(videos, grids, strict=True):
-        count = len(video.annotations)
-        numbers = np.unique(np.linspace(0, max(0, count - 1), min(share, count)).astype(int))
-        decoded = set(numbers[:: max(1, len(numbers) // pictures)]) if grid[0] == grid[1] else ()
-        for number in numbers:
-            frame = video.annotations.frame(int(number))
-            edges = _edges(archive, video, frame, grid) if number in decoded else None
+    for video, (_, grid, chosen) in zip(videos, surveys, strict=True):
+        each = max(1, len(chosen) // pictures) if grid[0] == grid[1] else len(chosen) + 1
+        for number, frame in enumerate(chosen, start=1):
+            edges = _edges(source, video, frame, grid) if number % each == 0 else None
             probes.extend(_probes(video, frame, grid, edges))
     return orientation.detect(probes)
 
 
+def _survey(source: Source, video: VideoExport, share: int) -> Survey:
+    count, chosen = video.annotations.sample(share, _OBJECTS)
+    width, height = video.annotations.size
+    grid = _find_grid(source, video, chosen[0]) if chosen else (max(1, height), max(1, width))
+    return Survey(count, grid, chosen)
+
+
+def _find_grid(source: Source, video: VideoExport, frame: AnnotatedFrame) -> Grid:
+    """The grid of a video's masks, found from its first object. Raises DatasetInvalid."""
+    found = frame.objects[0]
+    try:
+        return frames.find_grid(
+            found.counts, found.size, video.annotations.size, lambda: _image_size(source, video, frame)
+        )
+    except BadMask as error:
+        at = f"{video.annotations.name}, frame {frame.frame_index}, object {found.object_id!r}"
+        raise DatasetInvalid(f"{at}: the mask {error}.") from None
+
+
 def _probes(video: VideoExport, frame: AnnotatedFrame, grid: Grid, edges: np.ndarray | None) -> Iterator[Probe]:
     height, width = grid
-    info = video.annotations.video
+    video_width, video_height = video.annotations.size
     for found in frame.objects[:_OBJECTS]:
         if int(found.counts.sum()) != height * width:
             continue  # converting will refuse it, with its place
         box = np.array(found.box) if len(found.box) == 4 else np.zeros(0)
         beyond = len(box) and (box[0] + box[2] > width or box[1] + box[3] > height)
-        if beyond and info.width and info.height:  # stated in pixels of the video
-            box = box * ([width / info.width, height / info.height] * 2)
+        if beyond and video_width and video_height:  # stated in pixels of the video
+            box = box * ([width / video_width, height / video_height] * 2)
         yield Probe(found.counts, grid, tuple(box), edges)
 
 
-def _image_size(archive: Archive, video: VideoExport, frame: AnnotatedFrame) -> tuple[int, int]:
+def _image_size(source: Source, video: VideoExport, frame: AnnotatedFrame) -> tuple[int, int]:
     """Width and height of a frame's picture; zeros where it cannot be had, which converting will say."""
-    content = _picture(archive, video, frame)
+    content = _picture(source, video, frame)
     try:
         return images.read_size(content) if content else (0, 0)
     except images.BadImage:
         return 0, 0
 
 
-def _edges(archive: Archive, video: VideoExport, frame: AnnotatedFrame, grid: Grid) -> np.ndarray | None:
+def _edges(source: Source, video: VideoExport, frame: AnnotatedFrame, grid: Grid) -> np.ndarray | None:
     """How much the picture changes at each pixel of the grid."""
-    content = _picture(archive, video, frame)
+    content = _picture(source, video, frame)
     try:
         picture = images.read_rgb(content) if content else None
     except images.BadImage:
@@ -89,11 +107,11 @@ def _edges(archive: Archive, video: VideoExport, frame: AnnotatedFrame, grid: Gr
     return change
 
 
-def _picture(archive: Archive, video: VideoExport, frame: AnnotatedFrame) -> io.BytesIO | None:
-    entry = video.image_of(frame.frame_index)
+def _picture(source: Source, video: VideoExport, frame: AnnotatedFrame) -> io.BytesIO | None:
+    entry = video.image_of(frame)
     if entry is None:
         return None
     content = io.BytesIO()
-    archive.copy(entry, content)
+    source.copy(entry, content)
     content.seek(0)
     return content

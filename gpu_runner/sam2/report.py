@@ -1,10 +1,11 @@
-"""A validation as Markdown, for people: what was found, where, and what to do about it."""
+"""A validation as a report: what was found, where, and what to do about it. Markdown for people, JSON for programs."""
 
-from collections.abc import Sequence
 from html import escape
 from typing import Any
 
-from jobs.results import Finding
+import msgspec
+
+from jobs.results import Finding, Histogram, ValidateResult
 
 _TITLES = {
     "passed": "Passed",
@@ -13,20 +14,29 @@ _TITLES = {
 }
 
 
-def render(
-    name: str, result: str, findings: Sequence[Finding], statistics: dict[str, Any], advice: Sequence[str]
-) -> str:
+def render(name: str, result: ValidateResult) -> str:
     """The whole report. `name` is the dataset's below the data root."""
-    lines = [f"# Validation of {_plain(name)}", "", f"**{_TITLES[result]}.** {_counted(findings)}", ""]
-    for severity in ("error", "warning"):
-        chosen = [finding for finding in findings if finding.severity == severity]
+    findings = (*result.errors, *result.warnings)
+    lines = [f"# Validation of {_plain(name)}", "", f"**{_TITLES[result.result]}.** {_counted(result)}", ""]
+    for title, chosen in (("Errors", result.errors), ("Warnings", result.warnings)):
         if chosen:
-            lines += [f"## {severity.capitalize()}s", "", *(line for each in chosen for line in _section(each))]
+            lines += [f"## {title}", "", *(line for each in chosen for line in _section(each))]
     lines += ["## Figures", "", "| | |", "|---|---|"]
-    lines += [f"| {_plain(key)} | {_plain(_shown(value))} |" for key, value in statistics.items()]
-    if advice:
-        lines += ["", "## Recommendations", "", *(f"- {_plain(sentence)}" for sentence in advice)]
+    drawn = {key: value for key, value in result.statistics.items() if isinstance(value, Histogram)}
+    lines += [
+        f"| {_plain(key)} | {_plain(_shown(value))} |" for key, value in result.statistics.items() if key not in drawn
+    ]
+    for key, histogram in drawn.items():
+        lines += ["", f"### {_plain(key)}", "", "| from | to | count |", "|---|---|---|", *_bars(histogram)]
+    if findings:
+        lines += ["", "## Recommendations", "", *(f"- {_plain(sentence)}" for sentence in result.recommendations)]
     return "\n".join(lines) + "\n"
+
+
+def as_json(name: str, result: ValidateResult) -> bytes:
+    """The same for programs: the job's result, and whose it is."""
+    whole = {"dataset": name, **msgspec.to_builtins(result)}
+    return msgspec.json.format(msgspec.json.encode(whole), indent=2) + b"\n"
 
 
 def _section(finding: Finding) -> list[str]:
@@ -35,9 +45,14 @@ def _section(finding: Finding) -> list[str]:
     return [f"### {finding.rule}", "", f"{_plain(finding.message)}{where}", "", f"*{_plain(finding.remedy)}*", ""]
 
 
-def _counted(findings: Sequence[Finding]) -> str:
-    errors = sum(finding.severity == "error" for finding in findings)
-    return f"{errors} kinds of errors, {len(findings) - errors} kinds of warnings."
+def _counted(result: ValidateResult) -> str:
+    return f"{result.num_errors} kinds of errors, {result.num_warnings} kinds of warnings."
+
+
+def _bars(histogram: Histogram) -> list[str]:
+    """A line for every bar that is not empty."""
+    bars = zip(histogram.edges, histogram.edges[1:], histogram.counts, strict=False)
+    return [f"| {begin:.3g} | {end:.3g} | {count} |" for begin, end, count in bars if count]
 
 
 def _shown(value: Any) -> str:

@@ -5,7 +5,7 @@
 The label is the object's colour. A video is a row of scenes of a few frames, each with its own background, object
 and colour; the four colours take turns, so every video shows them equally often and no fixed answer is right more
 often than about one time in four, whichever videos are held out. Masks are exact. The same arguments give the same
-bytes. Used by the demo and by tests.
+bytes. Used by the demo, by tests, and, with labels that nothing in the picture tells, by `benchmarks/leak.py`.
 """
 
 import argparse
@@ -22,12 +22,14 @@ from PIL import Image
 from gpu_runner.sam2 import masks
 
 COLOURS = {"red": (220, 40, 40), "green": (40, 190, 60), "blue": (50, 80, 230), "yellow": (230, 210, 40)}
+NAMES = ("ball", "box", "cup", "lamp")
 WIDTH, HEIGHT = 80, 64  # not square: the order of a mask's runs can then be seen
 SCENE_FRAMES = 2
 
 _SOURCE_FPS, _TARGET_FPS = 30, 5
 _STEP = _SOURCE_FPS // _TARGET_FPS  # source frames from one exported frame to the next
 _CELLS = (8, 10)  # a background is this many random colours, down and across, blended
+_PALE, _VIVID = 10, 60  # how coloured backgrounds are: so little that only objects are, or enough to be remembered by
 _EPOCH = (1980, 1, 1, 0, 0, 0)  # the oldest time a ZIP entry can have: the same at every run
 
 
@@ -36,28 +38,51 @@ class Rendered(NamedTuple):
 
     pixels: np.ndarray
     mask: np.ndarray
-    colour: str
+    label: str
     object_id: int
 
 
-def write_sample(target: Path, *, videos: int = 8, frames: int = 40, seed: int = 0) -> None:
-    """Write the export as one ZIP, a folder a video."""
+def write_sample(
+    target: Path,
+    *,
+    videos: int = 8,
+    frames: int = 40,
+    seed: int = 0,
+    scene_frames: int = SCENE_FRAMES,
+    arbitrary: bool = False,
+) -> None:
+    """Write the export as one ZIP, a folder a video.
+
+    With `arbitrary`, labels are NAMES dealt to the scenes: they can be remembered from another frame of the scene,
+    and there is no other way to know them.
+    """
     with zipfile.ZipFile(target, "w") as archive:
         for number in range(videos):
-            _write_video(archive, f"sample_{number:02d}", list(_render(frames, np.random.default_rng([seed, number]))))
+            generator = np.random.default_rng([seed, number])
+            rendered = list(_render(frames, scene_frames, generator, _VIVID if arbitrary else _PALE))
+            names = _deal(generator, rendered[-1].object_id + 1) if arbitrary else []
+            labelled = [frame._replace(label=names[frame.object_id]) for frame in rendered] if arbitrary else rendered
+            _write_video(archive, f"sample_{number:02d}", labelled)
 
 
-def _render(frames: int, generator: np.random.Generator) -> Iterator[Rendered]:
+def _deal(generator: np.random.Generator, scenes: int) -> list[str]:
+    """A name for each scene; all four take turns, each time in another order."""
+    return [str(name) for _ in range(0, scenes, len(NAMES)) for name in generator.permutation(NAMES)]
+
+
+def _render(frames: int, scene_frames: int, generator: np.random.Generator, tint: float) -> Iterator[Rendered]:
     """The frames of a video, scene after scene."""
     colours: list[str] = []
-    for scene in range(-(-frames // SCENE_FRAMES)):
+    for scene in range(-(-frames // scene_frames)):
         colours = colours or [str(colour) for colour in generator.permutation(list(COLOURS))]
-        length = min(SCENE_FRAMES, frames - scene * SCENE_FRAMES)
-        yield from _render_scene(length, scene, colours.pop(), generator)
+        length = min(scene_frames, frames - scene * scene_frames)
+        yield from _render_scene(length, scene, colours.pop(), generator, tint)
 
 
-def _render_scene(length: int, scene: int, colour: str, generator: np.random.Generator) -> Iterator[Rendered]:
-    background = _background(generator)
+def _render_scene(
+    length: int, scene: int, colour: str, generator: np.random.Generator, tint: float
+) -> Iterator[Rendered]:
+    background = _background(generator, tint)
     shade = np.clip(np.array(COLOURS[colour]) + generator.normal(0, 10, 3), 0, 255)
     radii = generator.integers(10, 20, 2)
     is_round = generator.random() < 0.5
@@ -70,10 +95,10 @@ def _render_scene(length: int, scene: int, colour: str, generator: np.random.Gen
         centre = np.clip(centre + velocity, low, high)
 
 
-def _background(generator: np.random.Generator) -> np.ndarray:
-    """Soft patches around one base colour, lighter and darker more than coloured; float (HEIGHT, WIDTH, 3)."""
+def _background(generator: np.random.Generator, tint: float) -> np.ndarray:
+    """Soft patches around one base colour, which is as far from grey as `tint` lets it; float (HEIGHT, WIDTH, 3)."""
     light = generator.uniform(60, 200) + generator.normal(0, 30, (*_CELLS, 1))
-    cells = light + generator.normal(0, 10, 3) + generator.normal(0, 8, (*_CELLS, 3))
+    cells = light + generator.normal(0, tint, 3) + generator.normal(0, 8, (*_CELLS, 3))
     image = Image.fromarray(np.clip(cells, 0, 255).astype(np.uint8))
     return np.asarray(image.resize((WIDTH, HEIGHT), Image.Resampling.BICUBIC), dtype=np.float64)
 
@@ -114,7 +139,7 @@ def _annotation(number: int, frame: Rendered) -> dict[str, Any]:
     counts = masks.count_runs(frame.mask.ravel(order="F"))
     found = {
         "object_id": frame.object_id,
-        "label": frame.colour,
+        "label": frame.label,
         "mask_rle": " ".join(map(str, counts)),
         "bbox": masks.bounding_box(counts, HEIGHT),
         "area": masks.area(counts),

@@ -1,6 +1,7 @@
 """`split_config.json`: what a folder of splits was cut from, how, and what came of it.
 
-Written by the split recipe; read by `rows.open_rows` (dataset and format only), and by rules that look beside a split.
+Written by the split recipe; read by `rows.open_rows` (dataset and format only), by rules that look beside a split, and
+where an earlier split is kept.
 """
 
 from collections.abc import Sequence
@@ -10,12 +11,13 @@ import msgspec
 
 from gpu_runner.rows import SPLIT_CONFIG, Rows
 from gpu_runner.sam2.splits import GUARD, PARTS
+from jobs.results import Leak
 from jobs.specs import DataFormat, SplitStrategy
 
 
 class SplitConfig(msgspec.Struct, frozen=True, kw_only=True):
-    """`class_shares` is by part and class: which share of the class's frames is in the part.
-    `frames_near_training` is by held-out part: which share lies next to a training frame."""
+    """`class_shares` is by part and class: which share of the class's frames is in the part. `leakage` is by held-out
+    part. `kept` names the earlier split whose rows stayed in their parts."""
 
     made_by: str
     dataset: str
@@ -27,7 +29,8 @@ class SplitConfig(msgspec.Struct, frozen=True, kw_only=True):
     random_seed: int
     counts: dict[str, int]
     class_shares: dict[str, dict[str, float]]
-    frames_near_training: dict[str, float]
+    leakage: dict[str, Leak] = {}
+    kept: str | None = None
 
 
 def write(folder: Path, config: SplitConfig) -> None:
@@ -39,8 +42,13 @@ def read_beside(rows: Rows) -> SplitConfig | None:
     file = _only(rows.files)
     if file is None or file.stem not in (*PARTS, GUARD):
         return None
+    return read(file.parent)
+
+
+def read(folder: Path) -> SplitConfig | None:
+    """The configuration in a folder; None when there is none that can be read."""
     try:
-        return msgspec.json.decode((file.parent / SPLIT_CONFIG).read_bytes(), type=SplitConfig)
+        return msgspec.json.decode((folder / SPLIT_CONFIG).read_bytes(), type=SplitConfig)
     except (OSError, msgspec.MsgspecError, UnicodeDecodeError):
         return None
 

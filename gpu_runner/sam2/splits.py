@@ -1,15 +1,21 @@
 """Dividing rows into train, val and test: one function a strategy, all with the same signature.
 
-    strategy(keys, ratios, seed) -> Division
+    strategy(keys, ratios, seed, kept) -> Division
 
-Called by the split recipe. Every row lands in exactly one part; the same arguments give the same division.
+Called by the split recipe. Every row lands in exactly one part; the same arguments give the same division. Rows that
+are `kept` stay where an earlier division put them, and the others are divided so that all together come near to the
+ratios. Everything here is linear in the rows, but for sorting.
 """
 
 import random
+from bisect import bisect_left
 from collections import Counter, defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import accumulate
+from types import MappingProxyType
 from typing import NamedTuple
 
+from gpu_runner.sam2 import stratification
 from jobs.specs import SplitStrategy
 
 PARTS = ("train", "val", "test")
@@ -18,6 +24,8 @@ GUARD_SHARE = 0.05  # of the rows may be given up to keep neighbouring frames ap
 _VIDEOS_TO_DIVIDE = 3  # with fewer, a video has to be cut
 
 Ratios = tuple[float, float, float]
+Video = tuple[str, int]
+"""A video's id and -1; of a row that names no video, its own number: it is on its own."""
 
 
 class Key(NamedTuple):
@@ -37,6 +45,13 @@ class Division(NamedTuple):
     guard: list[int]
 
 
+Kept = Mapping[int, int]
+"""The places in a Division of rows that were divided before."""
+
+_NONE: Kept = MappingProxyType({})
+_GUARD = Division._fields.index(GUARD)
+
+
 def sizes(count: int, ratios: Sequence[float]) -> list[int]:
     """How many rows each part gets: rounded down, what is left goes to the largest remainders."""
     exact = [count * ratio / sum(ratios) for ratio in ratios]
@@ -47,101 +62,114 @@ def sizes(count: int, ratios: Sequence[float]) -> list[int]:
     return whole
 
 
-def divide_randomly(keys: Sequence[Key], ratios: Ratios, seed: int) -> Division:
-    order = list(range(len(keys)))
-    random.Random(seed).shuffle(order)
-    return _cut(order, sizes(len(order), ratios))
-
-
-def divide_stratified(keys: Sequence[Key], ratios: Ratios, seed: int) -> Division:
-    """Every class is spread over the parts in the parts' ratios, as far as frames with several classes allow.
-
-    The rarest class still to be placed goes first; each of its rows goes where that class is wanted most.
-    Source: Sechidis, Tsoumakas, Vlahavas: On the Stratification of Multi-Label Data, ECML PKDD 2011.
-    """
-    order = list(range(len(keys)))
-    random.Random(seed).shuffle(order)
-    rows_of: dict[str, list[int]] = defaultdict(list)
-    for row in order:
-        for label in sorted(keys[row].labels) or [""]:
-            rows_of[label].append(row)
-    room = sizes(len(keys), ratios)
-    wanted = {label: [len(rows) * ratio for ratio in ratios] for label, rows in rows_of.items()}
-    waiting = Counter({label: len(rows) for label, rows in rows_of.items()})
-    part_of: dict[int, int] = {}
-    while waiting:
-        rarest = min(waiting, key=lambda label: (waiting[label], label))
-        for row in rows_of[rarest]:
-            if row not in part_of:
-                part_of[row] = part = _wanting_most(wanted[rarest], room, ratios)
-                room[part] -= 1
-                _count_placed(keys[row].labels or {""}, part, wanted, waiting)
-        del waiting[rarest]
+def divide_randomly(keys: Sequence[Key], ratios: Ratios, seed: int, kept: Kept = _NONE) -> Division:
+    new = _shuffled(len(keys), seed, kept)
+    part_of = dict(kept)
+    begin = 0
+    for part, end in enumerate(accumulate(_room(len(keys), ratios, kept))):
+        part_of.update(dict.fromkeys(new[begin:end], part))
+        begin = end
     return _gathered(part_of)
 
 
-def divide_by_time(keys: Sequence[Key], ratios: Ratios, seed: int) -> Division:
-    """No video is in two parts; where there are fewer than three, they are cut, with a guard gap at each cut."""
-    rows_of: dict[str, list[int]] = defaultdict(list)
-    for row, key in enumerate(keys):
-        rows_of[key.video_id].append(row)
-    if len(rows_of) < _VIDEOS_TO_DIVIDE:
+def divide_stratified(keys: Sequence[Key], ratios: Ratios, seed: int, kept: Kept = _NONE) -> Division:
+    """Every class is spread over the parts in the parts' ratios, as far as frames with several classes allow."""
+    labels = [key.labels for key in keys]
+    room = _room(len(keys), ratios, kept)
+    new = _shuffled(len(keys), seed, kept)
+    return _gathered({**kept, **stratification.place(new, labels, ratios, room, kept)})
+
+
+def divide_by_time(keys: Sequence[Key], ratios: Ratios, seed: int, kept: Kept = _NONE) -> Division:
+    """No video is in two parts; where there are fewer than three, they are cut, with a guard gap at each cut.
+
+    New frames of a video that is known join the part of the nearest known frame, were it the guard's.
+    """
+    if kept:
+        return _divide_what_came(keys, ratios, seed, kept)
+    if len({key.video_id for key in keys}) < _VIDEOS_TO_DIVIDE:
         in_time = sorted(range(len(keys)), key=lambda row: (keys[row].video_id, keys[row].frame_index, row))
         return _cut_with_gaps(in_time, [keys[row].video_id for row in in_time], ratios)
-    return _divide_videos(rows_of, sizes(len(keys), ratios), seed)
+    rows_of: dict[Video, list[int]] = defaultdict(list)
+    for row, key in enumerate(keys):
+        rows_of[key.video_id, -1].append(row)
+    return _gathered(_home_of(rows_of, sizes(len(keys), ratios), seed))
 
 
-STRATEGIES: dict[SplitStrategy, Callable[[Sequence[Key], Ratios, int], Division]] = {
+STRATEGIES: dict[SplitStrategy, Callable[[Sequence[Key], Ratios, int, Kept], Division]] = {
     SplitStrategy.RANDOM: divide_randomly,
     SplitStrategy.STRATIFIED: divide_stratified,
     SplitStrategy.TEMPORAL: divide_by_time,
 }
 
 
-def _cut(order: Sequence[int], lengths: Sequence[int]) -> Division:
-    first, second, _ = lengths
-    return Division(sorted(order[:first]), sorted(order[first : first + second]), sorted(order[first + second :]), [])
+def _shuffled(count: int, seed: int, kept: Kept) -> list[int]:
+    """The rows that are to be divided, in an order that says nothing."""
+    order = [row for row in range(count) if row not in kept]
+    random.Random(seed).shuffle(order)
+    return order
 
 
-def _wanting_most(wanted: Sequence[float], room: Sequence[int], ratios: Ratios) -> int:
-    """The part with room that wants this class most; where several do, the one that was given least so far."""
-    left = sum(room)
-    open_parts = [part for part in range(len(room)) if room[part] > 0]
-    return max(open_parts, key=lambda part: (round(wanted[part], 6), room[part] - ratios[part] * left))
+def _room(count: int, ratios: Ratios, kept: Kept) -> list[int]:
+    """How many of the new rows each part gets: what it lacks, and less where another has too many already."""
+    new = count - len(kept)
+    if not new:
+        return [0] * len(PARTS)
+    held = Counter(kept.values())
+    lacking = [max(0, size - held[part]) for part, size in enumerate(sizes(count - held[_GUARD], ratios))]
+    return sizes(new, lacking)
 
 
-def _count_placed(
-    labels: "frozenset[str] | set[str]", part: int, wanted: dict[str, list[float]], waiting: Counter[str]
-) -> None:
-    for label in labels:
-        wanted[label][part] -= 1
-        if label in waiting:
-            waiting[label] -= 1
-
-
-def _gathered(part_of: dict[int, int]) -> Division:
-    parts: list[list[int]] = [[], [], []]
+def _gathered(part_of: Mapping[int, int]) -> Division:
+    parts: list[list[int]] = [[] for _ in Division._fields]
     for row in sorted(part_of):
         parts[part_of[row]].append(row)
-    return Division(parts[0], parts[1], parts[2], [])
+    return Division(*parts)
 
 
-def _divide_videos(rows_of: dict[str, list[int]], targets: Sequence[int], seed: int) -> Division:
-    """Large videos first, each to the part that lacks most rows; no part stays empty."""
+def _home_of(
+    rows_of: Mapping[Video, Sequence[int]], targets: Sequence[int], seed: int, filled: Iterable[int] = ()
+) -> dict[int, int]:
+    """The part of every row: large videos first, each to the part that lacks most rows; no part stays empty."""
     videos = sorted(rows_of)
     random.Random(seed).shuffle(videos)
     videos.sort(key=lambda video: -len(rows_of[video]))
     lacking = list(targets)
     part_of: dict[int, int] = {}
-    filled: set[int] = set()
+    empty = set(range(len(PARTS))) - set(filled)
     for place, video in enumerate(videos):
-        empty = [part for part in range(len(PARTS)) if part not in filled]
         allowed = empty if len(videos) - place <= len(empty) else range(len(PARTS))
         part = max(allowed, key=lambda candidate: lacking[candidate])
-        filled.add(part)
+        empty.discard(part)
         lacking[part] -= len(rows_of[video])
         part_of.update(dict.fromkeys(rows_of[video], part))
-    return _gathered(part_of)
+    return part_of
+
+
+def _divide_what_came(keys: Sequence[Key], ratios: Ratios, seed: int, kept: Kept) -> Division:
+    known: dict[str, list[tuple[int, int]]] = defaultdict(list)
+    for row, part in kept.items():
+        known[keys[row].video_id].append((keys[row].frame_index, part))
+    for frames in known.values():
+        frames.sort()
+    part_of = dict(kept)
+    strangers: dict[Video, list[int]] = defaultdict(list)
+    for row, (video_id, frame_index, _) in enumerate(keys):
+        if row in kept:
+            continue
+        if video_id and video_id in known:
+            part_of[row] = _part_of_nearest(frame_index, known[video_id])
+        else:
+            strangers[video_id, -1 if video_id else row].append(row)
+    room = _room(len(keys), ratios, part_of)
+    return _gathered(part_of | _home_of(strangers, room, seed, part_of.values()))
+
+
+def _part_of_nearest(frame_index: int, known: Sequence[tuple[int, int]]) -> int:
+    """Of two frames that are equally near, the earlier one says."""
+    after = bisect_left(known, (frame_index, 0))
+    around = known[max(0, after - 1) : after + 1]
+    return min(around, key=lambda frame: abs(frame[0] - frame_index))[1]
 
 
 def _cut_with_gaps(in_time: Sequence[int], videos: Sequence[str], ratios: Ratios) -> Division:

@@ -6,68 +6,73 @@ Wording varies by a generator seeded with the job's seed and the row's id, so co
 import random
 from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any
 
 import msgspec
 
-from gpu_runner.rows import IMAGE_MARK, Turn
-from gpu_runner.sam2.masks import Box
+from gpu_runner.rows import IMAGE_MARK, Row, Turn
+from gpu_runner.sam2 import shapes
+from gpu_runner.sam2.shapes import SCALE
 from jobs.specs import TargetTask
 
-SCALE = 1000  # boxes of `detect` are normalised to 0..SCALE
 _NAMELESS = "object"  # stands for an empty label
 
 
-class Subject(NamedTuple):
-    """A frame as the wording sees it; boxes are x, y, w, h in pixels of the image."""
+def with_conversation(row: Row, task: TargetTask, seed: int) -> Row:
+    """The row with one question and its answer, whatever was said about it before.
 
-    labels: Sequence[str]
-    boxes: Sequence[Box]
-    width: int
-    height: int
-
-
-def conversation(task: TargetTask, subject: Subject, seed: int, row_id: str) -> tuple[Turn, Turn]:
-    """One question and its answer."""
-    generator = random.Random(f"{seed}:{row_id}")
+    Raises:
+        BadMask: the answer needs a mask that cannot be decoded.
+    """
+    generator = random.Random(f"{seed}:{row.id}")
     question = generator.choice(_QUESTIONS[task])
-    answer = _ANSWERS[task](subject, generator)
-    return Turn("human", f"{IMAGE_MARK}\n{question}"), Turn("gpt", answer)
+    answer = _ANSWERS[task](row, generator)
+    turns = (Turn("human", f"{IMAGE_MARK}\n{question}"), Turn("gpt", answer))
+    return msgspec.structs.replace(row, conversations=turns)
 
 
-def _describe(subject: Subject, generator: random.Random) -> str:
-    if not subject.labels:
+def _describe(row: Row, generator: random.Random) -> str:
+    if not row.labels:
         return "There are no annotated objects in this frame."
-    names = [label or _NAMELESS for label in subject.labels]
+    names = [label or _NAMELESS for label in row.labels]
     counts = ", ".join(f"{count} {name}" for name, count in Counter(names).items())
-    places = "; ".join(f"{name} at {_pixels(box)}" for name, box in zip(names, subject.boxes, strict=True))
+    places = "; ".join(f"{name} at {_pixels(box)}" for name, box in zip(names, row.bounding_boxes, strict=True))
     return generator.choice(_DESCRIPTIONS).format(total=_objects(len(names)), counts=counts, places=places)
 
 
-def _detect(subject: Subject, _generator: random.Random) -> str:
+def _detect(row: Row, _generator: random.Random) -> str:
     """Boxes as left, top, right, bottom."""
-    found = [
-        {"label": label or _NAMELESS, "box": _normalised(box, subject)}
-        for label, box in zip(subject.labels, subject.boxes, strict=True)
-    ]
+    return _listed(row, "box", [_normalised(box, row) for box in row.bounding_boxes])
+
+
+def _point(row: Row, _generator: random.Random) -> str:
+    return _listed(row, "point", [shapes.inner_point(mask) for mask in row.masks])
+
+
+def _polygon(row: Row, _generator: random.Random) -> str:
+    return _listed(row, "polygons", [shapes.outlines(mask) for mask in row.masks])
+
+
+def _classify(row: Row, _generator: random.Random) -> str:
+    return ", ".join(sorted({label for label in row.labels if label})) or "none"
+
+
+def _listed(row: Row, key: str, places: Sequence[Any]) -> str:
+    found = [{"label": label or _NAMELESS, key: place} for label, place in zip(row.labels, places, strict=True)]
     return msgspec.json.encode(found).decode()
 
 
-def _classify(subject: Subject, _generator: random.Random) -> str:
-    return ", ".join(sorted({label for label in subject.labels if label})) or "none"
-
-
-def _normalised(box: Box, subject: Subject) -> list[int]:
+def _normalised(box: Sequence[float], row: Row) -> list[int]:
     x, y, width, height = box
     return [
-        round(x / subject.width * SCALE),
-        round(y / subject.height * SCALE),
-        round((x + width) / subject.width * SCALE),
-        round((y + height) / subject.height * SCALE),
+        round(x / row.width * SCALE),
+        round(y / row.height * SCALE),
+        round((x + width) / row.width * SCALE),
+        round((y + height) / row.height * SCALE),
     ]
 
 
-def _pixels(box: Box) -> str:
+def _pixels(box: Sequence[float]) -> str:
     return "[" + ", ".join(f"{round(value)}" for value in box) + "]"
 
 
@@ -87,6 +92,16 @@ _QUESTIONS = {
         "Give a JSON list with the label and the box of each object; coordinates run from 0 to 1000.",
         "Where are the objects? Answer as JSON: label and box [x1, y1, x2, y2], normalised to 0..1000.",
     ),
+    TargetTask.POINT: (
+        "Point at every object. Answer with a JSON list of label and point, points as [x, y] from 0 to 1000.",
+        "Give a JSON list with the label of each object and a point inside it; coordinates run from 0 to 1000.",
+        "Where are the objects? Answer as JSON: label and one point [x, y] inside, normalised to 0..1000.",
+    ),
+    TargetTask.POLYGON: (
+        "Outline every object. Answer with a JSON list of label and polygons, each [x1, y1, x2, y2, …] from 0 to 1000.",
+        "Give a JSON list with the label and the outlines of each object: polygons of x, y in turn, from 0 to 1000.",
+        "Trace the objects. Answer as JSON: label and polygons, each x1, y1, x2, y2, … normalised to 0..1000.",
+    ),
     TargetTask.CLASSIFY: (
         "What is in this picture?",
         "Which classes do you see?",
@@ -101,8 +116,10 @@ _DESCRIPTIONS = (
     "I see {total} ({counts}). Their boxes are: {places}.",
 )
 
-_ANSWERS: dict[TargetTask, Callable[[Subject, random.Random], str]] = {
+_ANSWERS: dict[TargetTask, Callable[[Row, random.Random], str]] = {
     TargetTask.DESCRIBE: _describe,
     TargetTask.DETECT: _detect,
+    TargetTask.POINT: _point,
+    TargetTask.POLYGON: _polygon,
     TargetTask.CLASSIFY: _classify,
 }

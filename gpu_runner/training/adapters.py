@@ -16,7 +16,7 @@ from torch import nn
 from transformers import BitsAndBytesConfig
 
 from jobs.errors import ModelUnavailable
-from jobs.specs import TrainingConfig
+from jobs.training_config import TrainingConfig
 
 ADAPTER_CONFIG = "adapter_config.json"
 PARTS = ("vision", "projector", "language")

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from jobs.errors import DiskFull, OutOfMemory, is_disk_full
-from jobs.specs import TrainingConfig
+from jobs.training_config import TrainingConfig
 
 
 @dataclass(frozen=True)

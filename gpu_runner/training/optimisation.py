@@ -17,7 +17,7 @@ from transformers import get_cosine_schedule_with_warmup
 from gpu_runner.training.encoding import NOT_TRAINED
 from gpu_runner.training.models import Loaded
 from jobs.errors import JobFailed
-from jobs.specs import TrainingConfig
+from jobs.training_config import TrainingConfig
 
 MOST_SKIPPED = 5  # updates in a row
 _REMEDY = "Start a new job with a lower learning_rate; checkpoints saved before are still good."

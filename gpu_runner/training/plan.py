@@ -8,7 +8,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from jobs.specs import TrainingConfig
+from jobs.training_config import TrainingConfig
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,8 @@ from gpu_runner.rows import Row
 from gpu_runner.training import conversation
 from jobs.results import Answer
 
+_KEY = re.compile(r'"\w+"\s*:')  # also in an answer that was cut off
+
 
 class Labels:
     """The labels that rows know, and how to find them in a text."""
@@ -22,8 +24,8 @@ class Labels:
         self._mention = re.compile(rf"(?<!\w)({words})s?(?!\w)") if words else None
 
     def mentioned(self, text: str) -> frozenset[str]:
-        """Known labels that stand in the text as words, a plural s allowed."""
-        return frozenset(self._mention.findall(_folded(text))) if self._mention else frozenset()
+        """Known labels that stand in the text as words, a plural s allowed. JSON's keys are no words."""
+        return frozenset(self._mention.findall(_folded(_KEY.sub(" ", text)))) if self._mention else frozenset()
 
     def is_correct(self, row: Row, predicted: str) -> bool:
         """Whether the labels mentioned are the row's; without any known labels, whether the text is the same."""

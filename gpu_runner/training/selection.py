@@ -10,7 +10,6 @@ from PIL import Image
 
 from gpu_runner.rows import Row, Rows
 from jobs.paths import DataRoot
-from jobs.specs import DataFormat
 
 GREY = (127, 127, 127)
 
@@ -54,6 +53,5 @@ def spread(rows: Rows, limit: int, *, grey: bool = False) -> Selection:
 
 def image_name(root: DataRoot, rows: Rows, row: Row) -> str | None:
     """The picture's name below the data root; None where it has no file of its own."""
-    if row.image is None or rows.format is DataFormat.HUGGINGFACE:
-        return None
-    return root.name_of(rows.dataset / row.image)
+    file = rows.image_file(row.image) if row.image is not None else None
+    return root.name_of(file) if file is not None else None

@@ -8,11 +8,10 @@ from dataclasses import dataclass, field
 from PIL import Image
 
 from gpu_runner import images
-from gpu_runner.rows import Row, Rows, image_path
+from gpu_runner.rows import Row, Rows
 from gpu_runner.training.encoding import RowEncoder, too_long
 from gpu_runner.training.selection import Selection
 from jobs.errors import DatasetInvalid
-from jobs.specs import DataFormat
 
 MOST_ROWS = 20_000  # of a larger set that many are looked at, evenly spaced: about ten seconds
 _NAMED = 10  # row ids in a message
@@ -70,13 +69,11 @@ def _length(row: Row, encoder: RowEncoder, *, prompt_only: bool = False) -> int:
 
 
 def _has_its_image(rows: Rows, row: Row) -> bool:
-    """Images of an Arrow folder lie inside its tables."""
-    if row.image is None or rows.format is DataFormat.HUGGINGFACE:
-        return True
     try:
-        return image_path(rows.dataset, row.image).is_file()
+        file = rows.image_file(row.image) if row.image is not None else None
     except images.BadImage:
         return False
+    return file is None or file.is_file()
 
 
 def _listed(row_ids: list[str]) -> str:

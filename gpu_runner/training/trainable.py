@@ -18,7 +18,7 @@ from jobs.errors import ModelUnavailable
 from jobs.models import CPU_LIMIT_PARAMETERS, ModelSource
 from jobs.paths import DataRoot
 from jobs.settings import Settings
-from jobs.specs import TrainingConfig
+from jobs.training_config import TrainingConfig
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 

@@ -5,7 +5,20 @@
 
 from litestar.types import ControllerRouterHandler
 
-from service.routes import data, experiments, exports, health, jobs, live, models, runners, schemas, session, train
+from service.routes import (
+    data,
+    datasets,
+    experiments,
+    exports,
+    health,
+    jobs,
+    live,
+    models,
+    runners,
+    schemas,
+    session,
+    train,
+)
 
 HANDLERS: list[ControllerRouterHandler] = [
     session.begin,
@@ -14,9 +27,12 @@ HANDLERS: list[ControllerRouterHandler] = [
     data.convert,
     data.validate,
     data.split,
-    data.list_datasets,
-    data.get_image,
-    data.download_validation_report,
+    data.prepare,
+    datasets.list_datasets,
+    datasets.get_dataset,
+    datasets.get_rows,
+    datasets.get_image,
+    datasets.download_validation_report,
     train.start,
     train.status,
     train.cancel,

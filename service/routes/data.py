@@ -1,26 +1,20 @@
-"""Datasets: upload an export, convert it, check it, split it. Each is a job; the answer is its result."""
+"""Datasets: upload an export, convert, check and split it, or all at once. Each is a job; the answer is its result."""
 
-import asyncio
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Any
 
-from litestar import Request, Response, get, post
+from litestar import Request, Response, post
 from litestar.openapi.datastructures import ResponseSpec
 from litestar.openapi.spec import OpenAPIFormat, OpenAPIMediaType, OpenAPIType, Operation, RequestBody, Schema
-from litestar.params import Parameter
 
-from jobs.errors import UnknownReport
 from jobs.paths import DataRoot
-from jobs.results import ConvertResult, SplitResult, ValidateResult
+from jobs.results import ConvertResult, PrepareResult, SplitResult, ValidateResult
 from jobs.settings import Settings
-from jobs.specs import ConvertSpec, Kind, SplitSpec, ValidateSpec
-from service import datasets, pictures, uploads, waiting
+from jobs.specs import ConvertSpec, SplitSpec, ValidateSpec
+from service import preparing, uploads, waiting
 from service.answers import Accepted, Uploaded
-from service.datasets import DatasetList
 from service.dispatch import Dispatch
 from service.problems import documented
-from service.recorder import Recorder
-from service.store import Store
 
 _TAGS = ["data"]
 _RESPONSES = documented(404, 409, 422, 503) | {
@@ -28,14 +22,33 @@ _RESPONSES = documented(404, 409, 422, 503) | {
 }
 
 
+def _form(**further: Schema) -> Schema:
+    """The schema of a form with a file."""
+    file = Schema(type=OpenAPIType.STRING, format=OpenAPIFormat.BINARY, description="A ZIP archive.")
+    return Schema(type=OpenAPIType.OBJECT, properties={"file": file, **further}, required=["file"])
+
+
 @dataclass
 class _UploadOperation(Operation):
     """Tells the schema about the form, which the handler reads as a stream."""
 
     def __post_init__(self) -> None:
-        file = Schema(type=OpenAPIType.STRING, format=OpenAPIFormat.BINARY, description="A ZIP archive.")
-        form = Schema(type=OpenAPIType.OBJECT, properties={"file": file}, required=["file"])
-        self.request_body = RequestBody({"multipart/form-data": OpenAPIMediaType(schema=form)}, required=True)
+        self.request_body = RequestBody({"multipart/form-data": OpenAPIMediaType(schema=_form())}, required=True)
+
+
+@dataclass
+class _PrepareOperation(Operation):
+    """Tells the schema about both kinds of body, which the handler tells apart."""
+
+    def __post_init__(self) -> None:
+        text = "What differs from the defaults, as JSON: the fields of a prepare job without sam2_zip_path."
+        form = _form(options=Schema(type=OpenAPIType.STRING, description=text))
+        body = Schema(type=OpenAPIType.OBJECT, description="The fields of a prepare job: /api/schemas/prepare.")
+        content = {
+            "application/json": OpenAPIMediaType(schema=body),
+            "multipart/form-data": OpenAPIMediaType(schema=form),
+        }
+        self.request_body = RequestBody(content, required=True)
 
 
 @post(
@@ -48,7 +61,7 @@ class _UploadOperation(Operation):
 )
 async def upload(request: Request[Any, Any, Any], root: DataRoot, settings: Settings) -> Uploaded:
     """Upload a SAM2 export: the field `file` of a multipart form, a ZIP archive."""
-    path = await uploads.receive(request.headers.get("content-type", ""), request.stream(), root, settings)
+    path, _ = await uploads.receive(request.headers.get("content-type", ""), request.stream(), root, settings)
     size_mb = round(path.stat().st_size / 2**20, 2)
     return Uploaded(
         success=True,
@@ -83,42 +96,24 @@ async def split(
     return await waiting.run(request, dispatch, data, settings)
 
 
-@get("/data/datasets", tags=_TAGS)
-async def list_datasets(store: Store, root: DataRoot) -> DatasetList:
-    """The datasets there are, newest first, each with its last validation."""
-    return await datasets.all_of(store, root)
-
-
-@get("/data/image", tags=_TAGS, responses=documented(404, 422), media_type="image/png", sync_to_thread=True)
-def get_image(
-    root: DataRoot,
-    path: Annotated[
-        str, Parameter(min_length=1, max_length=1024, description="Name of a picture below the data root.")
-    ],
-    if_none_match: Annotated[str | None, Parameter(header="if-none-match")] = None,
-) -> Response[bytes]:
-    """A picture of a dataset: PNG, JPEG or WebP."""
-    return pictures.answer(root, path, if_none_match)
-
-
-@get(
-    "/data/download_validation_report/{report_id:str}",
+@post(
+    "/data/prepare",
+    operation_class=_PrepareOperation,
+    status_code=200,
     tags=_TAGS,
-    responses=documented(404),
-    media_type="text/markdown",
+    responses=_RESPONSES | documented(400, 413, 507),
+    request_max_body_size=None,
 )
-async def download_validation_report(report_id: str, recorder: Recorder, root: DataRoot) -> Response[bytes]:
-    """The report of a validation as a Markdown file."""
-    record = await recorder.job(report_id)
-    if record is None or record.kind is not Kind.VALIDATE:
-        raise UnknownReport
-    text = await asyncio.to_thread(_newest_report, root, record.job_id)
-    headers = {"content-disposition": f'attachment; filename="validation_report_{record.job_id}.md"'}
-    return Response(text, headers=headers, media_type="text/markdown")
+async def prepare(
+    request: Request[Any, Any, Any], dispatch: Dispatch, root: DataRoot, settings: Settings
+) -> Response[PrepareResult]:
+    """Convert an export, check the dataset and divide it, as one job.
 
-
-def _newest_report(root: DataRoot, job_id: str) -> bytes:
-    for attempt in root.attempts(job_id):
-        if attempt.report.is_file():
-            return attempt.report.read_bytes()
-    raise UnknownReport
+    As JSON it names an export that was uploaded; a form brings the export itself as `file`, and what differs from the
+    defaults as `options`.
+    """
+    content_type = request.headers.get("content-type", "")
+    if not content_type.lower().startswith("multipart/form-data"):
+        return await waiting.run(request, dispatch, preparing.spec_of_body(await request.body()), settings)
+    async with preparing.received(content_type, request.stream(), root, settings) as spec:
+        return await waiting.run(request, dispatch, spec, settings)

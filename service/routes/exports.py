@@ -16,7 +16,8 @@ from jobs.errors import FileMissing, InvalidInput, UnknownExport
 from jobs.paths import DataRoot
 from jobs.results import ExportResult
 from jobs.settings import Settings
-from jobs.specs import ClientPath, ExportFormat, ExportSpec, JobId
+from jobs.specs import ExportFormat, ExportSpec
+from jobs.values import ClientPath, JobId
 from service import downloads, waiting
 from service.answers import Accepted, Done
 from service.dispatch import Dispatch

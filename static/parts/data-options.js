@@ -9,9 +9,10 @@ const WORDS = {
   output_dir: { title: "Name", description: "The dataset is kept under it; a slash makes folders." },
   task: {
     title: "Task", description: "What the model is to answer when it sees a frame.",
-    options: { classify: "classify: the labels alone", describe: "describe: counts and places in a sentence", detect: "detect: a list of labels and boxes" },
+    options: { classify: "classify: the labels alone", describe: "describe: counts and places in a sentence", detect: "detect: a list of labels and boxes", point: "point: a place inside each object", polygon: "polygon: the outline of each object" },
   },
   target_format: { title: "Format", description: "How the rows lie on disk.", options: { llava: "LLaVA: conversations", huggingface: "Hugging Face: an Arrow folder", coco: "COCO: instances" }, "x-advanced": true },
+  embed_images: { title: "Pictures in the table", description: "Of Hugging Face: they travel with it. Else it names files beside it.", "x-advanced": true },
   mask_order: { title: "Mask order", description: "The direction in which the masks count pixels.", options: { auto: "find out", row: "along rows", column: "down columns" }, "x-advanced": true },
   keep_empty_frames: { title: "Keep empty frames", description: "Frames without an object become rows too.", "x-advanced": true },
   level: { title: "Strictness", description: "Strict also complains of what only may be wrong.", options: { basic: "basic", strict: "strict" } },
@@ -27,7 +28,7 @@ const RATIOS = ["train_ratio", "val_ratio", "test_ratio"];
 const BEGIN_WITH = { task: "classify", strategy: "temporal" }; // what a first training learns soonest, and is judged by honestly
 export const SPLIT_FIELDS = ["strategy", ...RATIOS];
 
-// → { form, element } for some fields of a kind, filled from the address; that of a split says whether its shares add up.
+// → { form, element } for some fields of a kind, filled from the address; with shares it says whether they add up.
 export async function optionsOf(kind, only, { query = new URLSearchParams(), onInput = () => {} } = {}) {
   const schema = await api.get(`/schemas/${kind}`);
   const words = Object.fromEntries(only.map((name) => [name, { ...WORDS[name], "x-group": "options" }]));
@@ -37,7 +38,7 @@ export async function optionsOf(kind, only, { query = new URLSearchParams(), onI
   form.begin();
   form.restore(query);
   showSum(form, only, sum);
-  return { form, element: h("div", { class: "data-options" }, form.group("options"), kind === "split" && sum) };
+  return { form, element: h("div", { class: "data-options" }, form.group("options"), only.includes("train_ratio") && sum) };
 }
 
 // The name itself, or with the first number behind it that is free.

@@ -5,11 +5,15 @@
 import * as api from "../api.js";
 import { h, setText } from "../dom.js";
 import { follow } from "../live.js";
-import { attempt, say } from "../notices.js";
+import { attempt, confirm, say } from "../notices.js";
 import { freeName, optionsOf, SPLIT_FIELDS, sumsToOne } from "./data-options.js";
 
 export function useLink({ name }, tone = "") {
   return h("a", { class: `button ${tone}`, data: { action: "use" }, href: `#/train?data=${encodeURIComponent(name)}`, "aria-label": `Train on ${name}` }, "Train on it");
+}
+
+export function growLink({ name }) {
+  return h("a", { class: "button", data: { action: "grow" }, href: `#/data?add_to=${encodeURIComponent(name)}` }, "Add an export to it");
 }
 
 export function reportLink({ name, validation }) {
@@ -64,6 +68,19 @@ async function askForSplit({ name, data_path }, leaving) {
     } finally {
       split.disabled = false;
     }
+  }
+}
+
+// The division that leaks less, made in the place of this one.
+export function repairButton({ name }, repair, leaving) {
+  const button = h("button", { type: "button", class: "primary", data: { action: "repair" }, onclick: () => attempt(button, mend) }, "Divide it so");
+  return button;
+
+  async function mend() {
+    const isMeant = await confirm({ title: `Divide ${name} again?`, text: "Its files are written anew. Trainings that ran on them keep their results.", action: "Divide it so" });
+    if (!isMeant) return;
+    const result = await resultOf(await api.submit({ ...repair.request, kind: "split" }), leaving);
+    if (result) say(result.message);
   }
 }
 

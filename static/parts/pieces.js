@@ -36,6 +36,21 @@ export function classBars(labels, limit = Infinity) {
   return list;
 }
 
+// How values are spread, as bars that stand side by side: { edges, counts } with one edge more than counts.
+export function histogram(title, { edges, counts }, text = number) {
+  const most = Math.max(1, ...counts);
+  const total = counts.reduce((sum, count) => sum + count, 0);
+  const between = (place) => `${text(edges[place])} to ${text(edges[place + 1])}`;
+  const marked = [...new Set([0, Math.floor(counts.length / 2), counts.length])];
+  const tallest = counts.indexOf(Math.max(...counts));
+  const said = total ? `${title}: ${plural(total, "value")}, most of them (${percent(counts[tallest] / total)}) from ${between(tallest)}` : `${title}: no values`;
+  return h(
+    "figure", { class: "histogram" }, h("figcaption", {}, title),
+    h("div", { class: "columns", role: "img", "aria-label": said }, counts.map((count, place) => h("i", { title: `${between(place)}: ${number(count)}`, style: { "--share": `${(100 * count) / most}%` } }))),
+    h("div", { class: "edges note", "aria-hidden": "true" }, marked.map((place) => h("span", { style: { "--at": place / Math.max(1, counts.length) } }, text(edges[place])))),
+  );
+}
+
 // Browsers let no page copy without https; `byHand` then helps the person to do it and says how.
 export function copyButton(label, textOf, byHand) {
   const button = h("button", { type: "button", onclick: () => attempt(button, copy) }, label);

@@ -1,7 +1,7 @@
-// From a SAM2 export to a split dataset: upload, then three jobs one after the other, shown as one list of steps.
+// From a SAM2 export to a checked, divided dataset: an upload, then one job, shown as a list of steps.
 //
-// The address holds the flow (?upload=…&convert=…&validate=…&split=…, and changed options by their names), so a reload
-// goes on where it was. `next` is told nothing: it looks at what there is and does what is missing.
+// The address holds the flow (?upload=…&job=…, changed options by their names, and ?add_to=… for a dataset that grows),
+// so a reload goes on where it was.
 
 import * as api from "../api.js";
 import { h, replace, setText } from "../dom.js";
@@ -10,49 +10,52 @@ import { lookups } from "../gather.js";
 import { attempt, say } from "../notices.js";
 import { badge, isLive, progressBar, progressed, saying } from "../words.js";
 import { freeName, optionsOf, SPLIT_FIELDS, sumsToOne } from "./data-options.js";
-import { datasetAddress, findingsList, nameOfData } from "./dataset-parts.js";
+import { datasetAddress, findingsList, nameOfData, splitBar } from "./dataset-parts.js";
 import { dropZone, refusalOf, upload } from "./upload.js";
 
-const STEPS = [
-  { kind: "convert", title: "Convert", about: "Frames and masks become rows that a model can learn from.", only: ["output_dir", "task", "target_format", "mask_order", "keep_empty_frames"] },
-  { kind: "validate", title: "Validate", about: "Every row is checked: pictures, masks, boxes, labels, duplicates.", only: ["level"] },
-  { kind: "split", title: "Split", about: "Rows to learn from, to judge by, and to keep for the end.", only: SPLIT_FIELDS },
-];
-const KINDS = STEPS.map(({ kind }) => kind);
+const FIELDS = ["output_dir", "task", "level", ...SPLIT_FIELDS, "target_format", "embed_images", "mask_order", "keep_empty_frames"];
+const STEPS = { // a phase of the job, and what it is called and does; what else a job says belongs to the step before
+  upload: ["Upload", ""],
+  reading: ["Read", "What is in the export, and in which direction its masks count."],
+  converting: ["Convert", "Frames and masks become rows that a model can learn from."],
+  checking: ["Check", "Every row: pictures, masks, boxes, labels, duplicates."],
+  writing: ["Divide", "Rows to learn from, to judge by, and to keep for the end."],
+};
+const PHASES = Object.keys(STEPS).slice(1);
+const CHECKED = 0.8; // beyond this share a job that reads does so to divide
 export const HEARD = [
   "job.submitted", "job.waiting", "job.placed", "job.started", "job.phase_entered", "job.progressed", "job.interrupted", "job.cancel_requested",
   "job.completed", "job.failed", "job.cancelled",
 ];
 
-// → { element, load, hear, stop }. `taken` tells the names of datasets there are.
-export function prepare({ query, set, taken }) {
-  const forms = {}; // kind → { form, element }
-  const jobs = {}; // kind → the job, once it is begun
-  const steps = {}; // kind, or "upload" → its place in the list
-  const refused = {}; // kind → why the service did not take it
+// → { element, load, hear, stop }. `datasets` tells those there are.
+export function prepare({ query, set, datasets }) {
+  let options = null; // { form, element }
+  let job = null; // once it is begun
+  let reached = null; // the phase it is in, or ended in
+  let refused = ""; // why the service did not take it
   let sending = null; // the upload under way
   let early = null; // a file that was chosen before the options were here
-  let isMoving = false;
   const look = lookups(take, forget);
 
   const zone = dropZone(send);
   const wrong = h("p", { class: "callout", data: { tone: "bad" }, hidden: true });
+  const growing = h("p", { class: "callout", data: { tone: "good" } });
   const list = h("ol", { class: "steps", tabindex: -1 }); // takes the focus of a button that goes away
-  const begin = h("button", { type: "button", class: "primary", onclick: onBegin }, "Prepare");
-  const over = h("button", { type: "button", class: "quiet", onclick: startOver }, "Start over with another file");
-  const end = h("div");
+  const asked = h("div");
+  const end = h("div", { class: "outcome" });
+  const begin = h("button", { type: "button", class: "primary", onclick: () => onBegin() }, "Prepare");
+  const over = h("button", { type: "button", class: "quiet", onclick: startOver });
   const foot = h("div", { class: "actions" }, begin, over);
-  const element = h("section", { class: "card prepare", "aria-labelledby": "prepare-title" }, h("h2", { id: "prepare-title" }, "Prepare a SAM2 export"), zone.element, wrong, list, end, foot);
-
-  for (const { kind, title } of [{ kind: "upload", title: "Upload" }, ...STEPS]) {
-    steps[kind] = h("li", { data: { step: kind } }, h("h3", {}, title), h("div", { class: "status" }), h("div", { class: "body" }));
-    list.append(steps[kind]);
-  }
+  const element = h("section", { class: "card prepare", "aria-labelledby": "prepare-title" }, h("h2", { id: "prepare-title" }, "Prepare a SAM2 export"), growing, zone.element, wrong, list, asked, end, foot);
+  const steps = Object.fromEntries(Object.entries(STEPS).map(([step, [title]]) => [
+    step, h("li", { data: { step } }, h("h3", {}, title), h("div", { class: "status" }), h("div", { class: "body" })),
+  ]));
+  list.append(...Object.values(steps));
 
   const onUnload = (event) => sending && event.preventDefault();
   addEventListener("beforeunload", onUnload);
   draw();
-
   return { element, load, hear, stop };
 
   function stop() {
@@ -61,57 +64,53 @@ export function prepare({ query, set, taken }) {
     sending?.cancel();
   }
 
-  // What the address says of the flow; begun once, it goes on by itself.
   async function load() {
-    for (const { kind, only } of STEPS) {
-      forms[kind] ??= await optionsOf(kind, only, { query, onInput: () => onOption(kind) });
-      if (query.get(kind)) await look(query.get(kind));
-    }
+    options ??= await optionsOf("prepare", FIELDS, { query, onInput: onOption });
+    if (query.get("job")) await look(query.get("job"));
     draw();
-    if (query.get("convert")) next();
-    else if (early) send(early);
+    if (early) send(early);
   }
 
-  function stepOf(id) {
-    return KINDS.find((kind) => query.get(kind) === id);
-  }
-
-  function take(job) {
-    const kind = stepOf(job.job_id);
-    if (!kind) return; // started over since
-    delete refused[kind];
-    jobs[kind] = job;
+  function take(found) {
+    if (found.job_id !== query.get("job")) return; // started over since
+    if (job?.job_id !== found.job_id) reached = null;
+    job = found;
+    refused = "";
+    enter(job.phase);
   }
 
   function forget(id) {
-    const kind = stepOf(id);
-    if (kind) refused[kind] = "The job of this step was removed.";
+    if (id === query.get("job")) refused = "The job was removed.";
+  }
+
+  // Of a job that divides, reading is no step back.
+  function enter(phase) {
+    const isSecond = phase === "reading" && (reached === "checking" || (job.fraction ?? 0) > CHECKED);
+    if (PHASES.includes(phase)) reached = isSecond ? "writing" : phase;
   }
 
   async function hear(event) {
-    const kind = stepOf(event.job_id);
-    if (!kind) return;
-    if (event.type === "job.progressed" && jobs[kind]) {
-      progressed(jobs[kind], event);
-      return drawStep(kind);
+    if (event.job_id !== query.get("job")) return;
+    if (event.type === "job.progressed" && job) {
+      progressed(job, event);
+      return drawSteps();
     }
+    if (event.type === "job.phase_entered" && job) enter(event.phase);
     await look.quietly(event.job_id);
-    if (stepOf(event.job_id) !== kind) return;
-    drawStep(kind);
-    if (jobs[kind]?.status === "failed") say(jobs[kind].failure_detail, "bad");
-    else if (kind === "split" && isPassed(kind)) say(`${nameOfSplit()} can be trained on.`);
-    next();
+    draw();
+    if (job?.status === "failed") say(job.failure_detail, "bad");
+    else if (isDone()) say(`${nameOfSplit()} can be trained on.`);
   }
 
   // -- upload
 
   async function send(file) {
-    if (sending || query.get("convert")) return say("Finish this export first, or start over with another file.", "bad");
-    early = forms.split ? null : file;
+    if (sending || query.get("job")) return say("Finish this export first, or start over with another file.", "bad");
+    early = options ? null : file;
     if (early) return;
     tell(refusalOf(file));
     if (!wrong.hidden) return;
-    startOver();
+    startOver({ add_to: query.get("add_to") });
     nameAfter(file.name);
     sending = upload(file);
     draw();
@@ -131,169 +130,129 @@ export function prepare({ query, set, taken }) {
     if (text) say(text, "unseen");
   }
 
-  // A name that no dataset has yet, from that of the file.
+  // That of the dataset that grows, or one that no dataset has yet, from that of the file.
   function nameAfter(filename) {
+    const taken = new Set(datasets().map(({ name }) => name));
     const stem = filename.replace(/\.zip$/i, "").replace(/[^\w.-]+/g, "-").replace(/^[.-]+|-+$/g, "") || "dataset";
-    const isFree = (name) => !taken().includes(name) && !taken().includes(`${name}-split`);
-    forms.convert.form.write("output_dir", freeName(stem, isFree));
-    onOption("convert");
+    options.form.write("output_dir", query.get("add_to") ?? freeName(stem, (name) => !taken.has(name) && !taken.has(`${name}-split`)));
+    onOption();
   }
 
-  function startOver() {
-    const names = STEPS.flatMap(({ kind, only }) => [kind, ...only]);
-    set({ upload: null, accept: null, ...Object.fromEntries(names.map((name) => [name, null])) });
-    KINDS.forEach(unset);
+  function startOver({ add_to = null } = {}) {
+    set({ upload: null, job: null, ...Object.fromEntries(FIELDS.map((name) => [name, null])), add_to });
+    [job, reached, refused] = [null, null, ""];
     draw();
   }
 
-  // -- steps
+  // -- the job
 
-  function onOption(kind) {
-    set(forms[kind].form.changes());
-    begin.disabled = !sumsToOne(forms.split.form);
+  function onOption() {
+    set(options.form.changes());
+    begin.disabled = !sumsToOne(options.form);
   }
 
-  function onBegin() {
-    if (KINDS.every((kind) => forms[kind].form.check()) && sumsToOne(forms.split.form)) {
-      list.focus();
-      attempt(begin, next);
-    }
-  }
-
-  // Does the first thing that is not done yet; stops where a job is under way or was no success.
-  async function next({ isAgain = false } = {}) {
-    if (isMoving) return;
-    isMoving = true;
-    try {
-      for (const kind of KINDS) {
-        if (!query.get(kind)) await submit(kind, isAgain);
-        if (!isPassed(kind)) break;
-      }
-    } finally {
-      isMoving = false;
-      draw();
-    }
-  }
-
-  async function submit(kind, isAgain) {
-    try {
-      const spec = specOf(kind);
-      const other = isAgain ? null : await submittedElsewhere(spec);
-      set({ [kind]: other ?? (await api.submit(spec)).job_id });
-      await look(query.get(kind));
-    } catch (problem) {
-      refused[kind] = forms[kind].form.show(problem.errors ?? []).map(({ message }) => message).join(" ") || problem.message;
-    }
-  }
-
-  // The same flow may be open in another tab or on another device, which was quicker.
-  async function submittedElsewhere({ kind, data_path, output_dir }) {
-    if (kind === "convert") return null;
-    const { jobs: newest } = await api.get("/jobs", { kind, limit: 20 });
-    const isSame = ({ spec, submitted_at }) => spec.data_path === data_path && spec.output_dir === output_dir && submitted_at > jobs.convert.completed_at;
-    return newest.find(isSame)?.job_id;
-  }
-
-  function specOf(kind) {
-    const options = forms[kind].form.values();
-    if (kind === "convert") return { kind, sam2_zip_path: query.get("upload"), ...options };
-    const data_path = jobs.convert.result.output_dir;
-    if (kind === "validate") return { kind, data_path, format_type: jobs.convert.spec.target_format, ...options };
-    return { kind, data_path, output_dir: `${data_path}-split`, ...options };
-  }
-
-  function isPassed(kind) {
-    const job = jobs[kind];
-    if (!query.get(kind) || job?.status !== "completed") return false;
-    return kind !== "validate" || job.result.passed || query.get("accept") === job.job_id;
-  }
-
-  // This step and those behind it anew.
-  async function again(kind) {
-    if (!forms[kind].form.check()) return;
+  function onBegin(further = {}) {
+    if (!options.form.check() || !sumsToOne(options.form)) return;
     list.focus();
-    const later = KINDS.slice(KINDS.indexOf(kind));
-    later.forEach(unset);
-    set(Object.fromEntries(later.map((each) => [each, null])));
-    await next({ isAgain: true });
+    attempt(begin, () => submit(further));
   }
 
-  function unset(kind) {
-    delete jobs[kind];
-    delete refused[kind];
+  async function submit(further) {
+    try {
+      const spec = { kind: "prepare", sam2_zip_path: query.get("upload"), ...options.form.values(), ...growth(), ...further };
+      set({ job: (await api.submit(spec)).job_id });
+      await look(query.get("job"));
+    } catch (problem) {
+      refused = options.form.show(problem.errors ?? []).map(({ message }) => message).join(" ") || problem.message;
+    }
+    draw();
   }
 
-  function accept() {
-    set({ accept: jobs.validate.job_id });
-    next();
+  // Rows that are there stay, and stay in their parts.
+  function growth() {
+    const name = query.get("add_to");
+    if (!name) return {};
+    const old = datasets().find((each) => each.name === name);
+    const parts = datasets().find(({ split }) => split && nameOfData(split.source) === name);
+    return { add_to: `datasets/${name}`, ...(old?.format && { target_format: old.format }), ...(old?.task && { task: old.task }), ...(parts && { keep: parts.data_path, split_dir: parts.data_path }) };
+  }
+
+  function isDone() {
+    return job?.status === "completed" && job.result.success;
   }
 
   function nameOfSplit() {
-    return nameOfData(jobs.split.spec.output_dir);
+    return nameOfData(job.result.split.train_path.replace(/\/[^/]*$/, ""));
   }
 
   // -- what is shown
 
   function draw() {
     const isOpen = Boolean(sending || query.get("upload"));
+    const isAsking = isOpen && !sending && (!query.get("job") || refused || (job && !isLive(job) && !isDone()));
     zone.element.hidden = isOpen;
     list.hidden = !isOpen;
     foot.hidden = !isOpen || Boolean(sending);
-    begin.hidden = Boolean(query.get("convert") || refused.convert);
-    replace(steps.upload.querySelector(".body"), sending?.element ?? h("p", { class: "note" }, query.get("upload")?.split("/").at(-1)));
+    begin.hidden = !isAsking || !options;
+    setText(begin, query.get("job") ? "Prepare again" : "Prepare");
+    setText(over, isDone() ? "Prepare another export" : "Start over with another file");
+    growing.hidden = !query.get("add_to");
+    setText(growing, `The export is added to ${query.get("add_to")}: rows that are there stay, and stay in their parts.`);
+    drawSteps();
+    keepFocus(asked, [refused && h("p", { class: "callout", data: { tone: "bad" } }, refused), isAsking && options?.element]);
+    replace(end, job && !refused && outcome());
+  }
+
+  function drawSteps() {
+    const at = PHASES.indexOf(reached);
     mark("upload", sending ? "running" : query.get("upload") ? "completed" : "waiting");
-    KINDS.forEach(drawStep);
-    drawEnd();
+    keepFocus(steps.upload.querySelector(".body"), [sending?.element ?? h("p", { class: "note" }, query.get("upload")?.split("/").at(-1))]);
+    PHASES.forEach((phase, place) => {
+      const status = statusOf(place, at);
+      const isHere = job && isLive(job) && place === Math.max(0, at);
+      mark(phase, status);
+      replace(steps[phase].querySelector(".body"), isHere ? [progressBar(job), h("p", { class: "note" }, saying(job) || "begins")] : h("p", { class: "note" }, STEPS[phase][1]));
+    });
   }
 
-  function drawStep(kind) {
-    const job = jobs[kind];
-    const isWaiting = !job && !refused[kind];
-    const hasStopped = !isWaiting && (refused[kind] || (!isLive(job) && !isPassed(kind)));
-    const isBegun = query.get("convert") || refused.convert;
-    mark(kind, isWaiting ? "waiting" : hasStopped ? "failed" : job.status, job);
-    const parts = [
-      isWaiting && h("p", { class: "note" }, STEPS.find((step) => step.kind === kind).about),
-      job && outcome(kind, job),
-      refused[kind] && h("p", { class: "callout", data: { tone: "bad" } }, refused[kind]),
-      (hasStopped || (isWaiting && !isBegun)) && forms[kind]?.element,
-      hasStopped && repair(kind),
+  function statusOf(place, at) {
+    if (!job || refused) return "waiting";
+    if (job.status === "completed") return place < PHASES.length - 1 || job.result.split ? "completed" : "waiting";
+    if (place < at) return "completed";
+    return place === Math.max(0, at) ? job.status : "waiting";
+  }
+
+  function mark(step, status) {
+    steps[step].dataset.status = status;
+    replace(steps[step].querySelector(".status"), status !== "waiting" && badge(status));
+  }
+
+  function outcome() {
+    if (isLive(job)) return h("p", { class: "note" }, h("a", { href: `#/job/${job.job_id}` }, "The job"), " goes on when this page is left.");
+    if (job.status !== "completed") return h("p", { class: "callout", data: { tone: "bad" } }, job.failure_detail ?? `The job was ${job.status}.`);
+    const { convert, validate, split, output_dir, warnings } = job.result;
+    const reason = convert.mask_order_reason && `Mask order ${convert.mask_order}: ${convert.mask_order_reason}.`;
+    return [
+      h("p", {}, convert.message), reason && h("p", { class: "note" }, reason), convert.recommendation && h("p", {}, convert.recommendation),
+      h("p", {}, verdict(validate)), findingsList([...validate.errors, ...validate.warnings].slice(0, 5)),
+      warnings.map((text) => h("p", { class: "callout" }, text)), split && splitBar(split),
+      split ? ready(nameOfSplit()) : notDivided(nameOfData(output_dir)),
     ];
-    keepFocus(steps[kind].querySelector(".body"), parts);
   }
 
-  function repair(kind) {
-    const isInvalid = !refused[kind] && jobs[kind].status === "completed"; // only a validation ends well and stops all the same
-    const button = h("button", { type: "button", onclick: () => attempt(button, () => again(kind)) }, isInvalid ? "Validate again" : "Try again from here");
-    return h("div", { class: "actions" }, button, isInvalid && h("button", { type: "button", onclick: accept }, "Split it all the same"));
-  }
-
-  function mark(kind, status, job) {
-    steps[kind].dataset.status = status;
-    const link = job && h("a", { href: `#/job/${job.job_id}`, class: "note" }, "job");
-    replace(steps[kind].querySelector(".status"), status !== "waiting" && badge(status), link);
-  }
-
-  function drawEnd() {
-    const isDone = KINDS.every((kind) => isPassed(kind));
-    replace(end);
-    setText(over, isDone ? "Prepare another export" : "Start over with another file");
-    if (!isDone) return;
-    const name = nameOfSplit();
-    replace(end, h(
-      "div", { class: "callout", data: { tone: "good" } }, h("p", {}, h("b", {}, name), " is ready."),
-      h("div", { class: "actions" }, h("a", { class: "button primary", href: `#/train?data=${encodeURIComponent(name)}` }, "Start a training with it"), h("a", { class: "button", href: datasetAddress(name) }, "Look at it")),
-    ));
+  function notDivided(name) {
+    return h(
+      "div", { class: "callout", data: { tone: "bad" } }, h("p", {}, h("b", {}, name), " was not divided, because a check failed."),
+      h("div", { class: "actions" }, h("a", { class: "button", href: datasetAddress(name) }, "Look at it"), h("button", { type: "button", onclick: () => onBegin({ allow_invalid_data: true }) }, "Divide it all the same")),
+    );
   }
 }
 
-function outcome(kind, job) {
-  if (isLive(job)) return [progressBar(job), h("p", { class: "note" }, saying(job) || "begins")];
-  if (job.status !== "completed") return [h("p", { class: "callout", data: { tone: "bad" } }, job.failure_detail ?? `This step was ${job.status}.`)];
-  const { result } = job;
-  if (kind === "validate") return [h("p", {}, verdict(result)), findingsList([...result.errors, ...result.warnings].slice(0, 5))];
-  const reason = result.mask_order_reason && `Mask order ${result.mask_order}: ${result.mask_order_reason}.`;
-  return [h("p", {}, result.message), reason && h("p", { class: "note" }, reason), result.warnings.map((text) => h("p", { class: "callout" }, text))];
+function ready(name) {
+  return h(
+    "div", { class: "callout", data: { tone: "good" } }, h("p", {}, h("b", {}, name), " is ready."),
+    h("div", { class: "actions" }, h("a", { class: "button primary", href: `#/train?data=${encodeURIComponent(name)}` }, "Start a training with it"), h("a", { class: "button", href: datasetAddress(name) }, "Look at it")),
+  );
 }
 
 function verdict({ result, num_errors, num_warnings, statistics }) {

@@ -1,13 +1,13 @@
 // What a finished job answers, by kind: each function takes the result and gives the sections to show.
 
-import { get } from "../api.js";
+import { address, get } from "../api.js";
 import { h, setText } from "../dom.js";
 import { bytes, megabytes, number, percent, plural } from "../format.js";
 import { answerCard } from "./answers.js";
-import { datasetAddress, findingsList, nameOfData } from "./dataset-parts.js";
+import { beforeAndAfter, datasetAddress, findingsList, histograms, leaks, nameOfData, splitBar, validationBadge, withoutHistograms } from "./dataset-parts.js";
 import { bars, card, classBars, facts, scroller } from "./pieces.js";
 
-const BY_KIND = { convert, validate, split, finetune, evaluate, generate, export: exported };
+const BY_KIND = { prepare, convert, validate, split, finetune, evaluate, generate, export: exported };
 
 export function resultOf(job) {
   return job.result ? BY_KIND[job.kind](job.result, job.spec) : [];
@@ -30,6 +30,21 @@ function convert(result) {
   ];
 }
 
+function prepare(result) {
+  const { split: divided, validate: checked } = result;
+  return [
+    h("p", { class: "callout", data: { tone: result.success ? (checked.num_warnings ? "" : "good") : "bad" } }, result.message),
+    callouts(result.warnings),
+    card("Dataset", h("p", {}, validationBadge(checked)), findingsList([...checked.errors, ...checked.warnings]), divided && splitBar(divided),
+      h("p", { class: "actions" }, h("a", { class: "button", href: datasetAddress(nameOfData(result.output_dir)) }, "Look at the dataset"), divided && h("a", { class: "button", href: datasetAddress(nameOfData(divided.train_path.replace(/\/[^/]*$/, ""))) }, "Look at the parts"), reportButton(checked.report_id))),
+    Object.keys(result.convert.labels).length > 0 && card("Labels", classBars(result.convert.labels)),
+  ];
+}
+
+function reportButton(id) {
+  return h("a", { class: "button", href: address(`/data/download_validation_report/${encodeURIComponent(id)}`), download: true }, "Download the report");
+}
+
 function validate(result, { data_path }) {
   const words = { passed: ["good", "Every check passed."], passed_with_warnings: ["", "The dataset can be trained on; look at the warnings first."], failed: ["bad", "The dataset has errors: a training would refuse it."] };
   const [tone, sentence] = words[result.result];
@@ -41,8 +56,9 @@ function validate(result, { data_path }) {
     h("p", { class: "callout", data: { tone } }, h("b", {}, sentence), ` ${plural(result.num_errors, "error")}, ${plural(result.num_warnings, "warning")}.`),
     found.length > 0 && card("Findings", findingsList(found)),
     further.length > 0 && card("What to do", h("ul", { class: "sentences" }, further.map((sentence) => h("li", {}, sentence)))),
-    card("Statistics", facts(Object.entries(statistics).map(([name, value]) => [name.replaceAll("_", " "), statistic(value)])),
-      h("p", { class: "actions" }, lookAtData(data_path), h("a", { class: "button", href: `/api/data/download_validation_report/${encodeURIComponent(result.report_id)}`, download: true }, "Download the report"))),
+    card("Statistics", facts(Object.entries(withoutHistograms(statistics)).map(([name, value]) => [name.replaceAll("_", " "), statistic(value)])),
+      h("p", { class: "actions" }, lookAtData(data_path), reportButton(result.report_id))),
+    histograms(statistics).length > 0 && card("Sizes", histograms(statistics)),
     labels && Object.keys(labels).length > 0 && card("Labels", classBars(labels)),
   ];
 }
@@ -76,6 +92,7 @@ function split(result, { output_dir }) {
       h("ul", { class: "phase-times" }, Object.entries(counts).map(([name, count], tone) => h("li", {}, h("span", { class: "swatch", "aria-hidden": "true", style: { color: name === "guard gap" ? "var(--soft)" : `var(--series-${tone})` } }), `${name} `, h("b", {}, number(count)), ` (${percent(count / whole)})`))),
       facts([["Train", h("code", {}, result.train_path)], ["Validation", h("code", {}, result.val_path)], ["Test", h("code", {}, result.test_path)]]),
       next("Train on it", `#/train?data=${encodeURIComponent(nameOfData(output_dir))}`)),
+    Object.keys(result.leakage).length > 0 && card("What training as good as sees", h("div", { class: "leaks" }, leaks(result.leakage)), result.repair && [h("p", {}, result.repair.message), beforeAndAfter(result.repair), next("Mend it", datasetAddress(nameOfData(output_dir)))]),
     classes.length > 0 && card("Share of each class", scroller("Share of each class", h(
       "table", {}, h("thead", {}, h("tr", {}, h("th", { scope: "col" }, "Class"), splits.map((name) => h("th", { scope: "col", class: "number" }, name)))),
       h("tbody", {}, classes.map((name) => h("tr", {}, h("th", { scope: "row" }, name), splits.map((each) => h("td", { class: "number" }, percent(result.class_shares[each][name] ?? 0)))))),

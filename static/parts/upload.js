@@ -10,7 +10,7 @@ export function dropZone(onFile) {
   const element = h(
     "label", { class: "drop", for: "export-file" },
     h("b", {}, "Drop the ZIP of a SAM2 export here"), input, h("span", { class: "button" }, "Choose a file"),
-    h("span", { class: "note" }, "It is uploaded, converted, validated and split; each step can be looked at."),
+    h("span", { class: "note" }, "It is uploaded, converted, checked and divided in one go."),
   );
   const aim = (isOver) => element.classList.toggle("over", isOver);
   const take = ([file]) => {

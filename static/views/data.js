@@ -18,12 +18,12 @@ export const title = "Data";
 const ENDS = ["job.completed", "job.failed", "job.cancelled"];
 
 export function render(root, params) {
-  return params.parts.length ? renderDataset(root, params.parts.join("/")) : renderAll(root, params);
+  return params.parts.length ? renderDataset(root, params) : renderAll(root, params);
 }
 
 function renderAll(root, { query, set }) {
   let datasets = [];
-  const flow = prepare({ query, set, taken: () => datasets.map(({ name }) => name) });
+  const flow = prepare({ query, set, datasets: () => datasets });
   const count = h("span", { class: "note" });
   const list = h("ul", { class: "rows", "aria-label": "Datasets, newest first" });
   const empty = h("p", { class: "empty", hidden: true }, "No dataset yet. Drop an export above; it takes a minute.");

@@ -7,7 +7,8 @@ import pytest
 
 from jobs import commands
 from jobs.commands import AnyCommand, Cancel, Pause, Resend, Start
-from jobs.specs import FinetuneSpec, TrainingConfig, ValidateSpec
+from jobs.specs import FinetuneSpec, ValidateSpec
+from jobs.training_config import TrainingConfig
 
 FINETUNE = FinetuneSpec(config=TrainingConfig(model_name="demo-llava", train_data_path="datasets/a", max_steps=3))
 EXAMPLES: list[AnyCommand] = [

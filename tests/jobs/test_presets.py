@@ -5,7 +5,7 @@ import pytest
 
 from jobs import presets
 from jobs.presets import PRESETS, Preset
-from jobs.specs import TrainingConfig
+from jobs.training_config import TrainingConfig
 
 PROMISED = {  # method, learning rate, batch × accumulation, epochs, warm-up, rank/alpha, max length, bf16, decay
     "quick_test": ("lora", 1e-4, 2, 2, 1, 0.1, 8, 16, 512, True, 0.0),

@@ -17,17 +17,19 @@ from jobs.specs import (
     GenerateSpec,
     JobSpec,
     Kind,
+    PrepareSpec,
     Slot,
     SplitSpec,
-    TrainingConfig,
     ValidateSpec,
 )
+from jobs.training_config import TrainingConfig
 
 CONFIG = TrainingConfig(model_name="demo-llava", train_data_path="datasets/a/train.jsonl")
 EXAMPLES: dict[Kind, Any] = {
     Kind.CONVERT: ConvertSpec(sam2_zip_path="uploads/1/a.zip", output_dir="a"),
     Kind.VALIDATE: ValidateSpec(data_path="a"),
     Kind.SPLIT: SplitSpec(data_path="a", output_dir="b"),
+    Kind.PREPARE: PrepareSpec(sam2_zip_path="uploads/1/a.zip", output_dir="a"),
     Kind.FINETUNE: FinetuneSpec(config=CONFIG, experiment_name="e", tags=("t",)),
     Kind.EVALUATE: EvaluateSpec(data_path="a", job_id="j"),
     Kind.GENERATE: GenerateSpec(data_path="a", model_name="demo-llava", rows=("r",)),

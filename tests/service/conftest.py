@@ -18,7 +18,8 @@ from jobs import redis_server
 from jobs.events import Event, JobPlaced, JobStarted, JobSubmitted
 from jobs.paths import DataRoot
 from jobs.settings import Settings
-from jobs.specs import FinetuneSpec, JobSpec, TrainingConfig
+from jobs.specs import FinetuneSpec, JobSpec
+from jobs.training_config import TrainingConfig
 from service.dispatch import Dispatch
 from service.hub import Hub
 from service.ledger import Ledger

@@ -19,6 +19,7 @@ from jobs.results import (
     ExportResult,
     FinetuneResult,
     GenerateResult,
+    PrepareResult,
     Result,
     SplitResult,
     ValidateResult,
@@ -173,6 +174,14 @@ def default_result(job_id: str, spec: Spec) -> Result:
         case Kind.SPLIT:
             paths = {f"{part}_path": f"{values.output_dir}/{part}.jsonl" for part in ("train", "val", "test")}
             return SplitResult(**paths, train_samples=1, val_samples=1, test_samples=1)
+        case Kind.PREPARE:
+            steps: list[Any] = [
+                default_result(job_id, step) for step in (values.conversion, values.validation, values.division)
+            ]
+            return PrepareResult(
+                output_dir=values.output_dir, num_samples=3, passed=True, message="prepared", success=True,
+                convert=steps[0], validate=steps[1], split=steps[2],
+            )  # fmt: skip
         case Kind.FINETUNE:
             return FinetuneResult(steps=4, final_train_loss=0.5, best_eval_loss=0.4, best_eval_accuracy=0.9)
         case Kind.EVALUATE:

@@ -28,6 +28,7 @@ from jobs.specs import (
     ExportSpec,
     GenerateSpec,
     Kind,
+    PrepareSpec,
     SplitSpec,
     ValidateSpec,
 )
@@ -95,10 +96,30 @@ async def test_a_dataset_is_written_below_datasets_only(quiet, output_dir):
         await quiet.dispatch.submit(SplitSpec(data_path="made", output_dir=output_dir))
 
 
-async def test_a_folder_is_no_archive(quiet):
+async def test_a_folder_may_be_an_export_too(quiet):
+    job = await quiet.dispatch.submit(ConvertSpec(sam2_zip_path="made", output_dir="d"))
+    assert job.spec.sam2_zip_path == "datasets/made"
+
+
+@pytest.mark.parametrize("split_dir", ["d", "d/parts", "./d//parts", "e", "datasets/e"])
+async def test_the_two_folders_of_a_preparation_lie_beside_each_other(quiet, split_dir):
+    inside = "e/inside" if split_dir.endswith("e") else "d"
     with pytest.raises(InvalidInput) as refused:
-        await quiet.dispatch.submit(ConvertSpec(sam2_zip_path="made", output_dir="d"))
-    assert refused.value.path == "sam2_zip_path"
+        await quiet.dispatch.submit(PrepareSpec(sam2_zip_path="made", output_dir=inside, split_dir=split_dir))
+    assert refused.value.path == "split_dir"
+
+
+async def test_the_folders_of_a_preparation_are_normalised(quiet):
+    job = await quiet.dispatch.submit(PrepareSpec(sam2_zip_path="made", output_dir="./d", add_to="made", keep="made"))
+    spec = job.spec
+    assert (spec.output_dir, spec.split_dir) == ("datasets/d", "datasets/d-split")
+    assert (spec.add_to, spec.keep) == ("datasets/made", "datasets/made")
+
+
+async def test_a_preparation_keeps_no_parts_that_it_writes_over(quiet):
+    with pytest.raises(InvalidInput) as refused:
+        await quiet.dispatch.submit(PrepareSpec(sam2_zip_path="made", output_dir="made", keep="made/train.jsonl"))
+    assert refused.value.path == "keep"
 
 
 async def test_ratios_that_do_not_add_up_are_refused_before_anything_else(quiet):

@@ -4,7 +4,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jobs.events import Device
-from jobs.specs import FinetuneSpec, Slot, TrainingConfig, ValidateSpec
+from jobs.specs import FinetuneSpec, Slot, ValidateSpec
+from jobs.training_config import TrainingConfig
 from service import placement
 from service.placement import Place, Room, Wait, Waiting, place, waiting_for
 

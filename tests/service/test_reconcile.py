@@ -14,7 +14,8 @@ from jobs.events import Device, Held, RunnerReported
 from jobs.lifecycle import Status
 from jobs.results import FinetuneResult
 from jobs.settings import Settings
-from jobs.specs import FinetuneSpec, Kind, Slot, TrainingConfig, ValidateSpec
+from jobs.specs import FinetuneSpec, Kind, Slot, ValidateSpec
+from jobs.training_config import TrainingConfig
 from service.placement import NO_RUNNER, TOO_LARGE_FOR_CPU
 from service.reconcile import REDIS_AWAY, CatchUp, Send, Situation, State, decide, rooms
 from service.records import JobRecord, RunnerView

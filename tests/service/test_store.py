@@ -8,9 +8,9 @@ import pytest
 
 from jobs import events
 from jobs.lifecycle import Status
-from jobs.results import ConvertResult, ExportResult, FinetuneResult, SplitResult, ValidateResult
-from jobs.specs import ConvertSpec, ExportFormat, ExportSpec, Kind, SplitSpec, ValidateSpec
-from service.store import Store
+from jobs.results import ConvertResult, ExportResult, FinetuneResult, PrepareResult, SplitResult, ValidateResult
+from jobs.specs import ConvertSpec, ExportFormat, ExportSpec, Kind, PrepareSpec, SplitSpec, ValidateSpec
+from service.store import MIGRATIONS, Store
 from service.transaction import Position, Transaction
 
 EXPORTED = ExportResult(
@@ -189,7 +189,7 @@ async def test_the_lineage_of_a_file_leads_over_its_splits_to_the_conversion(led
     again = SplitSpec(data_path="datasets/s/test.jsonl", output_dir="datasets/t")
     await _made(ledger, history, "job_c", again)
     lineage = await store.lineage("datasets/t/train.jsonl")
-    assert [(name, job.job_id) for name, job in lineage] == [
+    assert [(name, step.job.job_id) for name, step in lineage] == [
         ("datasets/t/train.jsonl", "job_c"), ("datasets/s/test.jsonl", "job_b"), ("datasets/d", "job_a"),
     ]  # fmt: skip
     assert await store.lineage("datasets/strange") == [("datasets/strange", None)]
@@ -212,7 +212,7 @@ async def test_a_folders_writer_is_the_newest_job_that_completed(ledger, store, 
     fault = failed.event(events.JobFailed, n=2, reason="internal", detail="no")
     await ledger.record([failed.submitted(), *failed.started(), fault])
     await _complete(ledger, history("job_e"))
-    assert [job.job_id for job in await store.dataset_writers()] == ["job_c", "job_b"]
+    assert [step.job.job_id for step in await store.dataset_makers()] == ["job_c", "job_b"]
 
 
 async def test_a_newer_validation_counts_and_a_new_conversion_forgets_it(ledger, store, history):
@@ -233,6 +233,89 @@ async def test_a_split_that_was_validated_itself_speaks_for_itself(ledger, store
     await _complete(ledger, history("job_c", train), _validated(passed=True))
     assert (await store.last_validation("datasets/d/s/train.jsonl")).passed is True
     assert (await store.last_validation("datasets/d/s/val.jsonl")).passed is False
+
+
+PREPARE = PrepareSpec(sam2_zip_path="uploads/x.zip", output_dir="datasets/p", split_dir="datasets/p-split")
+CONVERTED = ConvertResult(output_dir="datasets/p", num_samples=3, message="")
+DIVIDED = SplitResult(
+    train_path="datasets/p-split/train.jsonl", val_path="datasets/p-split/val.jsonl",
+    test_path="datasets/p-split/test.jsonl", train_samples=1, val_samples=1, test_samples=1,
+)  # fmt: skip
+
+
+def _prepared(*, passed: bool, split: SplitResult | None = DIVIDED) -> PrepareResult:
+    return PrepareResult(
+        output_dir="datasets/p", num_samples=3, passed=passed, message="", success=split is not None,
+        convert=CONVERTED, validate=_validated(passed=passed), split=split,
+    )  # fmt: skip
+
+
+async def test_a_preparation_made_two_datasets_and_checked_one(ledger, store, history):
+    await _complete(ledger, history("job_a", PREPARE), _prepared(passed=True))
+    assert [(step.dataset, step.kind) for step in await store.dataset_makers()] == [
+        ("datasets/p-split", Kind.SPLIT), ("datasets/p", Kind.CONVERT),
+    ]  # fmt: skip
+    lineage = await store.lineage("datasets/p-split/train.jsonl")
+    assert [(name, step.kind, step.job.job_id) for name, step in lineage] == [
+        ("datasets/p-split/train.jsonl", Kind.SPLIT, "job_a"), ("datasets/p", Kind.CONVERT, "job_a"),
+    ]  # fmt: skip
+    assert (await store.last_validation("datasets/p-split/val.jsonl")).passed is True
+    await _complete(ledger, history("job_b", ValidateSpec(data_path="datasets/p")), _validated(passed=False))
+    assert (await store.last_validation("datasets/p-split/val.jsonl")).passed is False
+
+
+async def test_a_preparation_whose_checks_failed_divided_nothing(ledger, store, history):
+    await _made(ledger, history, "job_a", SplitSpec(data_path="datasets/o", output_dir="datasets/p-split"))
+    await _complete(ledger, history("job_b", PREPARE), _prepared(passed=False, split=None))
+    assert (await store.last_validation("datasets/p/llava_dataset.jsonl")).passed is False
+    assert (await store.maker_of("datasets/p-split")).job.job_id == "job_a"
+
+
+async def test_a_preparation_that_is_forgotten_made_and_checked_nothing(ledger, store, history):
+    await _complete(ledger, history("job_a", PREPARE), _prepared(passed=False))
+    await store.remove(["job_a"])
+    assert await store.dataset_makers() == []
+    assert await store.last_validation("datasets/p") is None
+    assert await store._rows("SELECT * FROM data_steps") == []
+
+
+async def test_a_dataset_may_have_a_dot_in_its_name(ledger, store, history):
+    await _made(ledger, history, "job_a", ConvertSpec(sam2_zip_path="uploads/x.zip", output_dir="datasets/d.v2"))
+    assert [step.job.job_id for _, step in await store.lineage("datasets/d.v2")] == ["job_a"]
+
+
+async def test_a_database_of_the_first_version_knows_its_datasets_afterwards(ledger, store, history, tmp_path: Path):
+    convert = ConvertSpec(sam2_zip_path="uploads/x.zip", output_dir="datasets/d")
+    await _made(ledger, history, "job_a", convert)
+    await _complete(ledger, history("job_b", ValidateSpec(data_path="datasets/d")), _validated(passed=False))
+    await _made(ledger, history, "job_c", SplitSpec(data_path="datasets/d", output_dir="datasets/s"))
+    await ledger.record([history("job_d", convert).submitted()])
+    old = tmp_path / "old.db"
+    _write_first_version(old, await store.jobs())
+    opened = await Store.open(old)
+    try:
+        assert [step.dataset for step in await opened.dataset_makers()] == ["datasets/s", "datasets/d"]
+        assert (await opened.last_validation("datasets/s/train.jsonl")).passed is False
+        assert await opened.jobs() == await store.jobs()
+    finally:
+        await opened.close()
+
+
+def _write_first_version(path: Path, records) -> None:
+    """A database as the first migration alone made it, with these jobs."""
+    with sqlite3.connect(path) as database:
+        database.executescript((MIGRATIONS / "0001_jobs.sql").read_text() + "PRAGMA user_version = 1;")
+        for record in records:
+            database.execute(
+                "INSERT INTO jobs (submitted_seq, job_id, kind, status, input_name, output_name, record) "
+                "VALUES (?, ?, ?, ?, ?, ?, ?)",
+                (
+                    record.submitted_seq, record.job_id, record.kind, record.status,
+                    getattr(record.spec, "data_path", None), getattr(record.spec, "output_dir", None),
+                    msgspec.json.encode(record),
+                ),
+            )  # fmt: skip
+    database.close()
 
 
 async def test_a_transaction_is_written_whole_or_not_at_all(store, history):

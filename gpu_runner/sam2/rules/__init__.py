@@ -16,11 +16,14 @@ from gpu_runner.sam2.rules.classes import ClassBalance
 from gpu_runner.sam2.rules.duplicates import DuplicateFrames
 from gpu_runner.sam2.rules.leakage import Leakage
 from gpu_runner.sam2.rules.masks import MaskIntegrity
+from gpu_runner.sam2.rules.overlays import BurntInOverlays
 from gpu_runner.sam2.rules.pictures import Pictures
 from gpu_runner.sam2.rules.quality import Quality
 from gpu_runner.sam2.rules.temporal import TemporalConsistency
 from gpu_runner.sam2.rules.text import Text
+from gpu_runner.work import Work
 from jobs.results import Finding
+from jobs.specs import ValidateSpec
 
 
 class Rule(Protocol):
@@ -31,17 +34,18 @@ class Rule(Protocol):
         """What was wrong with the rows looked at; nothing when all is well."""
 
 
-def make_rules(rows: Rows, *, strict: bool) -> list[Rule]:
+def make_rules(rows: Rows, work: Work[ValidateSpec]) -> list[Rule]:
     """Every rule, fresh."""
     return [
         MissingAnnotations(rows),
-        DuplicateFrames(),
+        DuplicateFrames(rows),
         MaskIntegrity(),
         BoxIntegrity(),
         ClassBalance(),
         Quality(),
         Pictures(),
-        TemporalConsistency(rows, strict=strict),
+        TemporalConsistency(rows, strict=work.spec.level == "strict"),
+        BurntInOverlays(),
         Text(),
-        Leakage(rows),
+        Leakage(rows, work),
     ]

@@ -1,42 +1,82 @@
-"""missing_annotations: rows with a picture in which nothing is annotated."""
+"""missing_annotations: rows with a picture in which nothing is annotated, and frames that were left out for it."""
 
 import msgspec
 
 from gpu_runner.rows import Rows
-from gpu_runner.sam2.manifest import MANIFEST, Manifest
+from gpu_runner.sam2 import split_config
+from gpu_runner.sam2.manifest import MANIFEST
 from gpu_runner.sam2.observed import Observed
 from gpu_runner.sam2.rules.tally import Tally
 from jobs.results import Finding
+
+_RULE = "missing_annotations"
 
 
 class MissingAnnotations:
     """An error, unless the dataset was converted with the wish to keep such frames as negative examples."""
 
     def __init__(self, rows: Rows) -> None:
-        self._wanted = _keeps_empty_frames(rows)
+        manifest = _read_manifest(rows)
+        self._wanted = manifest.options.keep_empty_frames
+        self._skipped = manifest.skipped_frames if split_config.read_beside(rows) is None else 0
         self._rows = 0
         self._bare = Tally()
 
     def look(self, seen: Observed) -> None:
         self._rows += 1
-        if seen.row.image is not None and not seen.row.masks and not seen.row.bounding_boxes:
+        if seen.row.image is not None and not seen.masks and not seen.row.bounding_boxes:
             self._bare.add(seen.row.id)
 
     def findings(self) -> list[Finding]:
         share = self._bare.count / max(1, self._rows)
-        return self._bare.finding(
-            "missing_annotations",
-            "warning" if self._wanted else "error",
-            f"{{count}} frames ({share:.1%}) have no annotations.",
-            "They were kept as negative examples; see that they are few."
-            if self._wanted
-            else "Annotate them, take them out, or convert with keep_empty_frames if they are meant.",
-        )
+        return [
+            *self._bare.finding(
+                _RULE,
+                "warning" if self._wanted else "error",
+                f"{{count}} frames ({share:.1%}) have no annotations.",
+                "They were kept as negative examples; see that they are few."
+                if self._wanted
+                else "Annotate them, take them out, or convert with keep_empty_frames if they are meant.",
+            ),
+            *self._left_out(),
+        ]
+
+    def _left_out(self) -> list[Finding]:
+        if not self._skipped:
+            return []
+        share = self._skipped / (self._skipped + self._rows)
+        return [
+            Finding(
+                rule=_RULE,
+                severity="warning",
+                message=f"{self._skipped} frames ({share:.1%}) of the export have no annotations and were left out.",
+                count=self._skipped,
+                remedy="Annotate them, or convert with keep_empty_frames to keep them as negative examples.",
+            )
+        ]
 
 
-def _keeps_empty_frames(rows: Rows) -> bool:
+class _Options(msgspec.Struct, frozen=True):
+    keep_empty_frames: bool = False
+
+
+class _Source(msgspec.Struct, frozen=True):
+    skipped_frames: int = 0
+
+
+class _Manifest(msgspec.Struct, frozen=True):
+    """What is read of a manifest, whatever else is in it."""
+
+    options: _Options = _Options()
+    sources: tuple[_Source, ...] = ()
+
+    @property
+    def skipped_frames(self) -> int:
+        return sum(source.skipped_frames for source in self.sources)
+
+
+def _read_manifest(rows: Rows) -> _Manifest:
     try:
-        content = (rows.dataset / MANIFEST).read_bytes()
-        return msgspec.json.decode(content, type=Manifest).options.keep_empty_frames
-    except (OSError, msgspec.MsgspecError, UnicodeDecodeError):
-        return False
+        return msgspec.json.decode((rows.dataset / MANIFEST).read_bytes(), type=_Manifest)
+    except (OSError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return _Manifest()

@@ -3,11 +3,10 @@
 import math
 from collections.abc import Sequence
 
-import numpy as np
-
 from gpu_runner.rows import Row
 from gpu_runner.sam2 import masks
-from gpu_runner.sam2.observed import Observed
+from gpu_runner.sam2.masks import BadMask
+from gpu_runner.sam2.observed import Observed, SeenMask
 from gpu_runner.sam2.rules.tally import Tally
 from jobs.results import Finding
 
@@ -27,7 +26,7 @@ class BoxIntegrity:
                 self._malformed.add(row.id)
             elif _is_outside(box, row):
                 self._outside.add(row.id)
-            elif number < len(seen.masks) and _is_apart(box, seen.masks[number], row, number):
+            elif number < len(seen.masks) and _is_apart(box, seen.masks[number]):
                 self._apart.add(row.id)
 
     def findings(self) -> list[Finding]:
@@ -59,9 +58,6 @@ def _is_outside(box: Sequence[float], row: Row) -> bool:
     )
 
 
-def _is_apart(box: Sequence[float], counts: object, row: Row, number: int) -> bool:
-    if not isinstance(counts, np.ndarray) or not row.width or not row.height:
-        return False
-    grid = row.masks[number].size
-    own = masks.scaled(masks.bounding_box(counts, grid[0]), grid, row.width, row.height)
-    return own[2] > 0 and masks.iou(box, own) < _AGREES
+def _is_apart(box: Sequence[float], mask: SeenMask | BadMask) -> bool:
+    """A mask that is broken or empty has no box; nor has one in a row that does not state its size."""
+    return isinstance(mask, SeenMask) and mask.box[2] * mask.box[3] > 0 and masks.iou(box, mask.box) < _AGREES

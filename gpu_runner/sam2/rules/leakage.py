@@ -1,47 +1,78 @@
-"""leakage: how many frames of a held-out split lie next to frames that are trained on."""
+"""leakage: how much of a held-out split training as good as sees: the frames next to its own, and their look-alikes."""
 
 from pathlib import Path
 
 import msgspec
+import numpy as np
 
-from gpu_runner.rows import Lines, Rows, decode_line
-from gpu_runner.sam2 import leakage, split_config
+from gpu_runner.lines import Lines, decode_line
+from gpu_runner.rows import Rows, open_rows
+from gpu_runner.sam2 import fingerprints, leakage, look_alikes, split_config
 from gpu_runner.sam2.leakage import Place
 from gpu_runner.sam2.observed import Observed
 from gpu_runner.sam2.rules.tally import Tally
 from gpu_runner.sam2.splits import GUARD, PARTS
+from gpu_runner.work import Work
+from jobs.errors import DatasetInvalid
 from jobs.results import Finding
+from jobs.specs import ValidateSpec
+
+_RULE = "leakage"
 
 
 class Leakage:
     """Looks only when the rows are the val or test part of a split; the other parts lie beside it."""
 
-    def __init__(self, rows: Rows) -> None:
+    def __init__(self, rows: Rows, work: Work[ValidateSpec]) -> None:
         is_held_out = split_config.read_beside(rows) is not None and rows.files[0].stem in PARTS[1:]
         self._split = rows.files[0].parent if is_held_out else None
+        self._work = work
         self._places: list[Place] = []
         self._ids: list[str] = []
+        self._records = bytearray()
 
     def look(self, seen: Observed) -> None:
         if self._split:
             self._places.append((seen.row.video_id, seen.row.frame_index))
             self._ids.append(seen.row.id)
+            self._records += seen.fingerprint
 
     def findings(self) -> list[Finding]:
         if not self._split:
             return []
-        parts = {part: _read_places(self._split / f"{part}.jsonl") for part in (*PARTS, GUARD)}
+        return [*self._near(self._split), *self._look_alikes(self._split)]
+
+    def _near(self, split: Path) -> list[Finding]:
+        parts = {part: _read_places(split / f"{part}.jsonl") for part in (*PARTS, GUARD)}
         everything = [*self._places, *(place for places in parts.values() for place in places)]
         near = Tally()
         for position in leakage.find_neighbours(parts["train"], self._places, everything):
             near.add(self._ids[position])
-        share = near.count / max(1, len(self._places))
         return near.finding(
-            "leakage",
+            _RULE,
             "warning",
-            f"{{count}} frames ({share:.0%}) lie within {leakage.REACH} frames of a training frame of the same video.",
+            f"{{count}} frames ({self._share(near)}) lie within {leakage.REACH} frames of a training frame of the same "
+            "video.",
             "Scores on them flatter: split with the strategy 'temporal'.",
         )
+
+    def _look_alikes(self, split: Path) -> list[Finding]:
+        try:
+            train = open_rows(self._work.root, self._work.root.name_of(split / "train.jsonl"))
+        except DatasetInvalid:  # gone since it was split
+            return []
+        trained = fingerprints.of(train, self._work.root, self._work.cores, self._work.stop.check)
+        alike = look_alikes.find(trained, np.frombuffer(self._records, dtype=fingerprints.RECORD))
+        found = Tally.of(int(alike.sum()), (self._ids[at] for at in np.flatnonzero(alike)))
+        return found.finding(
+            _RULE,
+            "warning",
+            f"{{count}} pictures ({self._share(found)}) look like one of training, whichever video that is from.",
+            "Scores on them flatter: take repeated videos and still stretches out, then split again.",
+        )
+
+    def _share(self, tally: Tally) -> str:
+        return f"{tally.count / max(1, len(self._ids)):.0%}"
 
 
 def _read_places(file: Path) -> list[Place]:

@@ -1,6 +1,5 @@
 """mask_integrity: every mask decodes, fits its grid, and covers something."""
 
-from gpu_runner.sam2 import masks
 from gpu_runner.sam2.masks import BadMask
 from gpu_runner.sam2.observed import Observed
 from gpu_runner.sam2.rules.tally import Tally
@@ -17,13 +16,13 @@ class MaskIntegrity:
 
     def look(self, seen: Observed) -> None:
         row = seen.row
-        for counts in seen.masks:
-            if isinstance(counts, BadMask):
+        for mask in seen.masks:
+            if isinstance(mask, BadMask):
                 self._broken.add(row.id)
-                self._example = self._example or f"{row.id}: the mask {counts}"
-            elif not masks.area(counts):
+                self._example = self._example or f"{row.id}: the mask {mask}"
+            elif not mask.area:
                 self._empty.add(row.id)
-        if row.masks and not len(row.masks) == len(row.bounding_boxes) == len(row.labels):
+        if seen.masks and not len(seen.masks) == len(row.bounding_boxes) == len(row.labels):
             self._unequal.add(row.id)
 
     def findings(self) -> list[Finding]:

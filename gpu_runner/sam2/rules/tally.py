@@ -1,10 +1,13 @@
 """Counting what a rule objects to, and the finding that comes of it."""
 
+from collections.abc import Iterable
+from itertools import islice
 from typing import Literal
 
 from jobs.results import Finding
 
 _IDS_KEPT = 10
+_LONGEST_SHOWN = 60
 
 
 class Tally:
@@ -19,6 +22,18 @@ class Tally:
         if len(self._ids) < _IDS_KEPT and row_id not in self._ids[-1:]:
             self._ids.append(row_id)
 
+    @classmethod
+    def of(cls, count: int, row_ids: Iterable[str]) -> "Tally":
+        """One that is complete already; no more ids are taken than it keeps."""
+        made = cls()
+        made.count = count
+        made._ids = list(islice(row_ids, _IDS_KEPT))
+        return made
+
+    @property
+    def row_ids(self) -> tuple[str, ...]:
+        return tuple(self._ids)
+
     def finding(self, rule: str, severity: Literal["error", "warning"], message: str, remedy: str) -> list[Finding]:
         """One finding, or none when nothing was counted. `{count}` in the message is filled in."""
         if not self.count:
@@ -29,7 +44,12 @@ class Tally:
                 severity=severity,
                 message=message.format(count=self.count),
                 count=self.count,
-                rows=tuple(self._ids),
+                rows=self.row_ids,
                 remedy=remedy,
             )
         ]
+
+
+def shown(label: str) -> str:
+    """Somebody else's word within a sentence of ours."""
+    return repr(label if len(label) <= _LONGEST_SHOWN else f"{label[:_LONGEST_SHOWN]}…")

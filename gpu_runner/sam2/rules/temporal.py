@@ -13,6 +13,7 @@ from jobs.specs import SplitStrategy
 
 _RULE = "temporal_consistency"
 _JUMP = 0.5  # of the image's diagonal, from one frame to the next
+_VIDEOS = 1000  # whose last frames are kept: rows of a video follow each other
 _CROWD = 50  # objects moving at once beyond which pairs are not compared
 
 Boxes = dict[str, Sequence[float]]
@@ -42,6 +43,8 @@ class TemporalConsistency:
         if recent and frame.frame_index > recent[-1].frame_index:
             self._compare(row, frame.boxes, recent)
         self._recent[row.video_id] = (*recent[-1:], frame)
+        if len(self._recent) > _VIDEOS:
+            del self._recent[next(iter(self._recent))]
 
     def findings(self) -> list[Finding]:
         return [

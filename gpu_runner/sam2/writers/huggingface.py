@@ -1,7 +1,8 @@
-"""`huggingface`: an Arrow folder for `datasets.load_from_disk`, with the images' bytes in the table.
+"""`huggingface`: an Arrow folder for `datasets.load_from_disk`, with the images' bytes in the table or beside it.
 
 Source: the layout of `datasets.Dataset.save_to_disk` 5.2: data files in the Arrow stream format, `dataset_info.json`
-and `state.json`. Written with pyarrow, because the library's own writer keeps a cache and times elsewhere.
+and `state.json`. Written with pyarrow, because the library's own writer keeps a cache and times elsewhere. The service,
+which cannot read Arrow, finds the rows in `rows.jsonl`, and in it where in the data file each picture lies.
 """
 
 import shutil
@@ -9,16 +10,18 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import numpy as np
 import pyarrow as pa
 from datasets import DatasetInfo, Features, Image, List, Value
 
-from gpu_runner.rows import ARROW_STATE, Row
-from gpu_runner.sam2.manifest import sha256_of
+from gpu_runner.rows import ARROW_LINES, ARROW_STATE, LocatedRow, Row
+from gpu_runner.sam2.manifest import HashedFile, sha256_of
 
 _DATA = "data-00000-of-00001.arrow"
 _INFO = "dataset_info.json"
 _BATCH_ROWS = 64
 _BATCH_BYTES = 32 << 20  # of images
+_END = b"\xff\xff\xff\xff\0\0\0\0"  # of an Arrow stream
 
 FEATURES = Features(
     {
@@ -39,46 +42,74 @@ FEATURES = Features(
 )
 """The columns. `attributes` are JSON texts: every object may have other keys."""
 
+REFERRING = Features({**FEATURES, "image": Value("string")})
+"""The columns where pictures stay files: `image` is a path below the dataset folder."""
+
 
 class HuggingFaceWriter:
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, embed_images: bool) -> None:
         self._folder = folder
-        self._sink = pa.OSFile(str(folder / _DATA), "wb")
-        self._stream = pa.ipc.new_stream(self._sink, FEATURES.arrow_schema)
-        self._waiting: list[dict[str, Any]] = []
+        self._embeds = embed_images
+        self._features = FEATURES if embed_images else REFERRING
+        self._schema = self._features.arrow_schema
+        self._data = HashedFile(folder / _DATA)
+        self._data.write(self._schema.serialize())
+        self._lines = HashedFile(folder / ARROW_LINES)
+        self._encode = msgspec.json.Encoder().encode
+        self._waiting: list[tuple[Row, bytes | None]] = []
         self._waiting_bytes = 0
 
     def add(self, row: Row) -> None:
-        cells = msgspec.to_builtins(row)
-        if row.image is not None:
-            content = (self._folder / row.image).read_bytes()
-            cells["image"] = {"bytes": content, "path": row.image}
-            self._waiting_bytes += len(content)
-        cells["attributes"] = [msgspec.json.encode(each).decode() for each in row.attributes]
-        self._waiting.append(cells)
+        content = (self._folder / row.image).read_bytes() if self._embeds and row.image is not None else None
+        self._waiting.append((row, content))
+        self._waiting_bytes += len(content or b"")
         if len(self._waiting) >= _BATCH_ROWS or self._waiting_bytes >= _BATCH_BYTES:
             self._flush()
 
-    def close(self) -> None:
+    def complete(self, images: dict[str, str]) -> dict[str, str]:
         self._flush()
-        self._stream.close()
-        self._sink.close()
-        shutil.rmtree(self._folder / "images", ignore_errors=True)
+        self._data.write(_END)
+        self.close()
+        if self._embeds:
+            shutil.rmtree(self._folder / "images", ignore_errors=True)
         self._describe()
+        return {
+            **({} if self._embeds else images),
+            _DATA: self._data.sha256,
+            ARROW_LINES: self._lines.sha256,
+            **{name: sha256_of(self._folder / name) for name in (_INFO, ARROW_STATE)},
+        }
 
-    def digests(self, _images: dict[str, str]) -> dict[str, str]:
-        return {name: sha256_of(self._folder / name) for name in (_DATA, _INFO, ARROW_STATE)}
+    def close(self) -> None:
+        self._data.close()
+        self._lines.close()
 
     def _flush(self) -> None:
-        if self._waiting:
-            self._stream.write_batch(pa.RecordBatch.from_pylist(self._waiting, schema=FEATURES.arrow_schema))
+        """Write the rows that wait as one message of the stream."""
+        if not self._waiting:
+            return
+        cells = [self._cells(row, content) for row, content in self._waiting]
+        message = pa.RecordBatch.from_pylist(cells, schema=self._schema).serialize()
+        offsets = self._data.tell() + _picture_offsets(message, self._schema) if self._embeds else None
+        self._data.write(memoryview(message))
+        for number, (row, content) in enumerate(self._waiting):
+            if content is not None and offsets is not None:
+                row = _located(row, int(offsets[number]), len(content))
+            self._lines.write(self._encode(row) + b"\n")
         self._waiting, self._waiting_bytes = [], 0
 
+    def _cells(self, row: Row, content: bytes | None) -> dict[str, Any]:
+        cells: dict[str, Any] = msgspec.to_builtins(row)
+        if self._embeds and row.image is not None:
+            cells["image"] = {"bytes": content, "path": row.image}
+        cells["attributes"] = [self._encode(each).decode() for each in row.attributes]
+        return cells
+
     def _describe(self) -> None:
-        DatasetInfo(features=FEATURES).write_to_directory(str(self._folder))
+        DatasetInfo(features=self._features).write_to_directory(str(self._folder))
         state: dict[str, Any] = {
             "_data_files": [{"filename": _DATA}],
-            "_fingerprint": sha256_of(self._folder / _DATA)[:16],
+            "_fingerprint": self._data.sha256[:16],
             "_format_columns": None,
             "_format_kwargs": {},
             "_format_type": None,
@@ -86,3 +117,16 @@ class HuggingFaceWriter:
             "_split": None,
         }
         (self._folder / ARROW_STATE).write_bytes(msgspec.json.format(msgspec.json.encode(state), indent=2))
+
+
+def _picture_offsets(message: pa.Buffer, schema: pa.Schema) -> np.ndarray:
+    """By row of a serialised batch: where in the message its picture begins."""
+    content = pa.ipc.read_record_batch(message, schema).column("image").field("bytes")
+    _, offsets, values = content.buffers()
+    begins = np.frombuffer(offsets, dtype=np.int32, count=len(content)).astype(np.int64)
+    return np.asarray(begins + (values.address - message.address if values else 0))
+
+
+def _located(row: Row, offset: int, size: int) -> LocatedRow:
+    fields: dict[str, Any] = {name: getattr(row, name) for name in Row.__struct_fields__}
+    return LocatedRow(**fields, image_file=_DATA, image_offset=offset, image_bytes=size)

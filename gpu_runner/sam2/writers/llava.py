@@ -5,20 +5,20 @@ from pathlib import Path
 import msgspec
 
 from gpu_runner.rows import LLAVA_FILE, Row
-from gpu_runner.sam2.manifest import sha256_of
+from gpu_runner.sam2.manifest import HashedFile
 
 
 class LlavaWriter:
     def __init__(self, folder: Path) -> None:
-        self._path = folder / LLAVA_FILE
-        self._file = self._path.open("wb")
+        self._file = HashedFile(folder / LLAVA_FILE)
         self._encode = msgspec.json.Encoder().encode
 
     def add(self, row: Row) -> None:
         self._file.write(self._encode(row) + b"\n")
 
+    def complete(self, images: dict[str, str]) -> dict[str, str]:
+        self.close()
+        return {**images, LLAVA_FILE: self._file.sha256}
+
     def close(self) -> None:
         self._file.close()
-
-    def digests(self, images: dict[str, str]) -> dict[str, str]:
-        return {**images, LLAVA_FILE: sha256_of(self._path)}

@@ -1,4 +1,4 @@
-"""`make screenshots`: pictures of the six main pages, light, dark and on a phone, from a service with real work in it.
+"""`make screenshots`: pictures of the main pages, light, dark and on a phone, from a service with real work in it.
 
 Run as `python tests/end_to_end/browser/screenshots.py FOLDER`. It starts the three programs on a data root of its own,
 lets them prepare a sample export, train, export, and leaves one training running and one waiting in the pictures.
@@ -62,10 +62,7 @@ def _fill(client: Client, archive: Path) -> dict[str, str]:
     command = [sys.executable, "-m", "gpu_runner.sam2.sample", str(archive), "--videos", "8", "--frames", "16"]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     uploaded = client.upload(archive)["file_path"]
-    data = "datasets/street"
-    _run(client, {"kind": "convert", "sam2_zip_path": uploaded, "output_dir": data, "task": "classify"})
-    _run(client, {"kind": "validate", "data_path": data})
-    _run(client, {"kind": "split", "data_path": data, "output_dir": f"{data}-split", "strategy": "temporal"})
+    _run(client, {"kind": "prepare", "sam2_zip_path": uploaded, "output_dir": "datasets/street", "task": "classify"})
     finished = [
         _run(client, _training("all weights, 1e-3", tags=["street", "full"])),
         _run(client, _training("all weights, 3e-4", tags=["street", "full"], learning_rate=3e-4)),
@@ -82,6 +79,7 @@ def _fill(client: Client, archive: Path) -> dict[str, str]:
         "job": f"#/job/{running}",
         "train": "#/train?preset=development",
         "data": "#/data",
+        "dataset": "#/data/street-split",
         "compare": f"#/compare?ids={','.join(finished)}",
         "exports": "#/exports",
     }
@@ -104,7 +102,7 @@ def _take(browser: Browser, page_address: str, addresses: dict[str, str], target
             page.goto(page_address + address)
             page.wait_for_timeout(_SETTLES_MS)
             page.screenshot(
-                path=target / f"{name}-{look}.png", full_page=look != "phone" and name in ("job", "compare")
+                path=target / f"{name}-{look}.png", full_page=look != "phone" and name in ("job", "dataset", "compare")
             )
             page.close()
             sys.stdout.write(f"{target / f'{name}-{look}.png'}\n")

@@ -28,7 +28,7 @@ def prepare(page: Page, archive) -> str:
     page.get_by_label("Name", exact=True).fill("by-hand")
     page.get_by_role("button", name="Prepare", exact=True).click()
     expect(page.locator(".prepare")).to_contain_text("is ready.", timeout=90_000)
-    for step in ("upload", "convert", "validate", "split"):
+    for step in ("upload", "reading", "converting", "checking", "writing"):
         expect(page.locator(f'[data-step="{step}"]')).to_have_attribute("data-status", "completed")
     page.reload()  # the flow is in the address
     page.get_by_role("link", name="Start a training with it").click()

@@ -22,7 +22,8 @@ from jobs.commands import Start
 from jobs.models import DEMO_MODEL
 from jobs.paths import DataRoot
 from jobs.settings import Settings
-from jobs.specs import ExportFormat, ExportSpec, FinetuneSpec, JobSpec, TrainingConfig, kind_of
+from jobs.specs import ExportFormat, ExportSpec, FinetuneSpec, JobSpec, kind_of
+from jobs.training_config import TrainingConfig
 
 CONFIGS: dict[str, dict[str, Any]] = {
     "full": {"use_lora": False},

@@ -34,7 +34,15 @@ def root(tmp_path: Path) -> DataRoot:
 def run(root: DataRoot) -> Callable[..., Any]:
     """Run a spec's recipe as the child does; its result."""
 
-    def run_spec(spec: Spec, *, settings: Settings | None = None, job_id: str = "job", stop: Stop | None = None) -> Any:
+    def run_spec(
+        spec: Spec,
+        *,
+        settings: Settings | None = None,
+        job_id: str = "job",
+        stop: Stop | None = None,
+        doorbell: int | None = None,
+        cores: int = 1,
+    ) -> Any:
         folder = root.attempt(job_id, 1)
         folder.folder.mkdir(parents=True, exist_ok=True)
         work = Work(
@@ -42,10 +50,10 @@ def run(root: DataRoot) -> Callable[..., Any]:
             attempt=1,
             spec=spec,
             device="cpu",
-            cores=1,
+            cores=cores,
             root=root,
             folder=folder,
-            journal=Journal(root, folder, job_id),
+            journal=Journal(root, folder, job_id, doorbell),
             stop=stop or Stop(),
             settings=settings or Settings(),
         )

@@ -312,15 +312,18 @@ def test_annotations_that_cannot_be_used_are_refused_with_their_place(
 @pytest.mark.parametrize(
     ("content", "says"),
     [
-        (b"", "no JSON object"),
-        (b"[" * 100_000, "no JSON object"),
-        (b'{"a": NaN}', "no JSON object"),
-        (b"\xff\xfe", "no JSON object"),
-        (b'{"images": [], "annotations": 3, "categories": []}', "COCO"),
-        (b'{"videos": []}', "it holds videos"),
+        (b"", "cannot be read as JSON"),
+        (b"[" * 100_000, "nests more than 64 levels deep"),
+        (b'{"a": NaN}', "cannot be read as JSON"),
+        (b"\xff\xfe", "cannot be read as JSON"),
+        (
+            b'{"images": [], "annotations": 3, "categories": []}',
+            r"annotations.json#/annotations is missing, or no list",
+        ),
+        (b'{"videos": [], "frames": 3}', r"annotations.json \(videos, frames\)"),
     ],
 )
-def test_a_file_that_is_no_sam2_export_is_named_for_what_it_is(
+def test_a_file_of_no_known_format_is_named_for_what_it_is(
     content: bytes, says: str, run: Run, make_export: Run
 ) -> None:
     with pytest.raises(DatasetInvalid, match=says):
@@ -329,7 +332,7 @@ def test_a_file_that_is_no_sam2_export_is_named_for_what_it_is(
 
 def test_an_archive_without_annotations_says_what_it_holds(run: Run, make_export: Run) -> None:
     source = make_export([], files={"labels.json": b"{}"}, without=["annotations.json"])
-    with pytest.raises(DatasetInvalid, match=r"no annotations.json, its JSON files are labels.json"):
+    with pytest.raises(DatasetInvalid, match=r"no annotations of a known format.* labels.json \(nothing\)"):
         run(convert(source))
 
 

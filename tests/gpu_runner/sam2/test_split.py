@@ -1,138 +1,32 @@
-"""Dividing rows: nothing is lost, ratios hold, the same seed gives the same parts, videos stay whole."""
+"""The split recipe: files and configuration, what leaks and its repair, and earlier splits that are kept."""
 
 import json
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
+import msgspec
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from gpu_runner.rows import open_rows
-from gpu_runner.sam2 import leakage, splits
-from gpu_runner.sam2.splits import PARTS, Division, Key, Ratios
+from gpu_runner.sam2.splits import PARTS
 from jobs.errors import DatasetInvalid, OutputTaken
 from jobs.paths import DataRoot
+from jobs.results import Leak
 from jobs.specs import ConvertSpec, DataFormat, SplitSpec, SplitStrategy
-
-keys = st.lists(
-    st.builds(
-        Key,
-        st.sampled_from("abcdef"),
-        st.integers(0, 200),
-        st.frozensets(st.sampled_from(["cat", "dog", "cow"]), max_size=3),
-    ),
-    min_size=1,
-    max_size=150,
-)
-ratios = st.sampled_from([(0.7, 0.2, 0.1), (0.8, 0.1, 0.1), (0.34, 0.33, 0.33), (0.9, 0.05, 0.05), (0.1, 0.4, 0.5)])
-seeds = st.integers(0, 2**32 - 1)
-strategies = st.sampled_from(list(SplitStrategy))
-
-
-def one_video(count: int) -> list[Key]:
-    return [Key("v", frame * 6, frozenset({"cat"})) for frame in range(count)]
-
-
-@given(keys, ratios, seeds, strategies)
-def test_every_row_lands_in_exactly_one_part(
-    keys: Sequence[Key], ratios: Ratios, seed: int, strategy: SplitStrategy
-) -> None:
-    division = splits.STRATEGIES[strategy](keys, ratios, seed)
-    assert sorted(row for part in division for row in part) == list(range(len(keys)))
-    assert all(part == sorted(part) for part in division)
-
-
-@given(keys, ratios, seeds, strategies)
-def test_the_same_seed_gives_the_same_parts(
-    keys: Sequence[Key], ratios: Ratios, seed: int, strategy: SplitStrategy
-) -> None:
-    assert splits.STRATEGIES[strategy](keys, ratios, seed) == splits.STRATEGIES[strategy](keys, ratios, seed)
-
-
-@given(keys, ratios, seeds, st.sampled_from([SplitStrategy.RANDOM, SplitStrategy.STRATIFIED]))
-def test_random_and_stratified_parts_have_the_sizes_of_the_largest_remainder(
-    keys: Sequence[Key], ratios: Ratios, seed: int, strategy: SplitStrategy
-) -> None:
-    division = splits.STRATEGIES[strategy](keys, ratios, seed)
-    assert [len(part) for part in division] == [*splits.sizes(len(keys), ratios), 0]
-
-
-@given(st.integers(0, 10_000), ratios)
-def test_sizes_add_up_and_are_off_by_less_than_one(count: int, ratios: Ratios) -> None:
-    sizes = splits.sizes(count, ratios)
-    assert sum(sizes) == count
-    assert all(abs(size - count * ratio) < 1 for size, ratio in zip(sizes, ratios, strict=True))
-
-
-def test_three_rows_at_70_20_10_give_two_one_none() -> None:
-    assert splits.sizes(3, (0.7, 0.2, 0.1)) == [2, 1, 0]
-
-
-@given(seeds, st.lists(st.integers(48, 120), min_size=2, max_size=5))
-def test_stratified_parts_keep_every_class_within_five_points(seed: int, counts: list[int]) -> None:
-    keys = [Key("v", 0, frozenset({str(label)})) for label, count in enumerate(counts) for _ in range(count)]
-    division = splits.divide_stratified(keys, (0.7, 0.2, 0.1), seed)
-    for label, count in enumerate(counts):
-        for ratio, part in zip((0.7, 0.2, 0.1), division, strict=False):
-            share = sum(str(label) in keys[row].labels for row in part) / count
-            assert abs(share - ratio) <= 0.05 + 1e-9
-
-
-@given(keys, ratios, seeds)
-def test_by_time_no_video_is_in_two_parts_when_there_are_three(keys: Sequence[Key], ratios: Ratios, seed: int) -> None:
-    videos = {key.video_id for key in keys}
-    division = splits.divide_by_time(keys, ratios, seed)
-    if len(videos) >= 3:
-        homes = [{keys[row].video_id for row in part} for part in division[:3]]
-        assert sum(map(len, homes)) == len(videos)
-        assert all(homes)
-        assert division.guard == []
-
-
-@given(st.integers(20, 400), ratios)
-def test_by_time_a_single_video_is_cut_into_segments_with_a_small_gap(count: int, ratios: Ratios) -> None:
-    division = splits.divide_by_time(one_video(count), ratios, 0)
-    assert len(division.guard) <= splits.GUARD_SHARE * count
-    assert all(part for part in division[:3])
-    assert max(division.train) < min(division.val) <= max(division.val) < min(division.test)
-
-
-def test_by_time_the_gap_keeps_neighbours_out_of_the_held_out_parts() -> None:
-    keys = one_video(100)
-    division = splits.divide_by_time(keys, (0.7, 0.2, 0.1), 0)
-    places = [(key.video_id, key.frame_index) for key in keys]
-    for part in (division.val, division.test):
-        assert (
-            leakage.find_neighbours([places[row] for row in division.train], [places[row] for row in part], places)
-            == []
-        )
-
-
-def test_by_time_no_frame_is_given_up_where_a_cut_falls_between_two_videos() -> None:
-    keys = [Key("a", frame, frozenset()) for frame in range(70)] + [Key("b", frame, frozenset()) for frame in range(30)]
-    division = splits.divide_by_time(keys, (0.7, 0.2, 0.1), 0)
-    assert {keys[row].video_id for row in division.train} == {"a"}
-    assert len(division.guard) == 2  # only at the cut inside the second video
-
-
-def test_neighbours_are_counted_in_frames_of_the_dataset_not_of_the_video() -> None:
-    places = [("v", frame * 6) for frame in range(10)]
-    assert leakage.find_neighbours([places[0]], places[1:], places) == [0, 1]
-    assert leakage.find_neighbours([("w", 0)], places, [*places, ("w", 0)]) == []
 
 
 @pytest.fixture
 def dataset(run: Callable[..., Any], make_export: Callable[..., str], build: Any) -> Callable[..., str]:
-    """Convert a video of forty frames; the dataset's name."""
+    """Convert a video of so many frames; the dataset's name."""
 
-    def make(data_format: DataFormat = DataFormat.LLAVA) -> str:
+    def make(data_format: DataFormat = DataFormat.LLAVA, count: int = 40, **export: Any) -> str:
         frames = [
             build.frame(k * 6, build.thing(build.rectangle(20, 30, 2, 4, 8, 6), "cat" if k % 4 else "dog"))
-            for k in range(40)
+            for k in range(count)
         ]
-        run(ConvertSpec(sam2_zip_path=make_export(frames), output_dir="datasets/d", target_format=data_format))
+        exported = make_export(frames, **export)
+        run(ConvertSpec(sam2_zip_path=exported, output_dir="datasets/d", target_format=data_format))
         return "datasets/d"
 
     return make
@@ -229,7 +123,150 @@ def test_a_dataset_without_rows_is_refused(root: DataRoot, run: Callable[..., An
         run(split("datasets/empty"))
 
 
-def test_ten_thousand_rows_with_many_classes_are_divided_at_once() -> None:
-    keys = [Key("v", row, frozenset({str(row % 97), str(row % 13)})) for row in range(10_000)]
-    division: Division = splits.divide_stratified(keys, (0.8, 0.1, 0.1), 1)
-    assert [len(part) for part in division] == [8000, 1000, 1000, 0]
+def test_the_answer_and_the_configuration_say_how_far_from_training_every_held_out_frame_is(
+    root: DataRoot, run: Callable[..., Any], dataset: Callable[..., str]
+) -> None:
+    result = run(split(dataset(), strategy=SplitStrategy.TEMPORAL))
+    assert result.leakage == {
+        "val": Leak(
+            rows=7,
+            near=1,
+            near_share=0.1429,
+            distances={"1": 0, "2": 1, "3-5": 3, "6-10": 3, "11+": 0, "none": 0},
+            look_alikes=0,
+        ),
+        "test": Leak(
+            rows=4,
+            near=0,
+            near_share=0.0,
+            distances={"1": 0, "2": 0, "3-5": 0, "6-10": 1, "11+": 3, "none": 0},
+            look_alikes=0,
+        ),
+    }
+    config = json.loads((root.datasets / "parts" / "split_config.json").read_text())
+    assert config["leakage"] == msgspec.to_builtins(result.leakage)
+
+
+def test_a_picture_of_training_that_comes_again_in_the_test_part_is_found(
+    run: Callable[..., Any], dataset: Callable[..., str], build: Any
+) -> None:
+    again = {f"images/frame_{39 * 6:06d}.png": build.png(30, 20, seed=0)}
+    result = run(split(dataset(files=again), strategy=SplitStrategy.TEMPORAL))
+    assert (result.leakage["val"].look_alikes, result.leakage["test"].look_alikes) == (0, 1)
+    assert any("1 of 4 test pictures look like a training picture" in warning for warning in result.warnings)
+
+
+@pytest.mark.parametrize("strategy", [SplitStrategy.RANDOM, SplitStrategy.STRATIFIED])
+def test_parts_that_leak_are_repaired_by_sending_back_what_the_answer_proposes(
+    strategy: SplitStrategy, root: DataRoot, run: Callable[..., Any], dataset: Callable[..., str]
+) -> None:
+    leaking = run(split(dataset(), strategy=strategy))
+    proposed = leaking.repair
+    assert proposed.before == leaking.leakage
+    assert f"{leaking.leakage['test'].near} of 4 in test" in proposed.message
+    assert proposed.after["val"].near_share < proposed.before["val"].near_share
+
+    body = msgspec.json.encode(proposed.request)
+    repaired = run(msgspec.json.decode(body, type=SplitSpec))
+
+    assert repaired.leakage == proposed.after
+    assert repaired.repair is None
+    assert repaired.test_path == leaking.test_path
+    config = json.loads((root.datasets / "parts" / "split_config.json").read_text())
+    assert config["strategy"] == "temporal"
+
+
+def test_no_repair_is_proposed_where_nothing_leaks(
+    root: DataRoot, run: Callable[..., Any], dataset: Callable[..., str]
+) -> None:
+    path = root.path_of(dataset()) / "llava_dataset.jsonl"
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    path.write_text("\n".join(json.dumps({**row, "video_id": row["id"]}) for row in rows))
+    result = run(split("datasets/d", strategy=SplitStrategy.RANDOM))
+    assert result.leakage["val"].distances["none"] == 8
+    assert result.repair is None
+
+
+def test_no_repair_is_proposed_where_dividing_by_time_would_not_be_better(
+    run: Callable[..., Any], dataset: Callable[..., str]
+) -> None:
+    first = run(split(dataset(), strategy=SplitStrategy.RANDOM))
+    again = run(split("datasets/d", strategy=SplitStrategy.RANDOM, keep="datasets/parts"))
+    assert again.leakage == first.leakage
+    assert first.repair is not None
+    assert again.repair is None
+
+
+@pytest.mark.parametrize("output", ["datasets/first", "datasets/second"])
+def test_a_repair_is_proposed_only_while_the_earlier_split_it_keeps_is_still_there(
+    output: str, run: Callable[..., Any], dataset: Callable[..., str]
+) -> None:
+    run(split(dataset(count=10), "datasets/first", strategy=SplitStrategy.TEMPORAL))
+    dataset(count=60)
+    grown = run(split("datasets/d", output, strategy=SplitStrategy.RANDOM, keep="datasets/first"))
+    assert (grown.repair is None) == (output == "datasets/first")
+    if grown.repair:
+        assert run(grown.repair.request).leakage == grown.repair.after
+
+
+def parts_of(root: DataRoot, folder: str) -> dict[str, str]:
+    """The part of every row, the guard's included."""
+    lines = {path.stem: path.read_text().splitlines() for path in (root.datasets / folder).glob("*.jsonl")}
+    return {json.loads(line)["id"]: part for part, found in lines.items() for line in found}
+
+
+@pytest.mark.parametrize("strategy", list(SplitStrategy))
+@pytest.mark.parametrize("data_format", [DataFormat.LLAVA, DataFormat.HUGGINGFACE])
+def test_a_dataset_that_grew_is_divided_again_without_moving_a_row(
+    data_format: DataFormat,
+    strategy: SplitStrategy,
+    root: DataRoot,
+    run: Callable[..., Any],
+    dataset: Callable[..., str],
+) -> None:
+    run(split(dataset(data_format), "datasets/first", strategy=strategy))
+    earlier = parts_of(root, "first")
+    dataset(data_format, count=60)
+
+    grown = run(split("datasets/d", "datasets/first", strategy=strategy, keep="datasets/first"))
+
+    now = parts_of(root, "first")
+    assert len(now) == 60
+    assert earlier == {row_id: now[row_id] for row_id in earlier}
+    assert grown.message.startswith("60 rows")
+    assert sum(len(open_rows(root, getattr(grown, f"{part}_path"))) for part in PARTS) + grown.guard_samples == 60
+    if strategy is SplitStrategy.TEMPORAL:
+        assert {now[row_id] for row_id in now.keys() - earlier.keys()} == {"test"}  # which they go on from
+    else:
+        assert (grown.train_samples, grown.val_samples, grown.test_samples) == (42, 12, 6)
+
+
+def test_rows_of_an_earlier_split_that_are_gone_are_said_to_be(
+    run: Callable[..., Any], dataset: Callable[..., str]
+) -> None:
+    run(split(dataset()))
+    dataset(count=30)
+    result = run(split("datasets/d", keep="datasets/parts"))
+    assert result.warnings[0] == "10 rows of datasets/parts are not in the dataset any more, so they are in no part."
+
+
+def test_what_is_no_split_of_ours_cannot_be_kept(
+    root: DataRoot, run: Callable[..., Any], dataset: Callable[..., str]
+) -> None:
+    name = dataset()
+    (root.datasets / "foreign").mkdir()
+    for part in PARTS:
+        (root.datasets / "foreign" / f"{part}.jsonl").write_text('{"id": "row-1"}\n')
+    for keep in (name, f"{name}/llava_dataset.jsonl", "datasets/foreign", "datasets/nothing"):
+        with pytest.raises(DatasetInvalid, match="is no split: name a folder that a split job wrote"):
+            run(split(name, keep=keep))
+
+
+def test_a_split_of_other_rows_cannot_be_kept(
+    root: DataRoot, run: Callable[..., Any], dataset: Callable[..., str]
+) -> None:
+    run(split(dataset()))
+    path = root.datasets / "d" / "llava_dataset.jsonl"
+    path.write_text(path.read_text().replace('"id":"', '"id":"other-'))
+    with pytest.raises(DatasetInvalid, match="No row of keep"):
+        run(split("datasets/d", keep="datasets/parts"))

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from jobs.errors import DatasetInvalid
@@ -223,6 +224,85 @@ def test_held_out_frames_beside_training_frames_are_a_warning(
     assert [finding.rule for finding in leaking.warnings] == ["leakage"]
     for name in (parts[SplitStrategy.RANDOM].train_path, parts[SplitStrategy.TEMPORAL].test_path):
         assert run(ValidateSpec(data_path=name, format_type=data_format)).warnings == ()
+
+
+@pytest.mark.parametrize("data_format", [DataFormat.LLAVA, DataFormat.HUGGINGFACE])
+def test_held_out_pictures_that_look_like_training_pictures_are_a_warning(
+    data_format: DataFormat, run: Callable[..., Any], make_export: Callable[..., str], build: Any
+) -> None:
+    """Two videos show the same: a split by time keeps them apart, and yet nothing is held out."""
+    frames = [build.frame(k, build.thing(build.rectangle(20, 30, 2 + k % 9, 4, 8, 6))) for k in range(30)]
+    files = {}
+    for video in ("a", "b", "c"):
+        files[f"{video}/annotations.json"] = build.annotations(frames, 30, 20, f"{video}.mp4")
+        files |= {f"{video}/images/frame_{k:06d}.png": build.png(30, 20, seed=k) for k in range(30)}
+    export = make_export([], files=files, without=["annotations.json"])
+    run(ConvertSpec(sam2_zip_path=export, output_dir="datasets/d", target_format=data_format))
+    parts = run(SplitSpec(data_path="datasets/d", output_dir="datasets/s", strategy=SplitStrategy.TEMPORAL))
+    result = run(ValidateSpec(data_path=parts.val_path, format_type=data_format))
+    (finding,) = [each for each in result.warnings if each.rule == "leakage"]
+    assert "look like one of training" in finding.message
+    assert finding.count == parts.val_samples
+
+
+def test_frames_of_the_export_that_were_left_out_are_a_warning(
+    run: Callable[..., Any], make_export: Callable[..., str], build: Any
+) -> None:
+    frames = [build.frame(k, build.thing(build.rectangle(20, 30, 2 + k, 4, 8, 6))) for k in range(3)]
+    run(ConvertSpec(sam2_zip_path=make_export([*frames, build.frame(3)]), output_dir="datasets/d"))
+    finding = only(run(ValidateSpec(data_path="datasets/d")))
+    assert (finding.rule, finding.severity, finding.count) == ("missing_annotations", "warning", 1)
+    assert "1 frames (25.0%) of the export" in finding.message
+
+
+def test_what_can_be_drawn_is_in_the_statistics(rows: Rows, check: Callable[..., ValidateResult]) -> None:
+    rows[0]["masks"] *= 20
+    statistics = check(rows).statistics
+    objects, areas = statistics["objects_histogram"], statistics["area_histogram"]
+    assert len(objects.edges) == len(objects.counts) + 1
+    assert objects.counts[2] == 5
+    assert objects.counts[-1] == 1  # 40 objects, beyond the last edge
+    assert areas.edges[0] == 0
+    assert areas.edges[-1] == 1
+    assert sum(areas.counts) == 50
+    assert statistics["picture_sizes"] == {"30x20": 6}
+    assert statistics["frames_per_video"] == {"v": 6}
+
+
+def test_of_many_names_the_rarest_are_counted_as_one(rows: Rows, check: Callable[..., ValidateResult]) -> None:
+    many = [{**rows[0], "id": f"{k}", "video_id": f"video {min(k, 118)}"} for k in range(120)]
+    videos = check(many).statistics["frames_per_video"]
+    assert len(videos) == 101
+    assert videos["video 118"] == 2
+    assert videos["all others"] == 19
+
+
+def test_the_report_for_programs_says_the_same(
+    rows: Rows, check: Callable[..., ValidateResult], root: DataRoot
+) -> None:
+    rows[1]["conversations"][1]["value"] = ""
+    result = check(rows)
+    folder = root.attempt(result.report_id, 1)
+    said = json.loads(folder.report_data.read_bytes())
+    assert said["dataset"] == "datasets/d"
+    assert said["errors"] == json.loads(msgspec.json.encode(result.errors))
+    assert len(said["statistics"]["area_histogram"]["edges"]) == len(said["statistics"]["area_histogram"]["counts"]) + 1
+    assert said["recommendations"]
+    journal = folder.journal.read_text()
+    assert "validation_report" in journal
+    assert "validation_data" in journal
+
+
+def test_several_processes_find_what_one_finds(
+    run: Callable[..., Any], make_export: Callable[..., str], build: Any, root: DataRoot
+) -> None:
+    frames = [build.frame(k, build.thing(build.rectangle(20, 30, 2 + k % 9, 4, 8, 6))) for k in range(200)]
+    run(ConvertSpec(sam2_zip_path=make_export(frames), output_dir="datasets/d"))
+    (root.datasets / "d" / "images" / "v" / "frame_000150.png").unlink()
+    spec = ValidateSpec(data_path="datasets/d")
+    alone, together = run(spec), run(spec, cores=3)
+    assert alone == together
+    assert alone.errors[0].rows == ("v-000150",)
 
 
 def test_a_dataset_without_rows_fails(root: DataRoot, run: Callable[..., Any]) -> None:

@@ -18,7 +18,8 @@ from gpu_runner.work import Stop, Work
 from jobs import events
 from jobs.paths import DataRoot
 from jobs.settings import Settings
-from jobs.specs import FinetuneSpec, Spec, TrainingConfig
+from jobs.specs import FinetuneSpec, Spec
+from jobs.training_config import TrainingConfig
 
 COLOURS = {"red": (220, 40, 40), "green": (40, 190, 60), "blue": (50, 80, 230), "yellow": (230, 210, 40)}
 TEXT_TEMPLATE = (

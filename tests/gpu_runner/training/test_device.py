@@ -10,7 +10,7 @@ from safetensors import SafetensorError
 from gpu_runner.training import device
 from gpu_runner.training.device import Compute
 from jobs.errors import DiskFull, OutOfMemory
-from jobs.specs import TrainingConfig
+from jobs.training_config import TrainingConfig
 
 
 def have(monkeypatch: pytest.MonkeyPatch, capability: int) -> None:

@@ -17,7 +17,8 @@ from jobs.errors import ModelUnavailable, NoCapacity
 from jobs.models import ModelSource, Origin
 from jobs.paths import DataRoot
 from jobs.settings import Settings
-from jobs.specs import EvaluateSpec, TrainingConfig
+from jobs.specs import EvaluateSpec
+from jobs.training_config import TrainingConfig
 
 CPU = torch.device("cpu")
 

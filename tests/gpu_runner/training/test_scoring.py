@@ -48,3 +48,9 @@ def test_objects_without_a_name_do_not_count() -> None:
 def test_the_best_constant_answer_is_the_most_frequent_set_of_labels() -> None:
     assert scoring.constant_accuracy([row("a"), row("a"), row("b"), row("a", "b")]) == 0.5
     assert scoring.constant_accuracy([row(), row()]) is None
+
+
+def test_the_keys_of_an_answer_in_json_are_no_labels() -> None:
+    things = Labels([row("box"), row("point"), row("cat")])
+    assert things.mentioned('[{"label":"cat","box":[1,2,3,4]},{"label": "box", "point" : [1,2]}]') == {"cat", "box"}
+    assert things.mentioned('[{"label":"cat","box":[1,2') == {"cat"}

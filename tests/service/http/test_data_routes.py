@@ -146,20 +146,36 @@ def test_a_service_that_ends_answers_202_to_those_who_wait(build, scripts) -> No
     assert waiting.answer().status_code == 202
 
 
-def test_a_validation_report_is_a_markdown_file(house, http, dataset) -> None:
-    async def validate(attempt) -> None:
+@pytest.mark.parametrize("kind", [Kind.VALIDATE, Kind.PREPARE])
+def test_a_report_is_a_markdown_file_or_json(house, http, dataset, uploaded, kind) -> None:
+    async def check(attempt) -> None:
         await attempt.begin()
         folder = house.root.attempt(attempt.job_id, 1)
         folder.folder.mkdir(parents=True)
         folder.report.write_text("# Report\n")
+        folder.report_data.write_text('{"passed": true}')
         await attempt.complete()
 
-    house.runner.scripts[Kind.VALIDATE] = validate
-    report_id = http.post("/api/data/validate", json={"data_path": dataset}).json()["report_id"]
-    answer = http.get(f"/api/data/download_validation_report/{report_id}")
-    assert (answer.status_code, answer.text) == (200, "# Report\n")
-    assert answer.headers["content-type"].startswith("text/markdown")
-    assert "attachment" in answer.headers["content-disposition"]
+    house.runner.scripts[kind] = check
+    if kind is Kind.VALIDATE:
+        report_id = http.post("/api/data/validate", json={"data_path": dataset}).json()["report_id"]
+    else:
+        body = {"sam2_zip_path": uploaded, "output_dir": "out/reported"}
+        report_id = http.post("/api/data/prepare", json=body).json()["validate"]["report_id"]
+    address = f"/api/data/download_validation_report/{report_id}"
+    for query, text, media, name in (
+        ("", "# Report\n", "text/markdown", ".md"),
+        ("?format=markdown", "# Report\n", "text/markdown", ".md"),
+        ("?format=json", '{"passed": true}', "application/json", ".json"),
+    ):
+        answer = http.get(address + query)
+        assert (answer.status_code, answer.text) == (200, text)
+        assert answer.headers["content-type"].startswith(media)
+        assert answer.headers["content-disposition"] == f'attachment; filename="validation_report_{report_id}{name}"'
+    assert http.get(f"{address}?format=xml").status_code == 422
+    house.root.attempt(report_id, 1).report_data.unlink()
+    missing = http.get(f"{address}?format=json")
+    assert (missing.status_code, missing.json()["code"]) == (404, "report_not_found")
     for unknown in ("nope", "..", "%2e%2e"):
         assert http.get(f"/api/data/download_validation_report/{unknown}").status_code == 404
 

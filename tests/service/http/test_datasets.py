@@ -1,16 +1,18 @@
-"""The list of datasets: what it tells of conversions and splits, and when one is on it."""
+"""Datasets: the list, what it tells of conversions and splits, when one is on it; and all that is known of one."""
 
+import json
 import shutil
 
+import msgspec
 import pytest
 
 from jobs import events
-from jobs.results import ValidateResult
-from jobs.specs import Kind
+from jobs.results import Finding, Leak, Repair, SplitResult, ValidateResult
+from jobs.specs import Kind, SplitSpec
 
 
 @pytest.fixture
-def made(house, http, uploaded):
+def made(house, http, uploaded, scripts):
     """Converts and splits for real as far as the store and the disk are concerned."""
 
     class Made:
@@ -31,6 +33,18 @@ def made(house, http, uploaded):
 
             house.runner.scripts[Kind.VALIDATE] = find
             assert http.post("/api/data/validate", json={"data_path": name}).status_code == 200
+
+        def prepare(self, name: str, **result) -> dict:
+            async def prepare(attempt) -> None:
+                await attempt.begin()
+                made = scripts.default_result(attempt.job_id, attempt.spec)
+                await attempt.complete(msgspec.structs.replace(made, **result))
+
+            house.runner.scripts[Kind.PREPARE] = prepare
+            self._folder(name)
+            self._folder(f"{name}-split")
+            body = {"sam2_zip_path": uploaded, "output_dir": name, "task": "point"}
+            return http.post("/api/data/prepare", json=body).json()
 
         def _folder(self, name: str) -> None:
             (house.root.datasets / name).mkdir(parents=True, exist_ok=True)
@@ -132,3 +146,118 @@ def test_a_split_outlives_the_conversion_it_goes_back_to(http, made) -> None:
     assert http.delete(f"/api/jobs/{conversion}").status_code == 200
     (cut,) = _list(http)
     assert (cut["name"], cut["format"], cut["task"], cut["labels"]) == ("l/cut", None, None, {})
+
+
+def _detail(http, name: str, prefix: str = "/api"):
+    return http.get(f"{prefix}/data/datasets/{name}")
+
+
+@pytest.mark.parametrize("prefix", ["/api", "/api/training"])
+def test_a_preparation_made_two_datasets_with_one_check(http, made, prefix) -> None:
+    made.prepare("l/birds")
+    cut, whole = _list(http)
+    assert [(each["name"], each["kind"], each["format"], each["task"]) for each in (cut, whole)] == [
+        ("l/birds-split", "split", "llava", "point"), ("l/birds", "converted", "llava", "point"),
+    ]  # fmt: skip
+    assert cut["job_id"] == whole["job_id"] == cut["validation"]["job_id"] == whole["validation"]["job_id"]
+    told = _detail(http, "l/birds-split", prefix).json()
+    assert {name: told[name] for name in cut} == cut
+    steps = [(origin["name"], origin["spec"]["kind"], origin["job_kind"]) for origin in told["lineage"]]
+    assert steps == [("datasets/l/birds-split", "split", "prepare"), ("datasets/l/birds", "convert", "prepare")]
+    (report,) = told["reports"]
+    assert (report["data_path"], report["result"], report["job_kind"]) == ("datasets/l/birds", "passed", "prepare")
+    assert report["markdown_url"] == f"{prefix}/data/download_validation_report/{cut['job_id']}"
+    assert report["json_url"] is None
+    assert told["divided"]["train_samples"] == 1
+    assert _detail(http, "l/birds").json()["splits"] == ["l/birds-split"]
+
+
+def test_a_training_on_a_prepared_dataset_that_failed_its_checks_is_refused(house, http, made) -> None:
+    failed = _validation("x", "failed")
+    made.prepare("l/bad", validate=failed, split=None, passed=False, success=False)
+    (house.root.datasets / "l/bad/llava_dataset.jsonl").write_text("{}\n")
+    assert [(each["name"], each["validation"]["result"]) for each in _list(http)] == [("l/bad", "failed")]
+    config = {"model_name": "demo-llava", "train_data_path": "l/bad"}
+    assert http.post("/api/train/start", json={"config": config}).status_code == 409
+    allowed = http.post("/api/train/start", json={"config": config | {"allow_invalid_data": True}})
+    assert allowed.status_code == 200
+    house.wait_for(allowed.json()["job_id"], lambda job: job.has_ended)
+
+
+def test_a_preparation_that_is_removed_takes_its_datasets_from_the_list(http, made) -> None:
+    made.prepare("l/removed")
+    (job_id,) = {each["job_id"] for each in _list(http)}
+    assert http.delete(f"/api/jobs/{job_id}").status_code == 200
+    assert _list(http) == []
+    assert _detail(http, "l/removed").status_code == 404
+
+
+def test_a_dataset_knows_the_export_it_goes_back_to(house, http, made) -> None:
+    made.convert("l/birds")
+    manifest = {
+        "made_by": "convert", "source_sha256": "ab" * 32, "mask_order": "row", "mask_order_reason": "boxes agree",
+        "software_version": "1", "options": {"seed": 42}, "videos": ["a", "b"], "files": {"x.png": "00"},
+        "sources": [{"sha256": "ab"}, {"sha256": "cd"}],
+    }  # fmt: skip
+    (house.root.datasets / "l/birds/manifest.json").write_text(json.dumps(manifest))
+    source = _detail(http, "l/birds").json()["source"]
+    assert source == {
+        "upload": "export.zip", "sha256": "ab" * 32, "format": "", "mask_order": "row",
+        "mask_order_reason": "boxes agree", "software_version": "1", "videos": 2, "options": {"seed": 42},
+        "sources": [{"sha256": "ab"}, {"sha256": "cd"}],
+    }  # fmt: skip
+    made.split("datasets/l/birds", "l/cut")
+    assert _detail(http, "l/cut").json()["source"] == source
+
+
+@pytest.mark.parametrize(
+    "manifest", ["", "[]", '{"videos": 5}', "[" * 100_000, "\ud800".encode("utf-8", "surrogatepass")]
+)
+def test_a_damaged_manifest_hides_nothing_else(house, http, made, manifest) -> None:
+    made.convert("l/birds")
+    file = house.root.datasets / "l/birds/manifest.json"
+    file.write_bytes(manifest if isinstance(manifest, bytes) else manifest.encode())
+    told = _detail(http, "l/birds")
+    assert (told.status_code, told.json()["source"]["upload"]) == (200, "export.zip")
+
+
+def test_every_report_since_it_was_made_is_listed_and_the_newest_counts(http, made) -> None:
+    made.convert("l/a")
+    made.validate("l/a")
+    made.convert("l/a")
+    for result in ("passed", "failed", "passed_with_warnings"):
+        made.validate("l/a", result)
+    made.split("datasets/l/a", "l/cut")
+    for name in ("l/a", "l/cut"):
+        told = _detail(http, name).json()
+        assert [report["result"] for report in told["reports"]] == ["passed_with_warnings", "failed", "passed"]
+        assert told["checked"]["report_id"] == told["reports"][0]["job_id"]
+
+
+def test_findings_leaks_and_repairs_are_told_as_the_jobs_said_them(http, made) -> None:
+    finding = Finding(rule="masks", severity="warning", message="two", count=2, rows=("a", "b"), remedy="mend")
+    statistics = {"total_samples": 3, "area": {"edges": [0.0, 0.5, 1.0], "counts": [2, 1]}}
+    checked = msgspec.structs.replace(_validation("x", "passed"), warnings=(finding,), statistics=statistics)
+    leak = Leak(rows=10, near=9, near_share=0.9, distances={"1": 9, "none": 1}, look_alikes=2)
+    request = SplitSpec(data_path="datasets/l/b", output_dir="datasets/l/b-split", strategy="temporal")
+    repair = Repair(request=request, before={"val": leak}, after={"val": leak}, message="less")
+    paths = {f"{part}_path": f"datasets/l/b-split/{part}.jsonl" for part in ("train", "val", "test")}
+    divided = SplitResult(
+        **paths, train_samples=1, val_samples=1, test_samples=1, class_shares={"train": {"red": 0.5}},
+        leakage={"val": leak}, repair=repair,
+    )  # fmt: skip
+    made.prepare("l/b", validate=checked, split=divided)
+    told = _detail(http, "l/b-split").json()
+    assert told["checked"]["warnings"][0]["remedy"] == "mend"
+    assert told["checked"]["statistics"] == statistics
+    assert told["divided"]["leakage"]["val"]["near_share"] == 0.9
+    assert told["divided"]["repair"]["request"]["strategy"] == "temporal"
+    assert told["divided"]["class_shares"] == {"train": {"red": 0.5}}
+
+
+@pytest.mark.parametrize(
+    "name", ["nothing", "a/b/c", "..", "%2e%2e/x", "a%00b", "~root", "x" * 400, "%d9%a1", "a%0ab", "datasets", "1'--"]
+)
+def test_a_name_of_no_dataset_is_404(http, name) -> None:
+    answer = _detail(http, name)
+    assert (answer.status_code, answer.headers["content-type"]) == (404, "application/problem+json")

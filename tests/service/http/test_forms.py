@@ -4,7 +4,8 @@ import msgspec
 import pytest
 
 from jobs.presets import PRESETS
-from jobs.specs import Kind, TrainingConfig
+from jobs.specs import Kind
+from jobs.training_config import TrainingConfig
 
 
 def test_a_training_begins_with_any_preset(http, dataset) -> None:

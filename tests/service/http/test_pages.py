@@ -8,7 +8,8 @@ import pytest
 
 ROUTES = {
     "GET /api/data/image", "GET /api/train/presets", "GET /api/models", "GET /api/schemas/{kind}",
-    "GET /api/data/datasets", "POST /api/session", "DELETE /api/session",
+    "GET /api/data/datasets", "GET /api/data/datasets/{name}", "GET /api/data/rows", "POST /api/data/prepare",
+    "POST /api/session", "DELETE /api/session",
     "POST /api/data/upload", "POST /api/data/convert", "POST /api/data/validate", "POST /api/data/split",
     "GET /api/data/download_validation_report/{report_id}", "POST /api/train/start", "GET /api/train/{job_id}/status",
     "POST /api/train/{job_id}/cancel", "GET /api/train/jobs", "GET /api/experiments",

@@ -5,6 +5,7 @@ import io
 import json
 import threading
 import time
+import zipfile
 from hashlib import sha256
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from jobs.client import Client
 from jobs.errors import FailureReason, NotCompleted
 from jobs.lifecycle import Status
 from jobs.paths import DataRoot
+from jobs.results import Finding
 from jobs.specs import Kind
 from service import cli, demo, remote, watching
 
@@ -394,6 +396,43 @@ def test_a_failed_export_downloads_nothing(run, house, trained, tmp_path, monkey
     monkeypatch.chdir(tmp_path)
     assert run("export", trained, "--format", "lora_adapter")[0] == 1
     assert not list(tmp_path.iterdir())
+
+
+@pytest.fixture
+def export_file(tmp_path) -> Path:
+    file = tmp_path / "birds.zip"
+    with zipfile.ZipFile(file, "w") as archive:
+        archive.writestr("annotations.json", b"{}")
+    return file
+
+
+def test_an_export_is_prepared_from_the_terminal(run, http, export_file) -> None:
+    status, out, err = run("prepare", str(export_file), "--task", "point", "--set", "level=strict")
+    assert (status, out) == (0, "datasets/birds-split/train.jsonl\n"), err
+    assert "prepared" in err
+    spec = http.get("/api/jobs?kind=prepare&limit=1").json()["jobs"][0]["spec"]
+    assert (spec["task"], spec["level"]) == ("point", "strict")
+    assert spec["sam2_zip_path"].endswith("/birds.zip")
+
+
+def test_a_dataset_that_is_not_valid_is_said_and_is_the_exit_status(run, house, scripts, export_file) -> None:
+    async def finds(attempt) -> None:
+        made = scripts.default_result(attempt.job_id, attempt.spec)
+        finding = Finding(rule="masks", severity="error", message="3 masks are empty.", count=3, remedy="Draw them.")
+        checked = msgspec.structs.replace(made.validate, passed=False, result="failed", errors=(finding,))
+        await attempt.begin()
+        await attempt.complete(msgspec.structs.replace(made, validate=checked, split=None, passed=False, success=False))
+
+    house.runner.scripts[Kind.PREPARE] = finds
+    status, out, err = run("prepare", str(export_file), "--name", "bad")
+    assert (status, out) == (1, "datasets/bad\n")
+    assert "error: 3 masks are empty. Draw them." in err
+
+
+def test_a_file_that_is_not_there_is_said_before_anything_is_sent(run, tmp_path) -> None:
+    status, _, err = run("prepare", str(tmp_path / "nothing.zip"))
+    assert status == 1
+    assert "There is no file" in err
 
 
 def test_health_is_said_and_is_the_exit_status(run) -> None:

@@ -1,0 +1,65 @@
+"""prepare: an export is converted, the dataset checked and divided, as one job with one answer."""
+
+from dataclasses import replace
+from typing import Any
+
+from gpu_runner.recipes import convert, split, validate
+from gpu_runner.sam2 import output
+from gpu_runner.work import Stopped, Work
+from jobs.errors import OutputTaken
+from jobs.paths import DataRoot
+from jobs.results import ConvertResult, PrepareResult, SplitResult, ValidateResult
+from jobs.specs import Kind, PrepareSpec, Spec
+
+_CONVERTED, _CHECKED = 0.45, 0.85  # shares of the whole work after which a step is done
+
+
+def run(work: Work[PrepareSpec]) -> PrepareResult:
+    """Raises DatasetInvalid, OutputTaken, DiskFull."""
+    spec = work.spec
+    _check_places(work.root, spec)
+    is_new = not work.root.path_of(spec.output_dir).exists()
+    work.journal.stretch(0.0, _CONVERTED)
+    converted = convert.run(_step(work, spec.conversion))
+    try:
+        work.journal.stretch(_CONVERTED, _CHECKED)
+        checked = validate.run(_step(work, spec.validation))
+        work.journal.stretch(_CHECKED, 1.0)
+        divided = split.run(_step(work, spec.division)) if checked.passed or spec.allow_invalid_data else None
+    except Stopped:
+        if is_new:  # what took the place of an older dataset stays: that one is gone
+            output.remove(work.root, spec.output_dir)
+        raise
+    return PrepareResult(
+        output_dir=converted.output_dir,
+        num_samples=converted.num_samples,
+        passed=checked.passed,
+        success=divided is not None,
+        message=_message(converted, checked, divided),
+        convert=converted,
+        validate=checked,
+        split=divided,
+        warnings=(*converted.warnings, *(divided.warnings if divided else ())),
+    )
+
+
+def _check_places(root: DataRoot, spec: PrepareSpec) -> None:
+    """What would stop the division is said before the conversion. Raises OutputTaken."""
+    parts, dataset = spec.division.output_dir, root.path_of(spec.output_dir)
+    output.check_free(root, parts, Kind.SPLIT)
+    if dataset.is_relative_to(root.path_of(parts)):
+        raise OutputTaken(f"{parts} is to hold the dataset itself: choose another split_dir.")
+    if spec.keep is not None and root.path_of(spec.keep).is_relative_to(dataset):
+        raise OutputTaken(f"{spec.keep} lies in {spec.output_dir}, which is made anew: choose another output_dir.")
+
+
+def _step(work: Work[Any], spec: Spec) -> Work[Any]:
+    return replace(work, spec=spec)
+
+
+def _message(converted: ConvertResult, checked: ValidateResult, divided: SplitResult | None) -> str:
+    found = f"{checked.num_errors} kinds of errors and {checked.num_warnings} of warnings found."
+    if divided is None:
+        refused = "The dataset was not divided: mend what the report names, or send allow_invalid_data: true."
+        return f"{converted.message} {found} {refused}"
+    return f"{converted.message} {found} {divided.message}"

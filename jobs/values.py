@@ -1,0 +1,17 @@
+"""The plain values that specs are made of, each with its limits."""
+
+from typing import Annotated, Literal
+
+from msgspec import Meta
+
+ClientPath = Annotated[str, Meta(min_length=1, max_length=1024, pattern=r"\S", description="Name below the data root.")]
+ModelName = Annotated[
+    str, Meta(min_length=1, max_length=512, pattern=r"\S", description="Registry name, local folder or hub repository.")
+]
+Tag = Annotated[str, Meta(min_length=1, max_length=100)]
+Title = Annotated[str, Meta(min_length=1, max_length=200)]
+Seed = Annotated[int, Meta(ge=0, le=2**32 - 1)]
+JobId = Annotated[str, Meta(min_length=1, max_length=64)]
+WantedDevice = Literal["auto", "cpu", "cuda"]
+
+MAX_LENGTH_LIMIT = 32768

@@ -1,0 +1,231 @@
+"""One dataset: what it holds, which export it goes back to and how, what every check of it found, how it is divided.
+
+Called by `routes/datasets`. Jobs are known to the store; what only the folder knows stands in its manifest.
+"""
+
+import asyncio
+from datetime import datetime
+from pathlib import PurePosixPath
+from typing import Any, Literal
+
+import msgspec
+
+from jobs.errors import FileMissing, PathNotAllowed, UnknownDataset
+from jobs.paths import DataRoot
+from jobs.results import ConvertResult, SplitResult, ValidateResult
+from jobs.specs import ConvertSpec, Kind, SplitSpec, ValidateSpec, ValidationLevel
+from service import datasets
+from service.answers import Answer
+from service.datasets import Dataset
+from service.queries import folder_of
+from service.records import DataStep
+from service.store import Store
+
+_MANIFEST = "manifest.json"
+_MANIFEST_MAX_BYTES = 16 * 2**20  # with the digests of about 150,000 pictures
+
+Lineage = list[tuple[str, DataStep | None]]
+
+
+class Source(Answer, frozen=True, kw_only=True):
+    """The export a dataset goes back to. `sources` are all of them where several were merged, as the manifest says it.
+
+    `mask_order` is the order that was found or declared, and `mask_order_reason` why.
+    """
+
+    upload: str | None
+    sha256: str
+    format: str
+    mask_order: str
+    mask_order_reason: str
+    software_version: str
+    videos: int | None
+    options: dict[str, Any]
+    sources: tuple[Any, ...]
+
+
+class Origin(Answer, frozen=True, kw_only=True):
+    """A step that led here: the job that took it, alone or as part of a preparation, and what it was asked for."""
+
+    name: str
+    job_id: str
+    job_kind: Kind
+    made_at: datetime | None
+    spec: ConvertSpec | SplitSpec
+
+
+class Report(Answer, frozen=True, kw_only=True):
+    """A check of the dataset, or of what it was cut from. `json_url` is null for a report without data."""
+
+    job_id: str
+    job_kind: Kind
+    data_path: str
+    level: ValidationLevel
+    checked_at: datetime | None
+    result: Literal["passed", "passed_with_warnings", "failed"]
+    num_errors: int
+    num_warnings: int
+    markdown_url: str
+    json_url: str | None
+
+
+class DatasetDetail(Dataset, frozen=True, kw_only=True):
+    """All that is known of a dataset.
+
+    `lineage` leads from the step that made it back to the conversion. `reports` are all since it was made, newest
+    first, and `checked` is what the one that counts found. `divided` is the answer of the split, of a split;
+    `splits` names what this dataset was divided into.
+    """
+
+    num_objects: int | None
+    skipped_frames: int | None
+    source: Source | None
+    lineage: tuple[Origin, ...]
+    splits: tuple[str, ...]
+    reports: tuple[Report, ...]
+    checked: ValidateResult | None
+    divided: SplitResult | None
+
+
+async def detail(store: Store, root: DataRoot, name: str, prefix: str) -> DatasetDetail:
+    """Raises UnknownDataset. `prefix` is that of the addresses of reports."""
+    maker = await store.maker_of(_confined(root, name))
+    listed = await datasets.summary(store, maker) if maker else None
+    if maker is None or listed is None or not await asyncio.to_thread(root.path_of(maker.dataset).is_dir):
+        raise UnknownDataset
+    lineage = await store.lineage(maker.dataset)
+    conversion = lineage[-1][1]
+    converted = _converted(conversion)
+    return DatasetDetail(
+        **{field: getattr(listed, field) for field in Dataset.__struct_fields__},
+        num_objects=converted.num_objects if converted else None,
+        skipped_frames=converted.skipped_frames if converted else None,
+        source=await asyncio.to_thread(_source, root, folder_of(lineage[-1][0]), conversion),
+        lineage=tuple(_origins(lineage)),
+        splits=await _splits(store, maker.dataset),
+        reports=await _reports(store, root, lineage, prefix),
+        checked=await store.last_validation(listed.split.train_path if listed.split else maker.dataset),
+        divided=maker.result if isinstance(maker.result, SplitResult) else None,
+    )
+
+
+def _converted(conversion: DataStep | None) -> ConvertResult | None:
+    result = conversion.result if conversion else None
+    return result if isinstance(result, ConvertResult) else None
+
+
+def _confined(root: DataRoot, name: str) -> str:
+    try:
+        return root.confine(name.lstrip("/"))
+    except PathNotAllowed:
+        raise UnknownDataset from None
+
+
+def _origins(lineage: Lineage) -> list[Origin]:
+    return [
+        Origin(
+            name=folder_of(name),
+            job_id=step.job.job_id,
+            job_kind=step.job.kind,
+            made_at=step.job.completed_at,
+            spec=step.spec,
+        )
+        for name, step in lineage
+        if step and not isinstance(step.spec, ValidateSpec)
+    ]
+
+
+async def _splits(store: Store, name: str) -> tuple[str, ...]:
+    return tuple(
+        maker.dataset.removeprefix("datasets/")
+        for maker in await store.dataset_makers()
+        if isinstance(maker.spec, SplitSpec) and folder_of(maker.spec.data_path) == name
+    )
+
+
+# -- reports
+
+
+async def _reports(store: Store, root: DataRoot, lineage: Lineage, prefix: str) -> tuple[Report, ...]:
+    steps: dict[tuple[str, str], DataStep] = {}
+    for ancestor, maker in lineage:
+        for name in dict.fromkeys((ancestor, folder_of(ancestor), *_parts(maker, ancestor))):
+            for step in await store.validations(name, maker):
+                steps[step.job.job_id, step.dataset] = step
+    newest_first = sorted(steps.values(), key=lambda step: step.job.submitted_seq, reverse=True)
+    return tuple(await asyncio.to_thread(lambda: [_report(root, step, prefix) for step in newest_first]))
+
+
+def _parts(maker: DataStep | None, ancestor: str) -> tuple[str, ...]:
+    """The files of a split that is looked at as a whole."""
+    made = maker.result if maker else None
+    is_whole = ancestor == folder_of(ancestor)
+    return (made.train_path, made.val_path, made.test_path) if isinstance(made, SplitResult) and is_whole else ()
+
+
+def _report(root: DataRoot, step: DataStep, prefix: str) -> Report:
+    job, spec, found = step.job, step.spec, step.result
+    assert isinstance(spec, ValidateSpec)
+    assert isinstance(found, ValidateResult)
+    url = f"{prefix}/data/download_validation_report/{job.job_id}"
+    has_data = any(attempt.report_data.is_file() for attempt in root.attempts(job.job_id))
+    return Report(
+        job_id=job.job_id,
+        job_kind=job.kind,
+        data_path=spec.data_path,
+        level=spec.level,
+        checked_at=job.completed_at,
+        result=found.result,
+        num_errors=found.num_errors,
+        num_warnings=found.num_warnings,
+        markdown_url=url,
+        json_url=f"{url}?format=json" if has_data else None,
+    )
+
+
+# -- the export
+
+
+class _Manifest(msgspec.Struct, frozen=True, kw_only=True):
+    """What of `manifest.json` is told; the digests of its files are passed over."""
+
+    source_sha256: str = ""
+    source_format: str = ""
+    mask_order: str = ""
+    mask_order_reason: str = ""
+    software_version: str = ""
+    videos: tuple[str, ...] | None = None
+    options: dict[str, Any] = {}
+    sources: tuple[Any, ...] = ()
+
+
+def _source(root: DataRoot, folder: str, conversion: DataStep | None) -> Source | None:
+    """From the manifest, or where it is silent, from the conversion; None when neither is there."""
+    manifest, told = _read_manifest(root, folder), _converted(conversion)
+    if manifest is None and told is None:
+        return None
+    said, spec = manifest or _Manifest(), conversion.spec if conversion else None
+    newest = said.sources[-1] if said.sources and isinstance(said.sources[-1], dict) else {}
+    return Source(
+        upload=PurePosixPath(spec.sam2_zip_path).name if isinstance(spec, ConvertSpec) else None,
+        sha256=said.source_sha256 or str(newest.get("sha256", "")) or (told.source_sha256 if told else ""),
+        format=said.source_format or (told.source_format if told else ""),
+        mask_order=said.mask_order or str(newest.get("mask_order", "")) or (told.mask_order if told else ""),
+        mask_order_reason=said.mask_order_reason or (told.mask_order_reason if told else ""),
+        software_version=said.software_version,
+        videos=None if said.videos is None else len(said.videos),
+        options=said.options,
+        sources=said.sources,
+    )
+
+
+def _read_manifest(root: DataRoot, folder: str) -> _Manifest | None:
+    try:
+        with root.open(f"{folder}/{_MANIFEST}") as file:
+            text = file.read(_MANIFEST_MAX_BYTES + 1)
+    except (FileMissing, PathNotAllowed):
+        return None
+    try:
+        return msgspec.json.decode(text, type=_Manifest) if len(text) <= _MANIFEST_MAX_BYTES else None
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return None

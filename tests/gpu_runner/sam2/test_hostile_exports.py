@@ -1,0 +1,95 @@
+"""Hostile exports: each gets its answer, writes nothing elsewhere, and takes neither much memory nor long."""
+
+import importlib.util
+import os
+import pickle
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from jobs.errors import DatasetInvalid
+from jobs.paths import DataRoot
+from jobs.specs import ConvertSpec
+
+_MOST_BYTES = 256 << 20
+_LONGEST_S = 10.0
+
+
+def _exports() -> ModuleType:
+    """The generator beside this file: tests are no package."""
+    spec = importlib.util.spec_from_file_location("hostile_exports", Path(__file__).with_name("hostile_exports.py"))
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+HOSTILE = _exports().HOSTILE
+
+
+def files_below(folder: Path) -> dict[str, tuple[int, int]]:
+    found = {}
+    for path in sorted(folder.rglob("*")):
+        status = path.lstat()
+        if path.is_symlink() or not path.is_dir():
+            found[str(path.relative_to(folder))] = (status.st_size, status.st_mtime_ns)
+    return found
+
+
+def in_a_child(work: Callable[[], Any]) -> tuple[Any, int, float]:
+    """What `work` gave or raised, how many bytes it made the process grow at most, and its seconds of CPU."""
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child == 0:
+        Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+        before, began = _peak(), time.process_time()
+        try:
+            outcome: Any = work()
+        except BaseException as error:
+            outcome = error
+        with os.fdopen(writing, "wb") as out:
+            pickle.dump((outcome, _peak() - before, time.process_time() - began), out)
+        os._exit(0)
+    os.close(writing)
+    with os.fdopen(reading, "rb") as incoming:
+        told = incoming.read()
+    os.waitpid(child, 0)
+    return pickle.loads(told)  # type: ignore[no-any-return]
+
+
+def _peak() -> int:
+    status = Path("/proc/self/status").read_text()
+    return int(status.partition("VmHWM:")[2].split()[0]) * 1024
+
+
+def test_there_are_many() -> None:
+    assert len(HOSTILE) >= 45
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_an_export_gets_its_answer_that_has(name: str, root: DataRoot, run: Callable[..., Any]) -> None:
+    hostile = HOSTILE[name]
+    (root.uploads / "export.zip").write_bytes(hostile.archive())
+    run_once = ConvertSpec(sam2_zip_path="uploads/export.zip", output_dir="datasets/out")
+    before = files_below(root.folder.parent)
+
+    outcome, grown, seconds = in_a_child(lambda: run(run_once))
+
+    if hostile.refusal is None:
+        assert not isinstance(outcome, BaseException), outcome
+        assert hostile.check(outcome)
+    else:
+        assert isinstance(outcome, DatasetInvalid), repr(outcome)
+        assert hostile.refusal in outcome.message
+        assert str(root.folder) not in outcome.message
+        assert len(outcome.message) < 2000
+    written = {path for path, status in files_below(root.folder.parent).items() if before.get(path) != status}
+    allowed = ("data/jobs/job/", *(("data/datasets/out/",) if hostile.refusal is None else ()))
+    assert not [path for path in written if not path.startswith(allowed)]
+    assert grown < _MOST_BYTES
+    assert seconds < _LONGEST_S

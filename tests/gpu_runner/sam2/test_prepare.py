@@ -1,0 +1,153 @@
+"""prepare: the three steps of making a dataset as one job."""
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gpu_runner import journal
+from gpu_runner.recipes import validate
+from gpu_runner.rows import open_rows
+from gpu_runner.sam2 import output
+from gpu_runner.work import Stop, Stopped
+from jobs.errors import OutputTaken
+from jobs.paths import DataRoot
+from jobs.specs import ConvertSpec, PrepareSpec
+
+
+def frames(build: Any, count: int, **fields: Any) -> list[dict[str, Any]]:
+    return [
+        build.frame(index, build.thing(build.rectangle(20, 30, 2 + index % 9, 3, 6, 5), **fields))
+        for index in range(count)
+    ]
+
+
+def test_an_export_becomes_a_checked_and_divided_dataset_in_one_job(
+    run: Callable[..., Any], make_export: Callable[..., str], build: Any, root: DataRoot
+) -> None:
+    export = make_export(frames(build, 40))
+
+    result = run(PrepareSpec(sam2_zip_path=export, output_dir="datasets/birds"))
+
+    assert result.success
+    assert result.passed
+    assert result.num_samples == result.convert.num_samples == result.validate.statistics["total_samples"] == 40
+    parts = result.split
+    assert parts.train_samples + parts.val_samples + parts.test_samples + parts.guard_samples == 40
+    assert parts.train_path == "datasets/birds-split/train.jsonl"
+    assert root.path_of(parts.train_path).is_file()
+    assert root.attempt("job", 1).report.is_file()
+
+
+def test_a_dataset_that_fails_its_checks_is_not_divided_unless_that_is_wanted(
+    run: Callable[..., Any], make_export: Callable[..., str], build: Any, root: DataRoot
+) -> None:
+    export = make_export(frames(build, 40, label=""))
+    spec = PrepareSpec(sam2_zip_path=export, output_dir="datasets/birds")
+
+    refused = run(spec)
+    forced = run(
+        PrepareSpec(sam2_zip_path=export, output_dir="datasets/birds", allow_invalid_data=True), job_id="forced"
+    )
+
+    assert not refused.passed
+    assert not refused.success
+    assert refused.split is None
+    assert "allow_invalid_data" in refused.message
+    assert not forced.passed
+    assert forced.success
+    assert forced.split.train_samples
+
+
+def test_progress_never_falls_back_from_one_step_to_the_next(
+    run: Callable[..., Any], make_export: Callable[..., str], build: Any, tmp_path: Path, monkeypatch: Any
+) -> None:
+    monkeypatch.setattr(journal, "PROGRESS_EVERY_S", 0)
+    bell = os.open(tmp_path / "bell", os.O_WRONLY | os.O_CREAT)
+    first = make_export(frames(build, 40))
+    run(PrepareSpec(sam2_zip_path=first, output_dir="datasets/birds"), doorbell=bell)
+    begin = (tmp_path / "bell").stat().st_size
+    grown = PrepareSpec(sam2_zip_path=first, output_dir="datasets/more", add_to="datasets/birds")
+    run(grown, job_id="grown", doorbell=bell)
+    os.close(bell)
+    for told in ((tmp_path / "bell").read_bytes()[:begin], (tmp_path / "bell").read_bytes()[begin:]):
+        said = [json.loads(line) for line in told.splitlines() if line]
+        assert {step["phase"] for step in said} >= {"converting", "checking", "writing"}
+        fractions = [step["fraction"] for step in said]
+        assert fractions == sorted(fractions)
+        assert fractions[-1] == 1
+
+
+def test_a_cancel_in_any_phase_leaves_nothing_behind(
+    run: Callable[..., Any], make_export: Callable[..., str], build: Any, root: DataRoot, monkeypatch: Any
+) -> None:
+    spec = PrepareSpec(sam2_zip_path=make_export(frames(build, 20)), output_dir="datasets/birds")
+    entered: list[str] = []
+    stops: dict[int, Stop] = {}  # by the number of the phase that is not to be survived
+    enter = journal.Journal.phase
+
+    def count(self: journal.Journal, name: str) -> None:
+        enter(self, name)
+        entered.append(name)
+        if stop := stops.get(len(entered)):
+            stop.wanted = "cancel"
+
+    monkeypatch.setattr(journal.Journal, "phase", count)
+    run(spec)
+    output.remove(root, "datasets/birds")
+    output.remove(root, "datasets/birds-split")
+    phases = list(entered)
+    assert len(phases) >= 5
+    for number in range(1, len(phases) + 1):
+        entered.clear()
+        stops[number] = Stop()
+        with pytest.raises(Stopped):
+            run(spec, stop=stops[number])
+        assert entered == phases[:number]
+        assert [path for path in root.datasets.rglob("*") if path.name != ".staging"] == []
+        assert list(root.trash.glob("*")) == []
+        stops.clear()
+
+
+def test_a_cancel_after_an_older_dataset_was_replaced_leaves_the_new_one_whole(
+    run: Callable[..., Any], make_export: Callable[..., str], build: Any, root: DataRoot, monkeypatch: Any
+) -> None:
+    run(ConvertSpec(sam2_zip_path=make_export(frames(build, 2)), output_dir="datasets/birds"))
+    stop = Stop()
+    monkeypatch.setattr(validate, "open_rows", lambda *named: setattr(stop, "wanted", "cancel") or open_rows(*named))
+    with pytest.raises(Stopped):
+        run(PrepareSpec(sam2_zip_path=make_export(frames(build, 5)), output_dir="datasets/birds"), stop=stop)
+    assert len(open_rows(root, "datasets/birds")) == 5
+
+
+@pytest.mark.parametrize(
+    ("split_dir", "says"),
+    [
+        ("datasets/taken", "no split job wrote there"),
+        ("datasets/birds", "another split_dir"),
+        ("uploads/x", "no place"),
+    ],
+)
+def test_a_place_for_the_parts_that_is_taken_is_found_before_the_conversion_starts(
+    split_dir: str, says: str, run: Callable[..., Any], make_export: Callable[..., str], build: Any, root: DataRoot
+) -> None:
+    (root.datasets / "taken").mkdir()
+    (root.datasets / "taken" / "notes.txt").write_text("mine")
+    spec = PrepareSpec(sam2_zip_path=make_export(frames(build, 5)), output_dir="datasets/birds", split_dir=split_dir)
+    with pytest.raises(OutputTaken, match=says):
+        run(spec)
+    assert not (root.datasets / "birds").exists()
+
+
+def test_an_earlier_split_that_would_go_with_the_old_dataset_is_not_kept_to(
+    run: Callable[..., Any], make_export: Callable[..., str], build: Any, root: DataRoot
+) -> None:
+    export = make_export(frames(build, 40))
+    inside = "datasets/birds/parts"
+    run(PrepareSpec(sam2_zip_path=export, output_dir="datasets/birds", split_dir=inside))
+    with pytest.raises(OutputTaken, match="made anew"):
+        run(PrepareSpec(sam2_zip_path=export, output_dir="datasets/birds", split_dir="datasets/p", keep=inside))
+    assert (root.datasets / "birds" / "parts" / "train.jsonl").is_file()

@@ -1,0 +1,46 @@
+"""Work spread over processes: results in order, faults heard, nobody left over."""
+
+import os
+import signal
+from collections.abc import Iterator
+
+import pytest
+
+from gpu_runner import forks
+
+
+def test_results_come_in_order_from_several_processes() -> None:
+    made = list(forks.map_in_order(lambda number: (number, os.getpid()), 1003, 3))
+    assert [number for number, _ in made] == list(range(1003))
+    assert len({pid for _, pid in made}) == 3
+    assert os.getpid() not in {pid for _, pid in made}
+
+
+@pytest.mark.parametrize(("count", "cores"), [(1003, 1), (20, 4), (0, 2)])
+def test_little_work_and_a_single_core_need_no_process(count: int, cores: int) -> None:
+    made = list(forks.map_in_order(lambda number: (number, os.getpid()), count, cores))
+    assert made == [(number, os.getpid()) for number in range(count)]
+
+
+def _dies_at(number: int, how: int) -> Iterator[object]:
+    def die(at: int) -> int:
+        if at == number:
+            os.kill(os.getpid(), how)
+        return at
+
+    return forks.map_in_order(die, 1000, 2)
+
+
+def test_the_death_of_a_process_is_heard_and_a_kill_is_lack_of_memory() -> None:
+    with pytest.raises(MemoryError):
+        list(_dies_at(500, signal.SIGKILL))
+    with pytest.raises(RuntimeError, match="ended with status"):
+        list(_dies_at(500, signal.SIGTERM))
+
+
+def test_whoever_stops_early_leaves_no_process() -> None:
+    made = forks.map_in_order(lambda number: os.getpid(), 100_000, 2)
+    pid = next(made)
+    made.close()  # type: ignore[attr-defined]
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)
