@@ -5,6 +5,7 @@ Opened through `rows.open_rows`. Images are bytes inside the table, or files of 
 
 import io
 import itertools
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -43,7 +44,7 @@ class ArrowRows(Rows):
         return (row_id.as_py() for number in range(len(self._batches)) for row_id in self._batch(number).column("id"))
 
     def marks(self) -> Iterator[Mark]:
-        return itertools.chain.from_iterable(map(self._marks, self._batches))
+        return itertools.chain.from_iterable(self._marks(self._batch(number)) for number in range(len(self._batches)))
 
     def split_lines(self) -> Iterator[bytes]:
         for index, mark in enumerate(self.marks()):
@@ -173,14 +174,27 @@ def _batches(files: list[Path], name: str) -> Iterator[pa.RecordBatch]:
 
 def _check_columns(schema: pa.Schema, name: str) -> None:
     """Raises DatasetInvalid when what a row needs is not there."""
-    image = schema.field("image").type if "image" in schema.names else None
-    is_picture = image is not None and pa.types.is_struct(image) and {"path", "bytes"} <= {part.name for part in image}
-    names_a_file = image is not None and pa.types.is_string(image)
-    if not (is_picture or names_a_file) or not {"id", "conversations"} <= set(schema.names):
+    once = {column for column, times in Counter(schema.names).items() if times == 1}
+    is_whole = len(once) == len(schema.names) and {"id", "image", "conversations"} <= once
+    if not is_whole or not _is_picture(schema.field("image").type):
         raise DatasetInvalid(
             f"{name} has the columns {', '.join(schema.names[:20])}; id, image (its path, or path and bytes) and "
-            "conversations are needed: convert the export again."
+            "conversations are needed, each once: convert the export again."
         )
+
+
+def _is_picture(image: pa.DataType) -> bool:
+    """The path of a file, or a path and bytes."""
+    if not pa.types.is_struct(image):
+        return bool(pa.types.is_string(image))
+    parts = {part.name: part.type for part in image}
+    content = parts.get("bytes")
+    return (
+        len(parts) == image.num_fields
+        and "path" in parts
+        and content is not None
+        and bool(pa.types.is_binary(content) or pa.types.is_large_binary(content))
+    )
 
 
 def _unreadable(name: str, error: Exception) -> DatasetInvalid:

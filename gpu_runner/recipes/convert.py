@@ -14,6 +14,7 @@ from gpu_runner.sam2.orientation import Orientation
 from gpu_runner.sam2.probes import Survey
 from gpu_runner.sam2.readers import Export
 from gpu_runner.sam2.sources import Source, open_source
+from gpu_runner.sam2.statistics import MOST_LABELS, largest
 from gpu_runner.sam2.writers import CountingWriter, open_writer
 from gpu_runner.work import Work
 from jobs.results import ConvertResult
@@ -114,7 +115,7 @@ def _result(
         warnings=(*export.notes, *_warnings(orientation, conversion), *(grown.warnings() if grown else ())),
         skipped_frames=conversion.skipped,
         num_objects=contents.objects,
-        labels=dict(contents.labels),
+        labels=largest(contents.labels, MOST_LABELS),
         mask_order=orientation.order,
         mask_order_reason=orientation.reason,
         source_format=export.format,

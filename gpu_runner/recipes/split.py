@@ -11,6 +11,7 @@ from gpu_runner.sam2.earlier_split import Placed
 from gpu_runner.sam2.manifest import sha256_of
 from gpu_runner.sam2.split_config import SplitConfig
 from gpu_runner.sam2.splits import GUARD, PARTS, STRATEGIES, Division, Key
+from gpu_runner.sam2.statistics import MOST_LABELS, OTHERS, largest
 from gpu_runner.sam2.stratification import TOLERANCE
 from gpu_runner.work import Work
 from jobs.errors import DatasetInvalid, OutputTaken
@@ -99,10 +100,17 @@ def _counts(division: Division) -> dict[str, int]:
 
 
 def _class_shares(keys: Sequence[Key], division: Division) -> dict[str, dict[str, float]]:
-    """By part and class: which share of the class's frames is in the part. The guard counts for none."""
+    """By part and class: which share of the class's frames is in the part. The guard counts for none.
+
+    Beyond the most frequent classes, the others are one.
+    """
     counts = {part: Counter(label for row in getattr(division, part) for label in keys[row].labels) for part in PARTS}
-    total = sum(counts.values(), Counter())
-    return {part: {label: round(counts[part][label] / total[label], 4) for label in sorted(total)} for part in PARTS}
+    told = largest(sum(counts.values(), Counter()), MOST_LABELS)
+    for part, by_label in counts.items():
+        rest = by_label.total() - sum(by_label[label] for label in told)
+        if rest:
+            counts[part] = by_label + Counter({OTHERS: rest})
+    return {part: {label: round(counts[part][label] / told[label], 4) for label in sorted(told)} for part in PARTS}
 
 
 def _result(spec: SplitSpec, config: SplitConfig, gone: int, repaired: Repair | None) -> SplitResult:

@@ -14,16 +14,21 @@ A. Punjani and D. Fleet, "Fast Search in Hamming Space with Multi-Index Hashing"
 """
 
 import hashlib
+import os
 import secrets
+import stat
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
 from gpu_runner.images import BadImage
 from gpu_runner.rows import Rows, open_rows
-from gpu_runner.sam2.manifest import MANIFEST, sha256_of
+from gpu_runner.sam2.manifest import sha256_of
 from jobs.errors import DatasetInvalid
 from jobs.paths import DataRoot
 
@@ -33,6 +38,7 @@ NONE = bytes(RECORD.itemsize)  # of a row without a picture that can be opened
 _CELLS = (18, 16)  # across and down; 2 x 2 of them are a cell of the coarse hash
 _LIGHTER = 1.5  # grey levels: less is noise
 _GREY = np.array([0.299, 0.587, 0.114], dtype=np.float32)
+_KEPT_S = 30 * 24 * 3600
 _AHEAD = 64  # pictures opened between two looks at `check`
 
 
@@ -71,6 +77,15 @@ def write(rows: Rows, root: DataRoot, records: bytes | bytearray) -> None:
         unfinished.replace(target)
     finally:
         unfinished.unlink(missing_ok=True)
+    _forget_old(target.parent)
+
+
+def _forget_old(folder: Path) -> None:
+    """Remove what was not used for weeks: the rows or pictures it was made of have changed since."""
+    for file in folder.iterdir():
+        with suppress(FileNotFoundError):  # somebody else is at it
+            if time.time() - file.stat().st_mtime > _KEPT_S:
+                file.unlink()
 
 
 def _differences(cells: np.ndarray) -> bytes:
@@ -78,17 +93,23 @@ def _differences(cells: np.ndarray) -> bytes:
 
 
 def _key(rows: Rows) -> str:
-    """SHA-256 over the files of rows, and the manifest, which knows the contents of all pictures."""
-    manifest = rows.dataset / MANIFEST
+    """SHA-256 over the contents of the files of rows, and over the size and time of every other file of the dataset:
+    reading all pictures to see whether one was replaced would take as long as what is kept saves."""
     digest = hashlib.sha256(rows.dataset.as_posix().encode())
-    for file in (*rows.files, *([manifest] if manifest.is_file() else [])):
+    for file in rows.files:
         digest.update(sha256_of(file).encode())
+    for file in sorted(rows.dataset.rglob("*")):
+        state = file.lstat()
+        if not stat.S_ISDIR(state.st_mode):
+            digest.update(f"{file} {state.st_size} {state.st_mtime_ns}".encode("utf-8", "surrogateescape"))
     return digest.hexdigest()
 
 
 def _read(rows: Rows, root: DataRoot) -> np.ndarray | None:
+    file = root.fingerprints(_key(rows))
     try:
-        content = root.fingerprints(_key(rows)).read_bytes()
+        content = file.read_bytes()
+        os.utime(file)
     except FileNotFoundError:
         return None
     return np.frombuffer(content, dtype=RECORD) if len(content) == len(rows) * RECORD.itemsize else None

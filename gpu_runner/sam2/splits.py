@@ -87,12 +87,13 @@ def divide_by_time(keys: Sequence[Key], ratios: Ratios, seed: int, kept: Kept = 
     """
     if kept:
         return _divide_what_came(keys, ratios, seed, kept)
-    if len({key.video_id for key in keys}) < _VIDEOS_TO_DIVIDE:
+    videos = [_video(key, row) for row, key in enumerate(keys)]
+    if len(set(videos)) < _VIDEOS_TO_DIVIDE:
         in_time = sorted(range(len(keys)), key=lambda row: (keys[row].video_id, keys[row].frame_index, row))
-        return _cut_with_gaps(in_time, [keys[row].video_id for row in in_time], ratios)
+        return _cut_with_gaps(in_time, [videos[row] for row in in_time], ratios)
     rows_of: dict[Video, list[int]] = defaultdict(list)
-    for row, key in enumerate(keys):
-        rows_of[key.video_id, -1].append(row)
+    for row, video in enumerate(videos):
+        rows_of[video].append(row)
     return _gathered(_home_of(rows_of, sizes(len(keys), ratios), seed))
 
 
@@ -101,6 +102,10 @@ STRATEGIES: dict[SplitStrategy, Callable[[Sequence[Key], Ratios, int, Kept], Div
     SplitStrategy.STRATIFIED: divide_stratified,
     SplitStrategy.TEMPORAL: divide_by_time,
 }
+
+
+def _video(key: Key, row: int) -> Video:
+    return key.video_id, -1 if key.video_id else row
 
 
 def _shuffled(count: int, seed: int, kept: Kept) -> list[int]:
@@ -147,20 +152,21 @@ def _home_of(
 
 
 def _divide_what_came(keys: Sequence[Key], ratios: Ratios, seed: int, kept: Kept) -> Division:
-    known: dict[str, list[tuple[int, int]]] = defaultdict(list)
+    known: dict[Video, list[tuple[int, int]]] = defaultdict(list)
     for row, part in kept.items():
-        known[keys[row].video_id].append((keys[row].frame_index, part))
+        known[_video(keys[row], row)].append((keys[row].frame_index, part))
     for frames in known.values():
         frames.sort()
     part_of = dict(kept)
     strangers: dict[Video, list[int]] = defaultdict(list)
-    for row, (video_id, frame_index, _) in enumerate(keys):
+    for row, key in enumerate(keys):
         if row in kept:
             continue
-        if video_id and video_id in known:
-            part_of[row] = _part_of_nearest(frame_index, known[video_id])
+        video = _video(key, row)
+        if video in known:
+            part_of[row] = _part_of_nearest(key.frame_index, known[video])
         else:
-            strangers[video_id, -1 if video_id else row].append(row)
+            strangers[video].append(row)
     room = _room(len(keys), ratios, part_of)
     return _gathered(part_of | _home_of(strangers, room, seed, part_of.values()))
 
@@ -172,7 +178,7 @@ def _part_of_nearest(frame_index: int, known: Sequence[tuple[int, int]]) -> int:
     return min(around, key=lambda frame: abs(frame[0] - frame_index))[1]
 
 
-def _cut_with_gaps(in_time: Sequence[int], videos: Sequence[str], ratios: Ratios) -> Division:
+def _cut_with_gaps(in_time: Sequence[int], videos: Sequence[Video], ratios: Ratios) -> Division:
     """Contiguous segments with a gap between them. `videos` are those of the rows `in_time`."""
     budget = int(len(in_time) * GUARD_SHARE)
     before_val, before_test = budget - budget // 2, budget // 2
@@ -189,7 +195,7 @@ def _cut_with_gaps(in_time: Sequence[int], videos: Sequence[str], ratios: Ratios
     )
 
 
-def _gap(videos: Sequence[str], start: int, stop: int) -> slice:
+def _gap(videos: Sequence[Video], start: int, stop: int) -> slice:
     """The places to leave out at a cut: none where one video ends and another begins."""
     if start == 0 or stop >= len(videos) or videos[start - 1] == videos[stop]:
         return slice(start, stop)

@@ -1,5 +1,7 @@
 """Figures about a dataset: classes, videos, picture sizes, objects a frame, areas. Gathered by the validate recipe.
 
+`largest` is for whoever else tells counts by name.
+
 What a page can draw is a `Histogram`, or counts by name.
 """
 
@@ -15,8 +17,8 @@ from jobs.results import Histogram
 
 _AREA_EDGES = (0.0, *(10 ** (step / 2) for step in range(-10, 1)))  # shares: two bars a power of ten, and what is less
 _MOST_OBJECTS = 20  # in a frame: what has more shares the last bar
-_LABELS, _VIDEOS, _SIZES = 1000, 100, 20  # names counted one by one
-_OTHERS = "all others"
+MOST_LABELS, _VIDEOS, _SIZES = 1000, 100, 20  # names counted one by one
+OTHERS = "all others"
 
 
 class Statistics:
@@ -46,15 +48,15 @@ class Statistics:
             "total_images": self._images,
             "total_objects": sum(self._objects),
             "videos": len(self._videos),
-            "labels": _largest(self._labels, _LABELS),
+            "labels": largest(self._labels, MOST_LABELS),
             "objects_per_frame": _spread(self._objects),
             "area": _spread(self._areas),
             "area_histogram": _histogram(self._areas, _AREA_EDGES),
             "objects_histogram": _histogram(self._objects, _object_edges(self._objects)),
-            "picture_sizes": _largest(
+            "picture_sizes": largest(
                 Counter({f"{width}x{height}": count for (width, height), count in self._sizes.items()}), _SIZES
             ),
-            "frames_per_video": _largest(self._videos, _VIDEOS),
+            "frames_per_video": largest(self._videos, _VIDEOS),
         }
 
 
@@ -65,11 +67,11 @@ def _spread(values: "array[Any]") -> dict[str, float]:
     return {name: round(value, 6) for name, value in figures.items()}
 
 
-def _largest(counts: "Counter[str]", most: int) -> dict[str, int]:
+def largest(counts: "Counter[str]", most: int) -> dict[str, int]:
     """The largest counts, and the rest as one."""
     chosen = dict(counts.most_common(most))
     rest = counts.total() - sum(chosen.values())
-    return {**chosen, _OTHERS: chosen.get(_OTHERS, 0) + rest} if rest else chosen
+    return {**chosen, OTHERS: chosen.get(OTHERS, 0) + rest} if rest else chosen
 
 
 def _histogram(values: "array[Any]", edges: tuple[float, ...]) -> Histogram:

@@ -43,18 +43,27 @@ class Leakage:
         return [*self._near(self._split), *self._look_alikes(self._split)]
 
     def _near(self, split: Path) -> list[Finding]:
-        parts = {part: _read_places(split / f"{part}.jsonl") for part in (*PARTS, GUARD)}
+        unreadable = Tally()
+        parts = {part: _read_places(split / f"{part}.jsonl", unreadable) for part in (*PARTS, GUARD)}
         everything = [*self._places, *(place for places in parts.values() for place in places)]
         near = Tally()
         for position in leakage.find_neighbours(parts["train"], self._places, everything):
             near.add(self._ids[position])
-        return near.finding(
-            _RULE,
-            "warning",
-            f"{{count}} frames ({self._share(near)}) lie within {leakage.REACH} frames of a training frame of the same "
-            "video.",
-            "Scores on them flatter: split with the strategy 'temporal'.",
-        )
+        return [
+            *near.finding(
+                _RULE,
+                "warning",
+                f"{{count}} frames ({self._share(near)}) lie within {leakage.REACH} frames of a training frame of the "
+                "same video.",
+                "Scores on them flatter: split with the strategy 'temporal'.",
+            ),
+            *unreadable.finding(
+                _RULE,
+                "warning",
+                "{count} rows in the parts of this split cannot be read, so nothing was compared with them.",
+                "Split again.",
+            ),
+        ]
 
     def _look_alikes(self, split: Path) -> list[Finding]:
         try:
@@ -75,13 +84,19 @@ class Leakage:
         return f"{tally.count / max(1, len(self._ids)):.0%}"
 
 
-def _read_places(file: Path) -> list[Place]:
+def _read_places(file: Path, unreadable: Tally) -> list[Place]:
     """Places of a part's rows, whichever format it refers to; none for a part that was not written."""
     if not file.is_file():
         return []
-    lines = Lines(file)
-    keys = (decode_line(_KEY, lines, index, file.name) for index in range(len(lines)))
-    return [(key.video_id, key.frame_index) for key in keys]
+    places, lines = [], Lines(file)
+    for index in range(len(lines)):
+        try:
+            key = decode_line(_KEY, lines, index, file.name)
+        except DatasetInvalid:
+            unreadable.add(f"{file.name} row {index + 1}")
+        else:
+            places.append((key.video_id, key.frame_index))
+    return places
 
 
 class _Key(msgspec.Struct, frozen=True):

@@ -24,15 +24,32 @@ class _Frame(NamedTuple):
     boxes: Boxes
 
 
+class _Suspect(NamedTuple):
+    """What counts only where the frames that were compared are as close as any two of the video."""
+
+    index: int
+    video_id: str
+    step: float  # how many frames lie from one to the next
+    times: int = 1
+
+
 class TemporalConsistency:
-    """Compares each row with the two before it in its video. Looks away from splits that pick frames here and there."""
+    """Compares each row with the two before it in its video. Looks away from splits that pick frames here and there.
+
+    Frames without objects are often no rows. So how far a video's frames lie apart is known only at the end, and what
+    was seen over a wider gap says nothing.
+    """
 
     def __init__(self, rows: Rows, *, strict: bool) -> None:
         split = split_config.read_beside(rows)
         self._is_continuous = split is None or split.strategy is SplitStrategy.TEMPORAL
         self._strict = strict
         self._recent: dict[str, tuple[_Frame, ...]] = {}
-        self._jumps, self._flickers, self._swaps = Tally(), Tally(), Tally()
+        self._rows = rows
+        self._steps: dict[str, int] = {}  # the smallest of each video
+        self._jumps: list[_Suspect] = []
+        self._flickers: list[_Suspect] = []
+        self._swaps: list[_Suspect] = []
 
     def look(self, seen: Observed) -> None:
         if not self._is_continuous:
@@ -40,27 +57,27 @@ class TemporalConsistency:
         row = seen.row
         frame = _Frame(row.frame_index, _boxes_by_object(row))
         recent = self._recent.get(row.video_id, ())
-        if recent and frame.frame_index > recent[-1].frame_index:
-            self._compare(row, frame.boxes, recent)
+        if row.video_id and recent and frame.frame_index > recent[-1].frame_index:
+            self._compare(seen.index, row, frame, recent)
         self._recent[row.video_id] = (*recent[-1:], frame)
         if len(self._recent) > _VIDEOS:
             del self._recent[next(iter(self._recent))]
 
     def findings(self) -> list[Finding]:
         return [
-            *self._jumps.finding(
+            *self._tally(self._jumps).finding(
                 _RULE,
                 "warning",
                 "Objects jump by half the image from one frame to the next (times: {count}).",
                 "Look at these frames: often the tracker lost the object and took another.",
             ),
-            *self._flickers.finding(
+            *self._tally(self._flickers).finding(
                 _RULE,
                 "warning",
                 "Objects are gone for a single frame (times: {count}).",
                 "Look at the frame before these: often the mask was lost there.",
             ),
-            *self._swaps.finding(
+            *self._tally(self._swaps).finding(
                 _RULE,
                 "warning",
                 "Two objects of one video seem to have changed identities (times: {count}).",
@@ -68,18 +85,28 @@ class TemporalConsistency:
             ),
         ]
 
-    def _compare(self, row: Row, boxes: Boxes, recent: tuple[_Frame, ...]) -> None:
-        before = recent[-1].boxes
+    def _compare(self, index: int, row: Row, frame: _Frame, recent: tuple[_Frame, ...]) -> None:
+        before, boxes = recent[-1].boxes, frame.boxes
+        step = frame.frame_index - recent[-1].frame_index
+        smallest = self._steps[row.video_id] = min(step, self._steps.get(row.video_id, step))
         limit = _JUMP * math.hypot(row.width, row.height)
-        for name in boxes.keys() & before.keys():
-            if limit and _distance(boxes[name], before[name]) > limit:
-                self._jumps.add(row.id)
+        kept = boxes.keys() & before.keys()
+        jumps = sum(1 for name in kept if limit and _distance(boxes[name], before[name]) > limit)
+        if jumps:
+            self._jumps.append(_Suspect(index, row.video_id, step, jumps))
         if len(recent) == 2:
             gone = (boxes.keys() & recent[0].boxes.keys()) - before.keys()
             if gone:
-                self._flickers.add(row.id, len(gone))
+                longest = max(step, recent[1].frame_index - recent[0].frame_index)
+                self._flickers.append(_Suspect(index, row.video_id, longest, len(gone)))
+        if kept and (step > smallest or len(recent) == 1):  # perhaps a frame between them is no row: nothing was in it
+            self._flickers.append(_Suspect(index, row.video_id, step / 2, len(kept)))
         if self._strict and _swapped(boxes, before):
-            self._swaps.add(row.id)
+            self._swaps.append(_Suspect(index, row.video_id, step))
+
+    def _tally(self, suspects: list[_Suspect]) -> Tally:
+        real = [each for each in suspects if each.step == self._steps[each.video_id]]
+        return Tally.of(sum(each.times for each in real), (self._rows[each.index].id for each in real))
 
 
 def _boxes_by_object(row: Row) -> Boxes:

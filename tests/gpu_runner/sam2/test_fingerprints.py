@@ -1,6 +1,7 @@
 """Fingerprints: alike for what looks alike, kept by validation, and found again without opening a picture."""
 
 import io
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -110,6 +111,23 @@ def test_rows_without_a_usable_picture_have_none_and_changed_rows_are_looked_at_
     found = fingerprints.of(open_rows(root, dataset), root, 1, lambda: None)
 
     assert found["is_there"].tolist() == [1, 1, 1, 0, *[1] * 36]
+
+
+@pytest.mark.parametrize("data_format", [DataFormat.LLAVA])
+def test_a_picture_that_was_replaced_is_looked_at_anew_and_what_is_old_is_forgotten(
+    dataset: str, root: DataRoot
+) -> None:
+    rows = open_rows(root, dataset)
+    before = fingerprints.of(rows, root, 1, lambda: None)
+    (kept,) = (root.folder / "fingerprints").iterdir()
+    os.utime(kept, (0, 0))
+    scene(7).save(rows.dataset / str(rows[3].image))
+
+    after = fingerprints.of(open_rows(root, dataset), root, 1, lambda: None)
+
+    assert np.flatnonzero(before != after).tolist() == [3]
+    assert len(list((root.folder / "fingerprints").iterdir())) == 1
+    assert not kept.exists()
 
 
 @pytest.mark.parametrize("data_format", [DataFormat.LLAVA])

@@ -13,9 +13,9 @@ import hostile_datasets
 import pytest
 from hostile_datasets import ANY, CASES, REFUSED, SOUND, Case
 
-from jobs.errors import DatasetInvalid
+from jobs.errors import DatasetInvalid, OutputTaken
 from jobs.paths import DataRoot
-from jobs.specs import ConvertSpec, DataFormat, ValidateSpec
+from jobs.specs import ConvertSpec, DataFormat, SplitSpec, ValidateSpec
 
 MOST_MB, MOST_S = 256, 10.0
 FORK = multiprocessing.get_context("fork")
@@ -32,7 +32,7 @@ class Outcome(NamedTuple):
 
 
 def _validate(run: Callable[..., Any], path: str, answers: Any) -> None:
-    """In a process of its own: what it takes is its own too."""
+    """In a process of its own: what it takes is its own too. A split of the same rows must not fail otherwise."""
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     findings, refusal, fault = [], "", ""
     try:
@@ -42,17 +42,25 @@ def _validate(run: Callable[..., Any], path: str, answers: Any) -> None:
         refusal = error.message
     except BaseException as error:
         fault = repr(error)
+    try:
+        run(SplitSpec(data_path=path, output_dir="datasets/parts-of-it"), job_id="split")
+    except (DatasetInvalid, OutputTaken):
+        pass
+    except BaseException as error:
+        fault += f" split: {error!r}"
     grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
     grown_mb = grown / (1 << 20 if sys.platform == "darwin" else 1 << 10)
     answers.send(Outcome(findings, refusal, fault, grown_mb, time.process_time()))  # a process begins with none
 
 
 def _contents(root: DataRoot) -> dict[str, tuple[int, int]]:
-    """Every file outside the attempt's folder and the kept fingerprints: its size and time."""
+    """Every file outside the attempt's folder, the kept fingerprints and the split: its size and time."""
     return {
         str(path): (path.lstat().st_size, path.lstat().st_mtime_ns)
         for path in root.folder.rglob("*")
-        if not path.is_relative_to(root.jobs) and "fingerprints" not in path.parts and not path.is_dir()
+        if not path.is_relative_to(root.jobs)
+        and not {"fingerprints", "parts-of-it"} & {*path.parts}
+        and not path.is_dir()
     }
 
 

@@ -118,10 +118,10 @@ def test_another_process_divides_the_same_way() -> None:
 @settings(max_examples=50)
 @given(keys, ratios, seeds)
 def test_by_time_no_video_is_in_two_parts_when_there_are_three(keys: Sequence[Key], ratios: Ratios, seed: int) -> None:
-    videos = {key.video_id for key in keys}
+    videos = {key.video_id or row for row, key in enumerate(keys)}
     assume(len(videos) >= 3)
     division = splits.divide_by_time(keys, ratios, seed)
-    homes = [{keys[row].video_id for row in part} for part in division[:3]]
+    homes = [{keys[row].video_id or row for row in part} for part in division[:3]]
     assert sum(map(len, homes)) == len(videos)
     assert all(homes)
     assert division.guard == []
@@ -215,3 +215,10 @@ def test_twenty_thousand_rows_of_as_many_classes_are_divided_in_a_moment(strateg
     for given_kept in ({}, kept):
         division = splits.STRATEGIES[strategy](keys, (0.8, 0.1, 0.1), 1, given_kept)
         assert sum(map(len, division)) == 20_000
+
+
+def test_by_time_rows_that_name_no_video_are_each_on_their_own() -> None:
+    keys = [Key("", number, frozenset()) for number in range(20)]
+    division = splits.divide_by_time(keys, (0.5, 0.25, 0.25), 1)
+    assert [len(part) for part in division] == [10, 5, 5, 0]
+    assert division.train != list(range(10))

@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import numpy as np
 import pytest
+from PIL import Image
 
 from jobs.errors import DatasetInvalid
 from jobs.paths import DataRoot
@@ -147,6 +149,18 @@ def test_pictures_that_look_the_same_are_a_warning(
     assert only(check(rows)).message == "1 pictures look the same as an earlier one."
 
 
+def test_a_recompressed_picture_looks_the_same_too(
+    rows: Rows, check: Callable[..., ValidateResult], root: DataRoot
+) -> None:
+    folder = root.datasets / "d"
+    scene = Image.fromarray(np.random.default_rng(0).integers(0, 256, (8, 8, 3), dtype=np.uint8)).resize((30, 20))
+    scene.save(folder / rows[0]["image"])
+    rows[3]["image"] = "images/again.jpg"
+    scene.save(folder / rows[3]["image"], quality=85)
+    finding = only(check(rows))
+    assert (finding.rule, finding.count, finding.rows) == ("duplicate_frames", 1, (rows[3]["id"],))
+
+
 def test_a_picture_cut_short_is_an_error(rows: Rows, check: Callable[..., ValidateResult], root: DataRoot) -> None:
     path = root.datasets / "d" / rows[3]["image"]
     path.write_bytes(path.read_bytes()[:-300])
@@ -204,6 +218,25 @@ def test_an_object_that_jumps_or_flickers_is_a_warning(
     assert any("single frame (times: 1)" in finding.message for finding in check(rows).warnings)
 
 
+def test_over_a_gap_in_the_video_nothing_jumps(rows: Rows, check: Callable[..., ValidateResult]) -> None:
+    for row in rows[3:]:
+        row["frame_index"] += 500
+        row["bounding_boxes"] = [[27.0, 17.0, 3.0, 3.0], [0.0, 0.0, 3.0, 3.0]]
+    assert not any("jump" in finding.message for finding in check(rows).warnings)
+
+
+def test_an_object_that_is_alone_flickers_where_its_frame_is_no_row(
+    rows: Rows, check: Callable[..., ValidateResult]
+) -> None:
+    del rows[3]
+    finding = only(check(rows))
+    assert finding.message == "Objects are gone for a single frame (times: 2)."
+    assert finding.rows == (rows[3]["id"],)
+    for row in rows[3:]:
+        row["frame_index"] += 7
+    assert check(rows).warnings == ()
+
+
 def test_swapped_identities_are_only_looked_for_when_strict(rows: Rows, check: Callable[..., ValidateResult]) -> None:
     for row in rows[3:]:
         row["object_ids"] = ["2", "1"]
@@ -224,6 +257,22 @@ def test_held_out_frames_beside_training_frames_are_a_warning(
     assert [finding.rule for finding in leaking.warnings] == ["leakage"]
     for name in (parts[SplitStrategy.RANDOM].train_path, parts[SplitStrategy.TEMPORAL].test_path):
         assert run(ValidateSpec(data_path=name, format_type=data_format)).warnings == ()
+
+
+def test_a_broken_line_of_another_part_is_a_warning_and_the_rest_is_compared(
+    run: Callable[..., Any], make_export: Callable[..., str], build: Any, root: DataRoot
+) -> None:
+    frames = [build.frame(k, build.thing(build.rectangle(20, 30, 2 + k % 9, 4, 8, 6))) for k in range(60)]
+    run(ConvertSpec(sam2_zip_path=make_export(frames), output_dir="datasets/d"))
+    spec = SplitSpec(data_path="datasets/d", output_dir="datasets/s", strategy=SplitStrategy.RANDOM)
+    parts = run(spec)
+    train = root.path_of(parts.train_path)
+    train.write_bytes(b"{\n" + train.read_bytes())
+    warnings = run(ValidateSpec(data_path=parts.val_path)).warnings
+    assert [(finding.rule, finding.rows[:1]) for finding in warnings if "cannot be read" in finding.message] == [
+        ("leakage", ("train.jsonl row 1",))
+    ]
+    assert any("training frame" in finding.message for finding in warnings)
 
 
 @pytest.mark.parametrize("data_format", [DataFormat.LLAVA, DataFormat.HUGGINGFACE])
