@@ -6,6 +6,7 @@ from pathlib import Path
 
 import msgspec
 
+from gpu_runner.rows import open_rows
 from gpu_runner.sam2 import advice, growth, manifest, output, probes, readers
 from gpu_runner.sam2.conversion import Conversion
 from gpu_runner.sam2.growth import Base, Merger
@@ -13,6 +14,7 @@ from gpu_runner.sam2.manifest import Contents, Manifest, Options
 from gpu_runner.sam2.orientation import Orientation
 from gpu_runner.sam2.probes import Survey
 from gpu_runner.sam2.readers import Export
+from gpu_runner.sam2.rules import overlays
 from gpu_runner.sam2.sources import Source, open_source
 from gpu_runner.sam2.writers import CountingWriter, open_writer
 from gpu_runner.work import Work
@@ -44,9 +46,10 @@ def run(work: Work[ConvertSpec]) -> ConvertResult:
             sha256=source.sha256(), mask_order=orientation.order, skipped_frames=conversion.skipped
         )
         manifest.write(folder, _manifest(work.spec, base, made_of, writer.contents, files))
+        painted = _painted(work, folder)
     dataset = work.root.path_of(work.spec.output_dir)
     work.journal.artifact("dataset", dataset, sum((dataset / name).stat().st_size for name in files))
-    return _result(work.spec, export, orientation, conversion, made_of, writer.contents, merger)
+    return _result(work.spec, export, orientation, conversion, made_of, writer.contents, merger, painted)
 
 
 def _orientation(work: Work[ConvertSpec], source: Source, export: Export, surveys: Sequence[Survey]) -> Orientation:
@@ -55,6 +58,12 @@ def _orientation(work: Work[ConvertSpec], source: Source, export: Export, survey
     if export.mask_order is not None:
         return Orientation(MaskOrder.COLUMN, export.mask_order)
     return probes.find_order(source, export.videos, surveys)
+
+
+def _painted(work: Work[ConvertSpec], folder: Path) -> list[str]:
+    """A warning where the tool painted its answers into the pictures: before anybody trains on them unchecked."""
+    rows = open_rows(work.root, work.root.name_of(folder))
+    return [f"{each.message} {each.remedy}" for each in overlays.find_in_sample(rows, work.spec.seed, work.stop.check)]
 
 
 def _frames(surveys: Sequence[Survey]) -> int:
@@ -103,6 +112,7 @@ def _result(
     made_of: manifest.Source,
     contents: Contents,
     merger: Merger | None,
+    painted: Sequence[str],
 ) -> ConvertResult:
     framer = conversion.framer
     grown = merger.growth if merger else None
@@ -111,7 +121,7 @@ def _result(
         num_samples=contents.rows,
         message=f"Videos: {len(export.videos)}, frames: {conversion.rows}, objects: {framer.objects}, classes: "
         f"{len(framer.labels)}. {f'{grown.message(str(spec.add_to))} ' if grown else ''}Written to {spec.output_dir}.",
-        warnings=(*export.notes, *_warnings(orientation, conversion), *(grown.warnings() if grown else ())),
+        warnings=(*painted, *export.notes, *_warnings(orientation, conversion), *(grown.warnings() if grown else ())),
         skipped_frames=conversion.skipped,
         num_objects=contents.objects,
         labels=dict(contents.labels),
