@@ -51,12 +51,8 @@ def things(build: Any) -> Any:
     return Things
 
 
-def files_of(folder: Path, *, but: str = "") -> dict[str, bytes]:
-    return {
-        str(path.relative_to(folder)): path.read_bytes()
-        for path in folder.rglob("*")
-        if path.is_file() and path.name != but
-    }
+def files_of(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 @pytest.mark.parametrize(("data_format", "embeds"), FORMATS)
