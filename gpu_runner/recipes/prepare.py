@@ -4,8 +4,8 @@ from dataclasses import replace
 from typing import Any
 
 from gpu_runner.recipes import convert, split, validate
-from gpu_runner.sam2 import output
-from gpu_runner.work import Stopped, Work
+from gpu_runner.sam2 import earlier_split, output
+from gpu_runner.work import Work
 from jobs.errors import OutputTaken
 from jobs.paths import DataRoot
 from jobs.results import ConvertResult, PrepareResult, SplitResult, ValidateResult
@@ -17,7 +17,7 @@ _CONVERTED, _CHECKED = 0.45, 0.85  # shares of the whole work after which a step
 def run(work: Work[PrepareSpec]) -> PrepareResult:
     """Raises DatasetInvalid, OutputTaken, DiskFull."""
     spec = work.spec
-    _check_places(work.root, spec)
+    _check(work.root, spec)
     is_new = not work.root.path_of(spec.output_dir).exists()
     work.journal.stretch(0.0, _CONVERTED)
     converted = convert.run(_step(work, spec.conversion))
@@ -26,7 +26,7 @@ def run(work: Work[PrepareSpec]) -> PrepareResult:
         checked = validate.run(_step(work, spec.validation))
         work.journal.stretch(_CHECKED, 1.0)
         divided = split.run(_step(work, spec.division)) if checked.passed or spec.allow_invalid_data else None
-    except Stopped:
+    except BaseException:
         if is_new:  # what took the place of an older dataset stays: that one is gone
             output.remove(work.root, spec.output_dir)
         raise
@@ -43,14 +43,18 @@ def run(work: Work[PrepareSpec]) -> PrepareResult:
     )
 
 
-def _check_places(root: DataRoot, spec: PrepareSpec) -> None:
-    """What would stop the division is said before the conversion. Raises OutputTaken."""
+def _check(root: DataRoot, spec: PrepareSpec) -> None:
+    """What would stop the division is said before the conversion. Raises OutputTaken, DatasetInvalid."""
     parts, dataset = spec.division.output_dir, root.path_of(spec.output_dir)
+    output.check_free(root, spec.output_dir, Kind.CONVERT)
     output.check_free(root, parts, Kind.SPLIT)
     if dataset.is_relative_to(root.path_of(parts)):
         raise OutputTaken(f"{parts} is to hold the dataset itself: choose another split_dir.")
-    if spec.keep is not None and root.path_of(spec.keep).is_relative_to(dataset):
+    if spec.keep is None:
+        return
+    if root.path_of(spec.keep).is_relative_to(dataset):
         raise OutputTaken(f"{spec.keep} lies in {spec.output_dir}, which is made anew: choose another output_dir.")
+    earlier_split.check(root, spec.keep)
 
 
 def _step(work: Work[Any], spec: Spec) -> Work[Any]:

@@ -156,8 +156,11 @@ def _uneven_classes(config: SplitConfig) -> list[str]:
 
 
 def _leaks(config: SplitConfig) -> list[str]:
-    is_by_time = config.strategy is SplitStrategy.TEMPORAL
-    remedy = "add videos" if is_by_time else "the strategy 'temporal' keeps them apart"
+    remedy = "add videos"
+    if config.strategy is not SplitStrategy.TEMPORAL:
+        remedy = "the strategy 'temporal' keeps them apart"
+    elif config.kept:
+        remedy = f"what leaked in {config.kept} was kept, so divide by time without keep, or add videos"
     near = [
         f"{leak.near_share:.0%} of the {part} frames lie within {leakage.REACH} frames of a training frame of the same "
         f"video, so scores on them flatter: {remedy}."

@@ -1,6 +1,7 @@
 """An earlier split of a dataset that has grown: where each of its rows is, so that it stays there.
 
-Read by the split recipe before it divides what is new. Rows are known by their ids.
+Read by the split recipe before it divides what is new; the prepare recipe checks it before it converts. Rows are
+known by their ids.
 """
 
 from collections.abc import Iterable, Iterator
@@ -41,7 +42,8 @@ def read(root: DataRoot, name: str, ids: Iterable[str]) -> Placed:
     return Placed(kept, len(part_of) - len(met))
 
 
-def _read_parts(root: DataRoot, name: str) -> dict[str, int]:
+def check(root: DataRoot, name: str) -> None:
+    """Raises DatasetInvalid unless `name` is a split of ours, whole."""
     folder = root.path_of(name)
     config = split_config.read(folder)
     if (
@@ -53,6 +55,10 @@ def _read_parts(root: DataRoot, name: str) -> dict[str, int]:
             f"keep, {name}, is no split: name a folder that a split job wrote, with its {SPLIT_CONFIG}, "
             f"{', '.join(f'{part}.jsonl' for part in PARTS)}."
         )
+
+
+def _read_parts(root: DataRoot, name: str) -> dict[str, int]:
+    check(root, name)
     return {
         row_id: place for place, part in enumerate(Division._fields) for row_id in _ids(root, f"{name}/{part}.jsonl")
     }

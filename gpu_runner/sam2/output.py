@@ -9,7 +9,7 @@ import os
 import secrets
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import msgspec
@@ -78,8 +78,17 @@ def check_free(root: DataRoot, name: str, kind: Kind) -> None:
 
 
 def remove(root: DataRoot, name: str) -> None:
-    """Take away a folder that `staged` put in place; it is gone at once, or not at all."""
-    shutil.rmtree(_set_aside(root, root.path_of(name)), ignore_errors=True)
+    """Take away a folder that `staged` put in place, and those around it that held nothing else.
+
+    It is gone at once, or not at all.
+    """
+    target = root.path_of(name)
+    shutil.rmtree(_set_aside(root, target), ignore_errors=True)
+    around = target.parent
+    with suppress(OSError):  # up to the first that is not empty
+        while around != root.datasets:
+            around.rmdir()
+            around = around.parent
 
 
 def folders_inside(folder: Path) -> list[str]:
@@ -124,9 +133,9 @@ def _put_in_place(root: DataRoot, staged_folder: Path, target: Path) -> None:
     try:
         staged_folder.rename(target)
     except OSError as error:
-        if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
+        if error.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOENT):
             raise OutputTaken(
-                f"Another job wrote {root.name_of(target)} at the same moment: run this one again."
+                f"Another job changed {root.name_of(target)} at the same moment: run this one again."
             ) from None
         raise
     if discarded is not None:

@@ -1,10 +1,16 @@
-"""burnt_in_overlays: pictures into which the annotation tool painted the answer."""
+"""burnt_in_overlays: pictures into which the annotation tool painted the answer.
+
+A rule of validation; `find_in_sample` is the same for the convert recipe, which looks at no picture otherwise.
+"""
 
 from collections import defaultdict
+from collections.abc import Callable
+from random import Random
 
 import numpy as np
 
-from gpu_runner.sam2.observed import Observed
+from gpu_runner.rows import Rows
+from gpu_runner.sam2.observed import Observed, glance
 from gpu_runner.sam2.overlays import Colour
 from gpu_runner.sam2.rules.tally import Tally
 from jobs.results import Finding
@@ -12,6 +18,8 @@ from jobs.results import Finding
 _MARKED = 0.5  # of the pictures of an object that were searched
 _SAME = 40  # grey levels that its colour may vary by
 _FEWEST, _SHARE = 3, 0.1  # painted objects from which it is worth a warning, and their share of those looked at
+
+_SAMPLE = 32  # rows: a tool paints all pictures or none
 
 _Object = tuple[str, str]  # its video, and its id there or its label
 
@@ -49,6 +57,15 @@ class BurntInOverlays:
             "SCORES WILL BE WORTHLESS, however good they look, and it will fail on pictures without paint.",
             "Export again with the original frames of the video, without masks, outlines and labels drawn on them.",
         )
+
+
+def find_in_sample(rows: Rows, seed: int, check: Callable[[], None]) -> list[Finding]:
+    """What the rule finds in a few rows of a dataset of ours, taken by chance. `check` may raise to end the work."""
+    rule = BurntInOverlays()
+    for index in sorted(Random(seed).sample(range(len(rows)), min(_SAMPLE, len(rows)))):
+        check()
+        rule.look(glance(rows, index))
+    return rule.findings()
 
 
 def _is_one_colour(colours: list[Colour]) -> bool:

@@ -1,4 +1,5 @@
-"""Datasets nobody should have, and what validation answers to each. `test_hostile_datasets` runs them.
+"""Datasets nobody should have, and what validation answers to each. `test_hostile_datasets` runs them in a process,
+`end_to_end/test_hostile_data` all at once over HTTP.
 
 A case spoils a sound dataset of six rows: its rows before they are written, or its folder afterwards. It is answered
 by a finding (rule and severity), by a refusal of the whole (`REFUSED`), or by nothing (`SOUND`). What was
@@ -8,9 +9,10 @@ altered at random may be answered in any of these ways (`ANY`).
 import io
 import json
 import os
+import re
 import struct
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,6 +37,17 @@ class Case:
     says: str = ""
     of: str = "rows"
     path: str = "datasets/d"
+
+    def is_answered_by(self, findings: Iterable[tuple[str, str, str]], refusal: str) -> bool:
+        """Whether a validation said what it must: (rule, severity, message) by finding, or a refusal of the whole."""
+        if self.answer == REFUSED:
+            return bool(refusal and re.search(self.says, refusal))
+        if self.answer == SOUND:
+            return not refusal and not any(severity == "error" for _, severity, _ in findings)
+        return self.answer == ANY or any(
+            (rule, severity) == (self.answer, self.severity) and re.search(self.says, message)
+            for rule, severity, message in findings
+        )
 
 
 def sound_rows() -> list[Row]:
@@ -216,8 +229,10 @@ def _flipped(seed: int) -> Callable[[Path], object]:
 
 def _arrow_split(line: bytes) -> Callable[[Path], object]:
     def make(folder: Path) -> None:
+        dataset = folder.as_posix().rpartition("/datasets/")[2]
+        config = {"dataset": f"datasets/{dataset}", "format": "huggingface"}
         (folder.parent / "s").mkdir()
-        (folder.parent / "s" / "split_config.json").write_bytes(b'{"dataset": "datasets/d", "format": "huggingface"}')
+        (folder.parent / "s" / "split_config.json").write_text(json.dumps(config))
         (folder.parent / "s" / "val.jsonl").write_bytes(line)
 
     return make

@@ -1,4 +1,5 @@
-"""Broken and hostile exports, each with the answer it must get. Used by `test_hostile_exports`.
+"""Broken and hostile exports, each with the answer it must get. `test_hostile_exports` runs them in a process,
+`end_to_end/test_hostile_data` all at once over HTTP.
 
 An export is a folder with one annotated frame in which one thing is wrong; it is made anew for each test. What is
 wrong with archives as such is in `tests/jobs/test_archive.py` at length; here is one of each family, to see that the

@@ -15,6 +15,7 @@ from PIL import Image
 from pycocotools import mask as coco
 
 from gpu_runner.rows import Mask, open_rows
+from gpu_runner.sam2 import masks
 from gpu_runner.work import Stop, Stopped
 from jobs.errors import DatasetInvalid, FailureReason, OutputTaken
 from jobs.paths import DataRoot
@@ -459,3 +460,35 @@ def test_genuine_exports_are_converted(
     for row in open_rows(root, "datasets/out"):
         for mask, box in zip(row.masks, row.bounding_boxes, strict=True):
             assert tuple(coco.toBbox({"size": list(mask.size), "counts": mask.counts})) == box
+
+
+def test_a_genuine_export_that_counts_along_its_rows_is_turned_whatever_its_pictures_show(
+    root: DataRoot, run: Run, sample_zip: Callable[[str], Path]
+) -> None:
+    """Its masks are genuine. Its pictures are not: who took the video out drew them anew, down the columns."""
+    archive = sample_zip("idoctor40_as_exported.zip")
+    (root.uploads / "export.zip").write_bytes(archive.read_bytes())
+    with zipfile.ZipFile(archive) as opened:
+        stated = json.loads(opened.read("annotations.json"))["annotations"]
+
+    result = run(convert("uploads/export.zip"))
+
+    assert result.mask_order == "row"
+    assert "x/y and w/h swapped" in result.mask_order_reason
+    assert any("masks would follow the edges in the pictures better" in said for said in result.warnings)
+    rows = open_rows(root, "datasets/out")
+    for index, (row, frame) in enumerate(zip(rows, stated, strict=True)):
+        drawn = np.asarray(rows.open_image(index)).astype(int)
+        background = np.median(drawn.reshape(-1, 3), axis=0)
+        union = np.zeros((256, 256), dtype=bool)
+        for mask, box, there in zip(row.masks, row.bounding_boxes, frame["objects"], strict=True):
+            grid = masks.paint(masks.read_compressed(str(mask.counts))).reshape(256, 256).T
+            runs = [int(count) for count in there["mask_rle"].split()]
+            along_rows = np.repeat(np.arange(len(runs)) % 2 == 1, runs).reshape(256, 256)
+            assert (grid == along_rows).all()
+            ys, xs = np.nonzero(grid)
+            assert box == (xs.min(), ys.min(), np.ptp(xs) + 1, np.ptp(ys) + 1)
+            union |= grid
+        is_drawn = np.abs(drawn - background).max(axis=-1) > 40
+        assert (is_drawn == union.T).mean() > 0.99
+        assert (is_drawn == union).mean() < 0.95

@@ -1,15 +1,14 @@
 """Hostile exports: each gets its answer, writes nothing elsewhere, and takes neither much memory nor long."""
 
-import importlib.util
 import os
 import pickle
 import time
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
+from hostile_exports import HOSTILE
 
 from jobs.errors import DatasetInvalid
 from jobs.paths import DataRoot
@@ -17,19 +16,6 @@ from jobs.specs import ConvertSpec
 
 _MOST_BYTES = 256 << 20
 _LONGEST_S = 10.0
-
-
-def _exports() -> ModuleType:
-    """The generator beside this file: tests are no package."""
-    spec = importlib.util.spec_from_file_location("hostile_exports", Path(__file__).with_name("hostile_exports.py"))
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-HOSTILE = _exports().HOSTILE
 
 
 def files_below(folder: Path) -> dict[str, tuple[int, int]]:

@@ -14,7 +14,7 @@ from gpu_runner.sam2 import masks, overlays
 from gpu_runner.sam2.sample import write_sample
 from jobs.paths import DataRoot
 from jobs.results import ValidateResult
-from jobs.specs import ConvertSpec, ValidateSpec
+from jobs.specs import ConvertSpec, PrepareSpec, ValidateSpec
 
 COLOURS = [(230, 40, 40), (40, 90, 230), (40, 200, 60), (220, 200, 30), (200, 60, 220)]
 EVERYTHING = {"fill": 0.45, "outline": 2, "text": True}
@@ -116,6 +116,37 @@ def test_paint_on_real_video_frames_is_warned_of_loudly(
     paint_dataset(root, "datasets/d", **how)
     (message,) = warned()
     assert "WORTHLESS" in message
+
+
+@pytest.mark.parametrize("data_format", ["llava", "huggingface"])
+def test_converting_painted_frames_warns_of_it_first_and_preparing_too(
+    data_format: str, run: Callable[..., Any], make_export: Callable[..., str], build: Any
+) -> None:
+    frames, painted, clean = [], {}, {}
+    for number in range(34):
+        mask, _ = disc(number)
+        frames.append(build.frame(number, build.thing(mask)))
+        name = f"images/frame_{number:06d}.png"
+        clean[name] = png_of(texture(number))
+        painted[name] = png_of(paint(texture(number), [(mask, "cat")], **EVERYTHING))
+    options = {"output_dir": "datasets/d", "target_format": data_format, "mask_order": "column"}
+
+    of_clean = run(ConvertSpec(sam2_zip_path=make_export(frames, width=160, height=160, files=clean), **options))
+    export = make_export(frames, width=160, height=160, files=painted)
+    of_painted = run(ConvertSpec(sam2_zip_path=export, **options))
+    prepared = run(PrepareSpec(sam2_zip_path=export, **options))
+
+    assert of_clean.warnings == ()
+    assert "WORTHLESS" in of_painted.warnings[0]
+    assert "of the 32 objects searched" in of_painted.warnings[0]
+    assert "original frames" in of_painted.warnings[0]
+    assert of_painted.warnings[0] in prepared.warnings
+
+
+def png_of(pixels: np.ndarray) -> bytes:
+    content = io.BytesIO()
+    Image.fromarray(pixels).save(content, "PNG")
+    return content.getvalue()
 
 
 def texture(seed: int, side: int = 160) -> np.ndarray:

@@ -13,7 +13,7 @@ from gpu_runner.recipes import validate
 from gpu_runner.rows import open_rows
 from gpu_runner.sam2 import output
 from gpu_runner.work import Stop, Stopped
-from jobs.errors import OutputTaken
+from jobs.errors import DatasetInvalid, DiskFull, OutputTaken
 from jobs.paths import DataRoot
 from jobs.specs import ConvertSpec, PrepareSpec
 
@@ -151,3 +151,70 @@ def test_an_earlier_split_that_would_go_with_the_old_dataset_is_not_kept_to(
     with pytest.raises(OutputTaken, match="made anew"):
         run(PrepareSpec(sam2_zip_path=export, output_dir="datasets/birds", split_dir="datasets/p", keep=inside))
     assert (root.datasets / "birds" / "parts" / "train.jsonl").is_file()
+
+
+def everything(root: DataRoot) -> list[str]:
+    """Below datasets/ and in the trash, but for the folder in which things are made."""
+    below = sorted(path for folder in (root.datasets, root.trash) for path in folder.rglob("*"))
+    return [root.name_of(path) for path in below if path.name != ".staging"]
+
+
+@pytest.mark.parametrize("step", ["convert", "validate", "split"])
+@pytest.mark.parametrize("fault", [DatasetInvalid("broken"), OSError(28, "full"), MemoryError()], ids=repr)
+def test_a_failure_in_any_step_leaves_nothing_behind_and_the_next_try_has_its_place(
+    step: str,
+    fault: Exception,
+    run: Callable[..., Any],
+    make_export: Callable[..., str],
+    build: Any,
+    root: DataRoot,
+    monkeypatch: Any,
+) -> None:
+    spec = PrepareSpec(
+        sam2_zip_path=make_export(frames(build, 12)), output_dir="datasets/a/b/birds", split_dir="datasets/c/parts"
+    )
+    enter = journal.Journal.phase
+    last_phase = {"convert": "converting", "validate": "checking", "split": "writing"}[step]
+
+    def fail(self: journal.Journal, name: str) -> None:
+        enter(self, name)
+        if name == last_phase:
+            raise fault
+
+    with monkeypatch.context() as patched:
+        patched.setattr(journal.Journal, "phase", fail)
+        with pytest.raises((type(fault), DiskFull)):
+            run(spec, job_id="failed")
+    assert everything(root) == []
+
+    assert run(spec, job_id="again").success
+
+
+def test_a_failure_leaves_the_neighbours_of_the_dataset_alone(
+    run: Callable[..., Any], make_export: Callable[..., str], build: Any, root: DataRoot, monkeypatch: Any
+) -> None:
+    export = make_export(frames(build, 12))
+    run(PrepareSpec(sam2_zip_path=export, output_dir="datasets/a/birds"))
+    before = everything(root)
+    monkeypatch.setattr(validate, "open_rows", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        run(PrepareSpec(sam2_zip_path=export, output_dir="datasets/a/cats"))
+    assert everything(root) == before
+
+
+@pytest.mark.parametrize(
+    ("fields", "says"),
+    [
+        ({"output_dir": "datasets/taken"}, "no convert job wrote there"),
+        ({"keep": "datasets/nowhere"}, "keep, datasets/nowhere, is no split"),
+        ({"keep": "datasets/taken"}, "is no split"),
+    ],
+)
+def test_places_and_the_split_to_keep_are_checked_before_the_export_is_opened(
+    fields: dict[str, str], says: str, run: Callable[..., Any], root: DataRoot
+) -> None:
+    (root.datasets / "taken").mkdir()
+    (root.datasets / "taken" / "notes.txt").write_text("mine")
+    spec = {"sam2_zip_path": "uploads/no-such-export.zip", "output_dir": "datasets/birds", **fields}
+    with pytest.raises((OutputTaken, DatasetInvalid), match=says):
+        run(PrepareSpec(**spec))

@@ -241,6 +241,16 @@ def test_a_dataset_that_grew_is_divided_again_without_moving_a_row(
         assert (grown.train_samples, grown.val_samples, grown.test_samples) == (42, 12, 6)
 
 
+def test_leaks_of_a_split_that_is_kept_are_not_blamed_on_too_few_videos(
+    run: Callable[..., Any], dataset: Callable[..., str]
+) -> None:
+    first = run(split(dataset(), "datasets/first", strategy=SplitStrategy.RANDOM))
+    kept = run(split("datasets/d", "datasets/again", strategy=SplitStrategy.TEMPORAL, keep="datasets/first"))
+    assert kept.leakage == first.leakage
+    (said,) = (warning for warning in kept.warnings if "test frames lie within" in warning)
+    assert "what leaked in datasets/first was kept" in said
+
+
 def test_rows_of_an_earlier_split_that_are_gone_are_said_to_be(
     run: Callable[..., Any], dataset: Callable[..., str]
 ) -> None:
