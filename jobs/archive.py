@@ -4,7 +4,10 @@ Nothing is ever written under a name the archive chose: `copy` is handed an open
 refuse it early, the convert job opens it again and reads it.
 """
 
+import errno
 import hashlib
+import io
+import os
 import re
 import stat
 import unicodedata
@@ -13,12 +16,15 @@ import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, BinaryIO
+from typing import IO, TYPE_CHECKING, BinaryIO
 
 from jobs import central_directory
 from jobs.central_directory import BadArchive
 from jobs.errors import DatasetInvalid
 from jobs.settings import Settings
+
+if TYPE_CHECKING:
+    from _typeshed import WriteableBuffer
 
 MAX_RATIO = 200  # expanded to compressed bytes of one entry …
 _FREE_BYTES = 1 << 20  # … once it has given more than this
@@ -47,7 +53,7 @@ class Archive:
         self._limit = settings.expand_max_bytes
         self._given = 0
         self._check = check
-        self._file = path.open("rb")
+        self._file = io.BufferedReader(_Positioned(path))
         try:
             self._zip, entries = _open(self._file, settings)
         except BaseException:
@@ -83,16 +89,51 @@ class Archive:
         """Write a file of the archive to `out`; its SHA-256 in hex.
 
         Raises:
-            DatasetInvalid: it is broken, or gives more bytes than allowed; `out` is then incomplete.
+            DatasetInvalid: it is broken, or this process was given more bytes than allowed; `out` is then incomplete.
         """
         digest = hashlib.sha256()
         with self.open(name) as file:
             while block := file.read(_BLOCK):
                 self._given += len(block)
-                _refuse_excess(self._given, self._limit)
+                self.allow(self._given)
                 digest.update(block)
                 out.write(block)
         return digest.hexdigest()
+
+    def allow(self, total: int) -> None:
+        """Raises DatasetInvalid when so many bytes, by all processes together, are more than may come out of it."""
+        _refuse_excess(total, self._limit)
+
+
+class _Positioned(io.RawIOBase):
+    """A file that keeps its position itself: the kernel's is one for all forked processes, which read it at once."""
+
+    def __init__(self, path: Path) -> None:
+        self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        self._at = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: "WriteableBuffer") -> int:
+        count = os.preadv(self._fd, [buffer], self._at)
+        self._at += count
+        return count
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        begin = {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: os.fstat(self._fd).st_size}[whence]
+        if begin + offset < 0:
+            raise OSError(errno.EINVAL, "there is nothing before the beginning")
+        self._at = begin + offset
+        return self._at
+
+    def close(self) -> None:
+        if not self.closed:
+            os.close(self._fd)
+        super().close()
 
 
 class Entry:

@@ -1,14 +1,16 @@
 """convert: an export becomes a dataset folder, or is merged into one."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import msgspec
 
+from gpu_runner import forks
+from gpu_runner.forks import Share
 from gpu_runner.rows import open_rows
 from gpu_runner.sam2 import advice, growth, manifest, output, probes, readers
-from gpu_runner.sam2.conversion import Conversion
+from gpu_runner.sam2.conversion import Conversion, Converted, Converter, Pictureless
 from gpu_runner.sam2.growth import Base, Merger
 from gpu_runner.sam2.manifest import Contents, Manifest, Options
 from gpu_runner.sam2.orientation import Orientation
@@ -40,8 +42,13 @@ def run(work: Work[ConvertSpec]) -> ConvertResult:
             writer = CountingWriter(open_writer(work.spec, folder))
             merger = _merger(work, base, writer, folder, _frames(surveys)) if base else None
             target = merger or writer
-            with Conversion(source, folder, work.spec, orientation.order, export.where, target) as conversion:
-                _convert_frames(work, conversion, export, surveys, len(base.rows) if base else 0)
+            converter = Converter(source, folder, work.spec, orientation.order)
+            with Conversion(source, work.spec, export.where, target) as conversion:
+                total = _frames(surveys) + (len(base.rows) if base else 0)
+                for done, made in enumerate(_convert_all(converter, export, surveys, work.cores), start=1):
+                    work.stop.check()
+                    conversion.add(made)
+                    work.journal.progress(done, total)
                 files = conversion.finish()
         made_of = manifest.Source(
             sha256=source.sha256(), mask_order=orientation.order, skipped_frames=conversion.skipped
@@ -78,16 +85,19 @@ def _frames(surveys: Sequence[Survey]) -> int:
     return sum(survey.frames for survey in surveys)
 
 
-def _convert_frames(
-    work: Work[ConvertSpec], conversion: Conversion, export: Export, surveys: Sequence[Survey], base_rows: int
-) -> None:
-    done, total = 0, _frames(surveys) + base_rows
-    for video, survey in zip(export.videos, surveys, strict=True):
-        for frame in video.annotations.frames():
-            work.stop.check()
-            conversion.convert(video, survey.grid, frame)
-            done += 1
-            work.journal.progress(done, total)
+def _convert_all(
+    converter: Converter, export: Export, surveys: Sequence[Survey], cores: int
+) -> Iterator[Converted | Pictureless | None]:
+    """Every frame in order, by as many processes as there are cores. Each parses the annotations, which is cheap."""
+
+    def convert(share: Share) -> Iterator[Converted | Pictureless | None]:
+        before = 0
+        for video, survey in zip(export.videos, surveys, strict=True):
+            for frame in video.annotations.frames(lambda number, before=before: share.includes(before + number)):
+                yield converter.convert(video, survey.grid, frame)
+            before += survey.frames
+
+    return forks.share_in_order(convert, _frames(surveys), cores)
 
 
 def _merger(work: Work[ConvertSpec], base: Base, writer: CountingWriter, folder: Path, frames: int) -> Merger:
@@ -123,13 +133,13 @@ def _result(
     merger: Merger | None,
     notes: Sequence[str],
 ) -> ConvertResult:
-    framer = conversion.framer
     grown = merger.growth if merger else None
     return ConvertResult(
         output_dir=spec.output_dir,
         num_samples=contents.rows,
-        message=f"Videos: {len(export.videos)}, frames: {conversion.rows}, objects: {framer.objects}, classes: "
-        f"{len(framer.labels)}. {f'{grown.message(str(spec.add_to))} ' if grown else ''}Written to {spec.output_dir}.",
+        message=f"Videos: {len(export.videos)}, frames: {conversion.rows}, objects: {conversion.objects}, "
+        f"classes: {len(conversion.labels)}. {f'{grown.message(str(spec.add_to))} ' if grown else ''}"
+        f"Written to {spec.output_dir}.",
         warnings=(*notes, *export.notes, *_warnings(orientation, conversion), *(grown.warnings() if grown else ())),
         skipped_frames=conversion.skipped,
         num_objects=contents.objects,
@@ -143,19 +153,18 @@ def _result(
 
 
 def _warnings(orientation: Orientation, conversion: Conversion) -> list[str]:
-    framer = conversion.framer
     said = [orientation.warning] if orientation.warning else []
     if conversion.skipped:
         said.append(f"{conversion.skipped} frames without objects were left out; keep_empty_frames keeps them.")
-    if framer.empty_masks:
-        said.append(f"{framer.empty_masks} objects with an empty mask were left out.")
-    if framer.boxes_corrected:
+    if conversion.empty_masks:
+        said.append(f"{conversion.empty_masks} objects with an empty mask were left out.")
+    if conversion.boxes_corrected:
         said.append(
-            f"{framer.boxes_corrected} of {framer.objects} stated boxes were not those of their masks; all boxes were "
-            "computed from the masks."
+            f"{conversion.boxes_corrected} of {conversion.objects} stated boxes were not those of their masks; all "
+            "boxes were computed from the masks."
         )
-    if framer.scaled:
-        (height, width), (image_width, image_height) = framer.scaled
+    if conversion.scaled:
+        (height, width), (image_width, image_height) = conversion.scaled
         said.append(
             f"The masks lie on a grid of {width}x{height}, the images have {image_width}x{image_height} pixels: boxes "
             "were scaled to the image, masks keep their grid."

@@ -4,7 +4,7 @@ The readers make them; `probes`, `frames` and `conversion` use them. Errors name
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Annotated, Any, NamedTuple, Protocol, TypeVar
 
 import msgspec
@@ -69,8 +69,8 @@ class Annotations(Protocol):
     name: str
     size: tuple[int, int]
 
-    def frames(self) -> Iterator[AnnotatedFrame]:
-        """Raises DatasetInvalid with the place of what is wrong."""
+    def frames(self, wanted: Callable[[int], bool]) -> Iterator[AnnotatedFrame]:
+        """Those whose number, counted from 0, is wanted. Raises DatasetInvalid with the place of what is wrong."""
 
     def sample(self, limit: int, objects: int) -> Sample:
         """About `limit` frames with at most so many objects each. Raises DatasetInvalid."""

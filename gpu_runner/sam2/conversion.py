@@ -1,17 +1,23 @@
 """Writing the rows and images of an export into a dataset folder, and counting what was left out.
 
-Used by the convert recipe: one `Conversion` a job, `convert` for each video, then `finish`.
+Used by the convert recipe: a `Converter` makes rows and places images, in several processes; one `Conversion` a job
+takes what they made, in order, and then finishes the dataset.
 """
 
 import io
+import os
 from collections import Counter
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, NamedTuple
+
+import msgspec
 
 from gpu_runner import images
+from gpu_runner.rows import Row
+from gpu_runner.sam2 import targets
 from gpu_runner.sam2.annotations import AnnotatedFrame
 from gpu_runner.sam2.export import VideoExport
-from gpu_runner.sam2.frames import Framer, Wording, has_objects
+from gpu_runner.sam2.frames import Oddities, has_objects, row_of
 from gpu_runner.sam2.masks import Grid
 from gpu_runner.sam2.sources import Source
 from gpu_runner.sam2.writers import Writer
@@ -22,30 +28,91 @@ _IDS_SHOWN = 10
 _LARGEST_PICTURE = 64 << 20  # bytes
 
 
+class Converted(NamedTuple):
+    """A frame whose picture lies in the folder."""
+
+    row: Row
+    oddities: Oddities
+    image_bytes: int
+    image_sha256: str
+
+
+class Pictureless(NamedTuple):
+    """A frame whose picture is not there."""
+
+    video_id: str
+    frame_index: int
+
+
+class Converter:
+    """What is done with each frame by itself, whatever the others are."""
+
+    def __init__(self, source: Source, folder: Path, spec: ConvertSpec, order: MaskOrder) -> None:
+        self._source = source
+        self._folder = folder
+        self._spec = spec
+        self._order = order
+        self._made: set[Path] = set()
+
+    def convert(self, video: VideoExport, grid: Grid, frame: AnnotatedFrame) -> Converted | Pictureless | None:
+        """The row of a frame, named as if no other had its number; None for one that is to be left out.
+
+        Raises:
+            DatasetInvalid: the frame's mask or picture is broken.
+        """
+        if not self._spec.keep_empty_frames and not has_objects(frame):
+            return None
+        entry = video.image_of(frame)
+        if entry is None:
+            return Pictureless(video.video_id, frame.frame_index)
+        row_id = _row_id(video.video_id, frame.frame_index)
+        image = f"images/{video.video_id}/frame_{frame.frame_index:06d}{PurePosixPath(entry).suffix.lower()}"
+        content = _Content()
+        try:
+            sha256 = self._source.copy(entry, content)
+            size = images.read_size(content)
+        except images.BadImage as error:
+            raise DatasetInvalid(f"The picture {entry!r} of {row_id} cannot be used: {error}.") from None
+        row, oddities = row_of(row_id, video.video_id, frame, self._order, frame.grid or grid, image, size)
+        self._place(self._folder / image, content.getvalue())
+        row = targets.with_conversation(row, self._spec.task, self._spec.seed)
+        return Converted(row, oddities, len(content.getvalue()), sha256)
+
+    def _place(self, path: Path, content: bytes) -> None:
+        if path.parent not in self._made:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._made.add(path.parent)
+        try:
+            with path.open("xb") as file:
+                file.write(content)
+        except FileExistsError:  # a frame stated twice, whose picture another process may be writing just now
+            whole = path.with_suffix(f".{os.getpid()}")
+            whole.write_bytes(content)
+            whole.replace(path)
+
+
 class Conversion:
     """One export on its way through a writer into its folder; a context manager that closes the writer.
 
     Attributes:
-        framer: its counts of objects and oddities.
         rows: rows written so far.
+        objects, labels: the objects in them, and how many of each label.
         skipped: frames left out because nothing is annotated in them.
+        empty_masks, boxes_corrected, scaled: what was odd, see `Oddities`; of the scaled the last.
     """
 
-    def __init__(
-        self, source: Source, folder: Path, spec: ConvertSpec, order: MaskOrder, where: str, writer: Writer
-    ) -> None:
+    def __init__(self, source: Source, spec: ConvertSpec, where: str, writer: Writer) -> None:
         self._source = source
+        self._spec = spec
         self._where = where
-        self._folder = folder
-        self._keep_empty = spec.keep_empty_frames
         self._writer = writer
         self._images: dict[str, str] = {}
-        self._made: set[Path] = set()
         self._missing: list[str] = []
         self._times_seen: Counter[tuple[str, int]] = Counter()
-        self.framer = Framer(order, Wording(spec.task, spec.seed))
-        self.rows = 0
-        self.skipped = 0
+        self._image_bytes = 0
+        self.rows = self.objects = self.skipped = self.empty_masks = self.boxes_corrected = 0
+        self.labels: Counter[str] = Counter()
+        self.scaled: tuple[Grid, tuple[int, int]] | None = None
 
     def __enter__(self) -> "Conversion":
         return self
@@ -53,24 +120,14 @@ class Conversion:
     def __exit__(self, *_: object) -> None:
         self._writer.close()
 
-    def convert(self, video: VideoExport, grid: Grid, frame: AnnotatedFrame) -> None:
-        """Write the row of one frame. A missing picture is remembered, for `finish` to name them together.
-
-        Raises:
-            DatasetInvalid: the frame's mask or picture is broken.
-        """
-        if not self._keep_empty and not has_objects(frame):
+    def add(self, made: Converted | Pictureless | None) -> None:
+        """Take the next frame. A missing picture is remembered, for `finish` to name them together."""
+        if made is None:
             self.skipped += 1
-            return
-        row_id = self._row_id(video.video_id, frame.frame_index)
-        entry = video.image_of(frame)
-        if entry is None:
-            self._missing.append(row_id)
-            return
-        image = f"images/{video.video_id}/frame_{frame.frame_index:06d}{PurePosixPath(entry).suffix.lower()}"
-        size = self._place(entry, image, row_id)
-        self._writer.add(self.framer.row(row_id, video.video_id, frame, frame.grid or grid, image, size))
-        self.rows += 1
+        elif isinstance(made, Pictureless):
+            self._missing.append(_row_id(*made, self._count(*made)))
+        else:
+            self._add(made)
 
     def finish(self) -> dict[str, str]:
         """Complete the dataset; SHA-256 by path of every file in it.
@@ -92,27 +149,31 @@ class Conversion:
             )
         return self._writer.complete(self._images)
 
-    def _row_id(self, video_id: str, frame_index: int) -> str:
-        self._times_seen[video_id, frame_index] += 1
-        times = self._times_seen[video_id, frame_index]
-        return f"{video_id}-{frame_index:06d}" + (f"-{times}" if times > 1 else "")
+    def _add(self, made: Converted) -> None:
+        row = made.row
+        self._image_bytes += made.image_bytes
+        self._source.allow(self._image_bytes)  # all processes together; each has looked at its own share
+        self._images.setdefault(str(row.image), made.image_sha256)
+        times = self._count(row.video_id, row.frame_index)
+        if times > 1:
+            renamed = msgspec.structs.replace(row, id=_row_id(row.video_id, row.frame_index, times))
+            row = targets.with_conversation(renamed, self._spec.task, self._spec.seed)
+        self._writer.add(row)
+        self.rows += 1
+        self.objects += len(row.labels)
+        self.labels.update(row.labels)
+        self.empty_masks += made.oddities.empty_masks
+        self.boxes_corrected += made.oddities.boxes_corrected
+        self.scaled = made.oddities.scaled or self.scaled
 
-    def _place(self, entry: str, image: str, row_id: str) -> tuple[int, int]:
-        """Put a picture into the folder; its width and height."""
-        content = _Content()
-        try:
-            digest = self._source.copy(entry, content)
-            size = images.read_size(content)
-        except images.BadImage as error:
-            raise DatasetInvalid(f"The picture {entry!r} of {row_id} cannot be used: {error}.") from None
-        if image not in self._images:
-            path = self._folder / image
-            if path.parent not in self._made:
-                path.parent.mkdir(parents=True, exist_ok=True)
-                self._made.add(path.parent)
-            path.write_bytes(content.getvalue())
-            self._images[image] = digest
-        return size
+    def _count(self, video_id: str, frame_index: int) -> int:
+        """How often the frame was there, this time included."""
+        self._times_seen[video_id, frame_index] += 1
+        return self._times_seen[video_id, frame_index]
+
+
+def _row_id(video_id: str, frame_index: int, times: int = 1) -> str:
+    return f"{video_id}-{frame_index:06d}" + (f"-{times}" if times > 1 else "")
 
 
 class _Content(io.BytesIO):

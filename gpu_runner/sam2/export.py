@@ -25,20 +25,22 @@ class Pictures:
         self._spellings = list(itertools.product(self._folders, _FRAME_NAMES, _SUFFIXES))
 
     def numbered(self, number: int) -> str | None:
-        """The file with a frame's picture. What was found last is looked for first."""
-        for rank, spelling in enumerate(self._spellings):
-            folder, pattern, suffix = spelling
-            found = self._source.find(f"{folder}{pattern.format(number)}{suffix}")
-            if found is not None:
-                self._spellings.insert(0, self._spellings.pop(rank))
-                return found
-        return None
+        """The file with a frame's picture."""
+        return next((found for each in self._spellings if (found := self._find(each, number))), None)
+
+    def expect_spelling_of(self, number: int) -> None:
+        """From here on look first for the spelling of this frame's picture: others of the video are spelled alike."""
+        self._spellings.sort(key=lambda each: self._find(each, number) is None)
 
     def named(self, name: str) -> str | None:
         """The file of that name with the ending of a picture."""
         if not name.lower().endswith(_SUFFIXES):
             return None
         return next((found for folder in self._folders if (found := self._source.find(f"{folder}{name}"))), None)
+
+    def _find(self, spelling: tuple[str, str, str], number: int) -> str | None:
+        folder, pattern, suffix = spelling
+        return self._source.find(f"{folder}{pattern.format(number)}{suffix}")
 
 
 @dataclass(frozen=True)

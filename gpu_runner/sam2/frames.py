@@ -1,9 +1,8 @@
 """From an annotated frame to a row: masks in COCO's order, boxes from the masks, boxes in pixels of the image.
 
-Used by the convert recipe, one `Framer` an export.
+Used by `conversion`.
 """
 
-from collections import Counter
 from collections.abc import Callable
 from math import isqrt, sqrt
 from typing import NamedTuple
@@ -11,87 +10,82 @@ from typing import NamedTuple
 import numpy as np
 
 from gpu_runner.rows import Mask, Row
-from gpu_runner.sam2 import masks, targets
+from gpu_runner.sam2 import masks
 from gpu_runner.sam2.annotations import AnnotatedFrame, AnnotatedObject
 from gpu_runner.sam2.masks import BadMask, Box, Grid
 from jobs.errors import DatasetInvalid
-from jobs.specs import MaskOrder, TargetTask
+from jobs.specs import MaskOrder
 
 _AGREES = 0.9  # IoU from which a stated box counts as the mask's own
 
 
-class Wording(NamedTuple):
-    """Which conversation a row carries."""
+class Oddities(NamedTuple):
+    """What was odd about a frame. `scaled` is its masks' grid and its picture's (width, height), where they differ."""
 
-    task: TargetTask
-    seed: int
+    empty_masks: int
+    boxes_corrected: int
+    scaled: tuple[Grid, tuple[int, int]] | None
 
 
 class _Seen(NamedTuple):
     mask: Mask
     box: Box
+    is_corrected: bool
     object: AnnotatedObject
 
 
-class Framer:
-    """Makes the rows of one export and counts what was odd about it."""
+def row_of(
+    row_id: str,
+    video_id: str,
+    frame: AnnotatedFrame,
+    order: MaskOrder,
+    grid: Grid,
+    image: str,
+    size: tuple[int, int],
+) -> tuple[Row, Oddities]:
+    """The row of a frame, without words; `size` is its image's (width, height). Empty masks are left out.
 
-    def __init__(self, order: MaskOrder, wording: Wording) -> None:
-        self._order = order
-        self._wording = wording
-        self.labels: Counter[str] = Counter()
-        self.objects = 0
-        self.empty_masks = 0
-        self.boxes_corrected = 0
-        self.scaled: tuple[Grid, tuple[int, int]] | None = None
+    Raises:
+        DatasetInvalid: a mask does not fit the grid.
+    """
+    seen = [found for one in frame.objects if (found := _see(one, order, grid, size, row_id))]
+    row = Row(
+        id=row_id,
+        image=image,
+        conversations=(),
+        masks=tuple(each.mask for each in seen),
+        bounding_boxes=tuple(each.box for each in seen),
+        labels=tuple(each.object.label for each in seen),
+        object_ids=tuple(each.object.object_id for each in seen),
+        attributes=tuple(each.object.attributes for each in seen),
+        video_id=video_id,
+        frame_index=frame.frame_index,
+        timestamp_sec=frame.timestamp_sec,
+        width=size[0],
+        height=size[1],
+    )
+    return row, Oddities(
+        empty_masks=len(frame.objects) - len(seen),
+        boxes_corrected=sum(each.is_corrected for each in seen),
+        scaled=(grid, size) if seen and (grid[1], grid[0]) != size else None,
+    )
 
-    def row(
-        self, row_id: str, video_id: str, frame: AnnotatedFrame, grid: Grid, image: str, size: tuple[int, int]
-    ) -> Row:
-        """The row of a frame; `size` is its image's (width, height). Objects whose mask is empty are left out.
 
-        Raises:
-            DatasetInvalid: a mask does not fit the grid.
-        """
-        seen = [found for one in frame.objects if (found := self._see(one, grid, size, row_id))]
-        self.labels.update(each.object.label for each in seen)
-        self.objects += len(seen)
-        if seen and (grid[1], grid[0]) != size:
-            self.scaled = (grid, size)
-        row = Row(
-            id=row_id,
-            image=image,
-            conversations=(),
-            masks=tuple(each.mask for each in seen),
-            bounding_boxes=tuple(each.box for each in seen),
-            labels=tuple(each.object.label for each in seen),
-            object_ids=tuple(each.object.object_id for each in seen),
-            attributes=tuple(each.object.attributes for each in seen),
-            video_id=video_id,
-            frame_index=frame.frame_index,
-            timestamp_sec=frame.timestamp_sec,
-            width=size[0],
-            height=size[1],
-        )
-        return targets.with_conversation(row, *self._wording)
-
-    def _see(self, found: AnnotatedObject, grid: Grid, size: tuple[int, int], row_id: str) -> _Seen | None:
-        try:
-            if found.size not in (None, grid):
-                raise BadMask(f"has another grid than the video's first one, {grid[1]}x{grid[0]}")
-            masks.check_fits(found.counts, grid)
-        except BadMask as error:
-            raise DatasetInvalid(f"Object {found.object_id!r} of {row_id}: the mask {error}.") from None
-        if not masks.area(found.counts):
-            self.empty_masks += 1
-            return None
-        counts = masks.transpose(found.counts, grid) if self._order is MaskOrder.ROW else found.counts
-        text = masks.write_compressed(counts, grid)
-        in_grid = masks.box_of(text, grid)
-        box = masks.scaled(in_grid, grid, *size)
-        if len(found.box) == 4 and max(masks.iou(found.box, in_grid), masks.iou(found.box, box)) < _AGREES:
-            self.boxes_corrected += 1
-        return _Seen(Mask(grid, text), box, found)
+def _see(found: AnnotatedObject, order: MaskOrder, grid: Grid, size: tuple[int, int], row_id: str) -> _Seen | None:
+    try:
+        if found.size not in (None, grid):
+            raise BadMask(f"has another grid than the video's first one, {grid[1]}x{grid[0]}")
+        masks.check_fits(found.counts, grid)
+    except BadMask as error:
+        raise DatasetInvalid(f"Object {found.object_id!r} of {row_id}: the mask {error}.") from None
+    if not masks.area(found.counts):
+        return None
+    counts = masks.transpose(found.counts, grid) if order is MaskOrder.ROW else found.counts
+    text = masks.write_compressed(counts, grid)
+    in_grid = masks.box_of(text, grid)
+    box = masks.scaled(in_grid, grid, *size)
+    is_apart = len(found.box) == 4 and max(masks.iou(found.box, in_grid), masks.iou(found.box, box)) < _AGREES
+    return _Seen(Mask(grid, text), box, is_apart, found)
 
 
 def has_objects(frame: AnnotatedFrame) -> bool:

@@ -8,6 +8,7 @@ so compressed strings from outside are decoded here; encoding is left to pycocot
 """
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import numpy as np
 from pycocotools import mask as coco
@@ -40,24 +41,54 @@ def read_list(numbers: Sequence[int]) -> np.ndarray:
 
 
 def read_compressed(text: str) -> np.ndarray:
-    """Counts of COCO's compressed string. Raises BadMask.
+    """Counts of COCO's compressed string. Raises BadMask."""
+    (counts,) = read_all_compressed([text])
+    if isinstance(counts, BadMask):
+        raise counts
+    return counts
+
+
+def read_all_compressed(texts: Sequence[str]) -> list[np.ndarray | BadMask]:
+    """Counts of each of COCO's compressed strings, or what is wrong with it.
+
+    Decoded as one: of strings as short as masks of video frames are, most of the time goes into calling numpy.
+    """
+    try:
+        numbers, ends = _numbers(texts)
+    except BadMask as error:
+        return [error] if len(texts) == 1 else [each for text in texts for each in read_all_compressed([text])]
+    return [_from_differences(numbers[begin:end]) for begin, end in pairwise([0, *ends])]
+
+
+def _numbers(texts: Sequence[str]) -> tuple[np.ndarray, list[int]]:
+    """What the strings' characters say, one behind the other, and where the numbers of each string end.
 
     Each character carries five bits, low ones first, a sixth says that more follow, the highest of the last is the
-    sign; from the fourth count on a number is the difference to the count two before it.
+    sign.
     """
-    codes = np.frombuffer(text.encode("latin-1", "replace"), dtype=np.uint8).astype(np.int64) - 48
-    if not len(codes) or codes.min() < 0 or codes.max() > 63 or codes[-1] & 0x20:
+    codes = np.frombuffer("".join(texts).encode("latin-1", "replace"), dtype=np.uint8).astype(np.int64) - 48
+    last = ((codes & 0x20) == 0).nonzero()[0]
+    ends = np.cumsum([len(text) for text in texts])
+    after = last.searchsorted(ends)
+    if not all(texts) or codes.min() < 0 or codes.max() > 63 or (codes[ends - 1] & 0x20).any():
         raise BadMask("is no COCO string, or was cut")
-    last = np.flatnonzero((codes & 0x20) == 0)
     first = np.concatenate([[0], last[:-1] + 1])
-    place = np.arange(len(codes)) - np.repeat(first, last - first + 1)
+    place = np.arange(len(codes)) - first.repeat(last - first + 1)
     if place.max() > 6:  # seven groups hold 35 bits: more than any count of an allowed grid
         raise BadMask("has a count beyond any image")
     numbers = np.add.reduceat((codes & 0x1F) << (5 * place), first)
-    numbers -= np.where(codes[last] & 0x10, 1 << (5 * (last - first + 1)), 0)
-    numbers[2::2] = np.cumsum(numbers[2::2])
-    numbers[1::2] = np.cumsum(numbers[1::2])
-    return _bounded(numbers)
+    numbers -= ((codes[last] & 0x10) << 1) << (5 * (last - first))
+    return numbers, after.tolist()
+
+
+def _from_differences(numbers: np.ndarray) -> np.ndarray | BadMask:
+    """From the fourth count on a number is the difference to the count two before it."""
+    numbers[2::2] = numbers[2::2].cumsum()
+    numbers[1::2] = numbers[1::2].cumsum()
+    try:
+        return _bounded(numbers)
+    except BadMask as error:
+        return error
 
 
 def write_compressed(counts: np.ndarray, grid: Grid) -> str:

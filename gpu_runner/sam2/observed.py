@@ -14,7 +14,7 @@ from PIL import Image
 from gpu_runner.images import BadImage
 from gpu_runner.rows import Mask, Row, Rows
 from gpu_runner.sam2 import fingerprints, masks, overlays
-from gpu_runner.sam2.masks import BadMask, Box
+from gpu_runner.sam2.masks import BadMask, Box, Grid
 from gpu_runner.sam2.overlays import Colour
 
 _SEARCHED = 3  # objects of a picture
@@ -63,7 +63,7 @@ def glance(rows: Rows, index: int) -> Observed:
 
 
 def _observe(rows: Rows, index: int, row: Row, *, search: bool) -> Observed:
-    decoded = [_decoded(mask) for mask in row.masks]
+    decoded = _decode(row.masks)
     seen = tuple(
         counts if isinstance(counts, BadMask) else _seen(counts, mask, row)
         for counts, mask in zip(decoded, row.masks, strict=True)
@@ -79,10 +79,24 @@ def _observe(rows: Rows, index: int, row: Row, *, search: bool) -> Observed:
     return Observed(index, slim, seen, picture.size, fingerprints.of_picture(picture), signs)
 
 
-def _decoded(mask: Mask) -> np.ndarray | BadMask:
+def _decode(found: Sequence[Mask]) -> list[np.ndarray | BadMask]:
+    """The counts of each mask, or what is wrong with it."""
+    texts = [mask.counts for mask in found if isinstance(mask.counts, str)]
+    read = iter(masks.read_all_compressed(texts) if texts else ())
+    return [_fitting(next(read) if isinstance(mask.counts, str) else _listed(mask.counts), mask.size) for mask in found]
+
+
+def _listed(numbers: Sequence[int]) -> np.ndarray | BadMask:
     try:
-        counts = masks.read_compressed(mask.counts) if isinstance(mask.counts, str) else masks.read_list(mask.counts)
-        masks.check_fits(counts, mask.size)
+        return masks.read_list(numbers)
+    except BadMask as error:
+        return error
+
+
+def _fitting(counts: np.ndarray | BadMask, grid: Grid) -> np.ndarray | BadMask:
+    try:
+        if not isinstance(counts, BadMask):
+            masks.check_fits(counts, grid)
     except BadMask as error:
         return error
     return counts

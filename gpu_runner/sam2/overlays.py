@@ -48,11 +48,13 @@ def outline(pixels: np.ndarray, grid: np.ndarray, box: Sequence[float]) -> Colou
         return None
     band = _grown(mask, reach) & ~_shrunk(mask, reach)
     colour = _peculiar(around[band], around[inner], around[~outer])
-    if colour is None or _apart(colour, np.median(around[inner], axis=0), np.median(around[~outer], axis=0)) < _STRANGE:
+    if colour is None:
         return None
     close = _grown(_is_near(around, colour), reach)
     drawn, inside, outside = (close[edge].mean() for edge in edges)
     if drawn < _COVERED or max(inside, outside) > _BARE:
+        return None
+    if _apart(colour, np.median(around[inner], axis=0), np.median(around[~outer], axis=0)) < _STRANGE:
         return None
     red, green, blue = colour.tolist()
     return red, green, blue

@@ -53,6 +53,8 @@ def find_order(source: Source, videos: Sequence[VideoExport], surveys: Sequence[
 def _survey(source: Source, video: VideoExport, share: int) -> Survey:
     count, chosen = video.annotations.sample(share, _OBJECTS)
     width, height = video.annotations.size
+    if chosen:
+        video.pictures.expect_spelling_of(chosen[0].frame_index)
     grid = _find_grid(source, video, chosen[0]) if chosen else (max(1, height), max(1, width))
     return Survey(count, grid, chosen)
 

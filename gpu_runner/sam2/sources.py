@@ -29,7 +29,10 @@ class Readable(Protocol):
 
 
 class Source(Protocol):
-    """The files of an export by name: relative, with `/`. Whatever cannot be read is DatasetInvalid."""
+    """The files of an export by name: relative, with `/`. Whatever cannot be read is DatasetInvalid.
+
+    Forked processes can all use it at once.
+    """
 
     def __enter__(self) -> "Source": ...
 
@@ -45,6 +48,9 @@ class Source(Protocol):
 
     def copy(self, name: str, out: BinaryIO) -> str:
         """Write a file to `out`; its SHA-256 in hex."""
+
+    def allow(self, total: int) -> None:
+        """Raises DatasetInvalid when copying so many bytes is more than may come out of the whole."""
 
     def sha256(self) -> str:
         """Of the whole, in hex."""
@@ -113,6 +119,9 @@ class Folder:
                 digest.update(block)
                 out.write(block)
         return digest.hexdigest()
+
+    def allow(self, total: int) -> None:
+        pass  # nothing in a folder is larger than it looks
 
     def sha256(self) -> str:
         """Over the names of its files and their own hashes, in order."""

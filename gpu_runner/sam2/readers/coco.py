@@ -7,6 +7,7 @@ video: where they are one, no neighbours come into different parts of a split, a
 Source: COCO data format, https://cocodataset.org/#format-data (object detection).
 """
 
+import os
 import re
 from array import array
 from collections.abc import Callable, Iterator, Sequence
@@ -81,9 +82,11 @@ class CocoFile:
         self._images = _Scratch(new_file())
         for number, raw in enumerate(json_stream.elements(source, name, "images")):
             self._images.add(typed(raw, _Image, name, f"/images/{number}").id, raw)
+        self._images.complete()
         self._annotations = _Scratch(new_file())
         for number, raw in enumerate(json_stream.elements(source, name, "annotations")):
             self._annotations.add(typed(raw, _Annotation, name, f"/annotations/{number}").image_id, raw)
+        self._annotations.complete()
         self._refuse_wrong_ids()
 
     def images(self) -> Iterator[tuple[int, str]]:
@@ -147,26 +150,32 @@ class CocoAnnotations:
         self._file = file
         self._frames = frames
 
-    def frames(self) -> Iterator[AnnotatedFrame]:
-        return (self._file.frame(image_id, frame_index) for frame_index, image_id in self._frames)
+    def frames(self, wanted: Callable[[int], bool]) -> Iterator[AnnotatedFrame]:
+        return (self._file.frame(image_id, index) for n, (index, image_id) in enumerate(self._frames) if wanted(n))
 
     def sample(self, limit: int, objects: int) -> Sample:
         return Sample(len(self._frames), [])
 
 
 class _Scratch:
-    """JSON values on disk, found by a key that several may have, in the order they came."""
+    """JSON values on disk, found by a key that several may have, in the order they came.
+
+    Read without moving the file's position, which forked processes share.
+    """
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
         self._encode = msgspec.json.Encoder().encode
         self._keys = array("q")
-        self._places = array("q")
+        self._places = array("q", [0])  # where each begins, and the end
 
     def add(self, key: int, value: Any) -> None:
         self._keys.append(key)
-        self._places.append(self._file.tell())
-        self._file.write(self._encode(value) + b"\n")
+        self._places.append(self._places[-1] + self._file.write(self._encode(value)))
+
+    def complete(self) -> None:
+        """From here on values can be read."""
+        self._file.flush()
 
     def keys(self) -> np.ndarray:
         return np.array(self._keys, dtype=np.int64)
@@ -187,8 +196,8 @@ class _Scratch:
         return order, keys[order]
 
     def _value(self, number: int) -> Any:
-        self._file.seek(self._places[number])
-        return msgspec.json.decode(self._file.readline())
+        begin, end = self._places[number : number + 2]
+        return msgspec.json.decode(os.pread(self._file.fileno(), end - begin, begin))
 
 
 def _videos(file: CocoFile) -> Iterator[tuple[CocoAnnotations, str]]:

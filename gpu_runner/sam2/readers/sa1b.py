@@ -61,17 +61,21 @@ class Sa1bAnnotations:
         self.size = (0, 0)  # stated with the frame
         self._source = source
 
-    def frames(self) -> Iterator[AnnotatedFrame]:
+    def frames(self, wanted: Callable[[int], bool]) -> Iterator[AnnotatedFrame]:
+        if wanted(0):
+            yield self._frame()
+
+    def sample(self, limit: int, objects: int) -> Sample:
+        return Sample(1, [])
+
+    def _frame(self) -> AnnotatedFrame:
         image = json_stream.first(self._source, self.name, "image")
         if image is None:
             raise DatasetInvalid(f"{self.name}#/image is missing.")
         stated = typed(image, _Image, self.name, "/image")
         raws = json_stream.elements(self._source, self.name, "annotations")
         objects = tuple(self._object(raw, f"/annotations/{number}") for number, raw in enumerate(raws))
-        yield AnnotatedFrame(0, 0.0, objects, stated.file_name, (stated.height, stated.width))
-
-    def sample(self, limit: int, objects: int) -> Sample:
-        return Sample(1, [])
+        return AnnotatedFrame(0, 0.0, objects, stated.file_name, (stated.height, stated.width))
 
     def _object(self, raw: Any, at: str) -> AnnotatedObject:
         stated = typed(raw, _Annotation, self.name, at)

@@ -69,8 +69,8 @@ class Sam2Annotations:
         self.size = (int(video.width), int(video.height))
         self._source = source
 
-    def frames(self) -> Iterator[AnnotatedFrame]:
-        return (self._frame(number, raw) for number, raw in enumerate(self._stated()))
+    def frames(self, wanted: Callable[[int], bool]) -> Iterator[AnnotatedFrame]:
+        return (self._frame(number, raw) for number, raw in enumerate(self._stated()) if wanted(number))
 
     def sample(self, limit: int, objects: int) -> Sample:
         spread = Spread(limit)

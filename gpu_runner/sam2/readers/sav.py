@@ -58,8 +58,8 @@ class SavAnnotations:
         self._pictures = pictures
         self._step = self._find_step()
 
-    def frames(self) -> Iterator[AnnotatedFrame]:
-        return (self._frame(number, raw) for number, raw in enumerate(self._stated()))
+    def frames(self, wanted: Callable[[int], bool]) -> Iterator[AnnotatedFrame]:
+        return (self._frame(number, raw) for number, raw in enumerate(self._stated()) if wanted(number))
 
     def sample(self, limit: int, objects: int) -> Sample:
         spread = Spread(limit)

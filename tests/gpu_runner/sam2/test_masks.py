@@ -37,6 +37,18 @@ def test_a_compressed_string_of_pycocotools_decodes_to_its_mask_and_is_written_t
 
 
 @settings(deadline=None)  # a busy machine is no failure
+@given(st.lists(some_mask.map(lambda mask: reference(mask)["counts"].decode()) | st.text("0Po_/é", max_size=8)))
+def test_strings_decoded_together_are_those_decoded_one_by_one(texts: list[str]) -> None:
+    """Broken ones among them, and such as would pass when a neighbour's characters follow."""
+    together = masks.read_all_compressed(texts) if texts else []
+    assert list(map(said, together)) == [said(found) for text in texts for found in masks.read_all_compressed([text])]
+
+
+def said(found: np.ndarray | BadMask) -> Any:
+    return str(found) if isinstance(found, BadMask) else found.tolist()
+
+
+@settings(deadline=None)  # a busy machine is no failure
 @given(some_mask)
 def test_a_string_and_a_list_of_counts_decode_to_the_mask_they_were_counted_from(mask: np.ndarray) -> None:
     counts = masks.count_runs(mask.ravel(order="F"))

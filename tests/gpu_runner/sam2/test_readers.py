@@ -207,6 +207,38 @@ def test_coco_that_cannot_be_used_is_refused_with_its_place(
         run(lay({"all.json": stated, **files}))
 
 
+def many(build: Any, name: str, count: int = 170) -> dict[str, Any]:
+    """An export in that format."""
+    masks = [build.rectangle(HEIGHT, WIDTH, 2 + number % 9, 4, 8, 6) for number in range(count)]
+    pictures = {f"clip/{number:05d}.jpg": jpeg(number) for number in range(count)}
+    if name == "sa-v":
+        return {"clip_manual.json": sav(build, *([mask] for mask in masks), video_id="clip"), **pictures}
+    rles = [build.encode(mask, "compressed") for mask in masks]
+    stated = [{"id": k, "file_name": f"{k:05d}.jpg", "width": WIDTH, "height": HEIGHT} for k in range(count)]
+    if name == "sa-1b":
+        documents = {
+            f"clip/{k:05d}.json": {
+                "image": {"image_id": k, **stated[k]},
+                "annotations": [{"id": k, "segmentation": rle}],
+            }
+            for k, rle in enumerate(rles)
+        }
+        return {**documents, **pictures}
+    objects = [{"id": k, "image_id": k, "category_id": 1, "segmentation": rle} for k, rle in enumerate(rles)]
+    categories = [{"id": 1, "name": "cat"}]
+    return {"clip/all.json": {"images": stated, "annotations": objects[::-1], "categories": categories}, **pictures}
+
+
+@pytest.mark.parametrize("name", ["sa-v", "sa-1b", "coco"])
+def test_several_processes_read_what_one_reads(name: str, lay: Run, run: Run, root: DataRoot, build: Any) -> None:
+    spec = lay(many(build, name))
+    assert run(spec).source_format == name
+    alone = {path: path.read_bytes() for path in (root.datasets / "out").rglob("*") if path.is_file()}
+    run(spec, cores=3)
+    assert alone == {path: path.read_bytes() for path in (root.datasets / "out").rglob("*") if path.is_file()}
+    assert len(alone) == 172
+
+
 def test_where_several_formats_are_there_the_tools_own_is_read_and_the_other_named(
     lay: Run, run: Run, build: Any, left: Any, right: Any
 ) -> None:
