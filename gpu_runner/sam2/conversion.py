@@ -3,10 +3,8 @@
 Used by the convert recipe: one `Conversion` a job, `convert` for each video, then `finish`.
 """
 
-import io
 from collections import Counter
 from pathlib import Path, PurePosixPath
-from typing import Any
 
 from gpu_runner import images
 from gpu_runner.sam2.annotations import AnnotatedFrame
@@ -19,7 +17,6 @@ from jobs.errors import DatasetInvalid
 from jobs.specs import ConvertSpec, MaskOrder
 
 _IDS_SHOWN = 10
-_LARGEST_PICTURE = 64 << 20  # bytes
 
 
 class Conversion:
@@ -99,7 +96,7 @@ class Conversion:
 
     def _place(self, entry: str, image: str, row_id: str) -> tuple[int, int]:
         """Put a picture into the folder; its width and height."""
-        content = _Content()
+        content = images.Content()
         try:
             digest = self._source.copy(entry, content)
             size = images.read_size(content)
@@ -113,12 +110,3 @@ class Conversion:
             path.write_bytes(content.getvalue())
             self._images[image] = digest
         return size
-
-
-class _Content(io.BytesIO):
-    """A picture in memory, of limited size."""
-
-    def write(self, block: Any, /) -> int:
-        if self.tell() > _LARGEST_PICTURE:
-            raise images.BadImage(f"it has more than {_LARGEST_PICTURE >> 20} MiB")
-        return super().write(block)

@@ -4,7 +4,6 @@ of their runs.
 Used by the convert recipe. Each file is read once for it, of which a few frames spread over it are kept.
 """
 
-import io
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -109,11 +108,15 @@ def _edges(source: Source, video: VideoExport, frame: AnnotatedFrame, grid: Grid
     return change, picture.size == (grid[1], grid[0])
 
 
-def _picture(source: Source, video: VideoExport, frame: AnnotatedFrame) -> io.BytesIO | None:
+def _picture(source: Source, video: VideoExport, frame: AnnotatedFrame) -> images.Content | None:
+    """None where it cannot be had, which converting will say."""
     entry = video.image_of(frame)
     if entry is None:
         return None
-    content = io.BytesIO()
-    source.copy(entry, content)
+    content = images.Content()
+    try:
+        source.copy(entry, content)
+    except images.BadImage:
+        return None
     content.seek(0)
     return content
