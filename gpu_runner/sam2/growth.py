@@ -8,7 +8,7 @@ import hashlib
 import io
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Collection, Hashable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -129,12 +129,18 @@ class Merger:
         growth: what merging did, once complete.
     """
 
-    def __init__(self, base: Base, writer: Writer, folder: Path, tick: Callable[[int], None]) -> None:
-        """`tick` is called with the number of base rows done; it may raise to end the work."""
+    def __init__(
+        self, base: Base, writer: Writer, folder: Path, of_one_size: Collection[str], tick: Callable[[int], None]
+    ) -> None:
+        """`of_one_size` are the export's videos whose pictures all have the same size: others only have a name.
+
+        `tick` is called with the number of base rows done; it may raise to end the work.
+        """
         self.growth = Growth()
         self._base = base
         self._writer = writer
         self._folder = folder
+        self._of_one_size = of_one_size
         self._tick = tick
         self._incoming = _Incoming(folder)
         self._sizes: dict[str, tuple[int, int]] = {}  # of the base's pictures, by video
@@ -156,7 +162,8 @@ class Merger:
         for row in self._incoming.rest():
             self.growth.frames_added += 1
             self.growth.objects_added += len(row.labels)
-            self._check_size(row, self._sizes.get(row.video_id))
+            if row.video_id in self._of_one_size:
+                self._check_size(row, self._sizes.get(row.video_id))
             self._spare.discard(row.image or "")
             self._writer.add(row)
         for image in self._spare:

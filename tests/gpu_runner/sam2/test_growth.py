@@ -2,6 +2,7 @@
 
 import io
 import json
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -252,6 +253,33 @@ def test_a_video_of_another_picture_size_is_refused(
     with pytest.raises(DatasetInvalid, match=f"v-00000{frame} is 60x40 pixels large in the export, .* 30x20"):
         convert(second, add=True)
     assert files_of(root.datasets / "birds") == before
+
+
+def coco_of(build: Any, root: DataRoot, name: str, *pictures: tuple[int, int, int]) -> str:
+    """An archive of COCO instances with one object in each picture (id, width, height), named as COCO names them."""
+    stated = {
+        "images": [{"id": i, "file_name": f"{i:012d}.png", "width": w, "height": h} for i, w, h in pictures],
+        "annotations": [
+            {"id": i, "image_id": i, "category_id": 1, "segmentation": [[1, 1, 9, 1, 9, 9, 1, 9]], "bbox": [1, 1, 8, 8]}
+            for i, _, _ in pictures
+        ],
+        "categories": [{"id": 1, "name": "cat"}],
+    }
+    with zipfile.ZipFile(root.uploads / name, "w") as archive:
+        archive.writestr("instances_val2017.json", json.dumps(stated))
+        for i, width, height in pictures:
+            archive.writestr(f"{i:012d}.png", build.png(width, height, seed=i))
+    return f"uploads/{name}"
+
+
+def test_a_dataset_of_pictures_of_several_sizes_grows(convert: Run, build: Any, root: DataRoot) -> None:
+    convert(coco_of(build, root, "first.zip", (1, 30, 20), (2, 20, 30)))
+    convert(coco_of(build, root, "second.zip", (3, 20, 30), (4, 40, 40)), add=True)
+    rows = list(open_rows(root, "datasets/birds"))
+    assert [(row.width, row.height) for row in rows] == [(30, 20), (20, 30), (20, 30), (40, 40)]
+    other = coco_of(build, root, "third.zip", (1, 20, 30))
+    with pytest.raises(DatasetInvalid, match=r"is 20x30 pixels large in the export, .* 30x20"):
+        convert(other, add=True)
 
 
 def test_only_a_dataset_of_ours_grows(convert: Run, make_export: Run, build: Any, things: Any, root: DataRoot) -> None:
