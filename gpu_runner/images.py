@@ -3,19 +3,30 @@
 Used by `rows` (training), `sam2.conversion` and `sam2.probes` (converting) and `sam2.observed` (validating).
 """
 
+import io
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from PIL import Image
 
 FORMATS = ("PNG", "JPEG", "WEBP")
 MAX_PIXELS = 50_000_000
+MAX_BYTES = 64 << 20  # of an encoded picture
 
 
 class BadImage(Exception):
     """A picture that cannot be used; the text says why, without naming it."""
+
+
+class Content(io.BytesIO):
+    """An encoded picture in memory. Writing raises BadImage where it is larger than any picture may be."""
+
+    def write(self, block: Any, /) -> int:
+        if self.tell() + len(block) > MAX_BYTES:
+            raise BadImage(f"it has more than {MAX_BYTES >> 20} MiB")
+        return super().write(block)
 
 
 def read_size(source: Path | BinaryIO) -> tuple[int, int]:

@@ -40,7 +40,7 @@ def run(work: Work[ConvertSpec]) -> ConvertResult:
             orientation = _orientation(work, source, export, surveys)
             work.journal.phase("converting")
             writer = CountingWriter(open_writer(work.spec, folder))
-            merger = _merger(work, base, writer, folder, _frames(surveys)) if base else None
+            merger = _merger(work, base, writer, folder, export, _frames(surveys)) if base else None
             target = merger or writer
             converter = Converter(source, folder, work.spec, orientation.order)
             with Conversion(source, work.spec, export.where, target) as conversion:
@@ -100,12 +100,15 @@ def _convert_all(
     return forks.share_in_order(convert, _frames(surveys), cores)
 
 
-def _merger(work: Work[ConvertSpec], base: Base, writer: CountingWriter, folder: Path, frames: int) -> Merger:
+def _merger(
+    work: Work[ConvertSpec], base: Base, writer: CountingWriter, folder: Path, export: Export, frames: int
+) -> Merger:
     def tick(done: int) -> None:
         work.stop.check()
         work.journal.progress(frames + done, frames + len(base.rows))
 
-    return Merger(base, writer, folder, tick)
+    of_one_size = {video.video_id for video in export.videos if any(video.annotations.size)}
+    return Merger(base, writer, folder, of_one_size, tick)
 
 
 def _manifest(

@@ -4,11 +4,10 @@ Used by the convert recipe: a `Converter` makes rows and places images, in sever
 takes what they made, in order, and then finishes the dataset.
 """
 
-import io
 import os
 from collections import Counter
 from pathlib import Path, PurePosixPath
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import msgspec
 
@@ -25,7 +24,6 @@ from jobs.errors import DatasetInvalid
 from jobs.specs import ConvertSpec, MaskOrder
 
 _IDS_SHOWN = 10
-_LARGEST_PICTURE = 64 << 20  # bytes
 
 
 class Converted(NamedTuple):
@@ -67,7 +65,7 @@ class Converter:
             return Pictureless(video.video_id, frame.frame_index)
         row_id = _row_id(video.video_id, frame.frame_index)
         image = f"images/{video.video_id}/frame_{frame.frame_index:06d}{PurePosixPath(entry).suffix.lower()}"
-        content = _Content()
+        content = images.Content()
         try:
             sha256 = self._source.copy(entry, content)
             size = images.read_size(content)
@@ -174,12 +172,3 @@ class Conversion:
 
 def _row_id(video_id: str, frame_index: int, times: int = 1) -> str:
     return f"{video_id}-{frame_index:06d}" + (f"-{times}" if times > 1 else "")
-
-
-class _Content(io.BytesIO):
-    """A picture in memory, of limited size."""
-
-    def write(self, block: Any, /) -> int:
-        if self.tell() > _LARGEST_PICTURE:
-            raise images.BadImage(f"it has more than {_LARGEST_PICTURE >> 20} MiB")
-        return super().write(block)

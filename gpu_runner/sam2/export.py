@@ -3,10 +3,13 @@
 Used by the readers, which make them, and by the convert recipe.
 """
 
+import hashlib
 import itertools
 import re
+import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from gpu_runner.sam2.annotations import AnnotatedFrame, Annotations
 from gpu_runner.sam2.sources import Source
@@ -14,6 +17,8 @@ from gpu_runner.sam2.sources import Source
 _FRAME_FOLDERS = ("images/", "frames/", "data/", "")
 _FRAME_NAMES = ("frame_{:06d}", "frame_{:04d}", "{:06d}", "{:05d}", "{:04d}")
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
+_LONGEST_ID = 100  # characters …
+_LONGEST_ID_BYTES = 180  # … which is the name of a folder: 255 bytes are allowed
 
 
 class Pictures:
@@ -22,7 +27,10 @@ class Pictures:
     def __init__(self, source: Source, folders: Iterable[str]) -> None:
         self._source = source
         self._folders = tuple(folders)
-        self._spellings = list(itertools.product(self._folders, _FRAME_NAMES, _SUFFIXES))
+
+    @cached_property
+    def _spellings(self) -> list[tuple[str, str, str]]:  # made when asked for: thousands of files state names instead
+        return list(itertools.product(self._folders, _FRAME_NAMES, _SUFFIXES))
 
     def numbered(self, number: int) -> str | None:
         """The file with a frame's picture."""
@@ -48,7 +56,7 @@ class VideoExport:
     """One video of an export.
 
     Attributes:
-        video_id: its name in the dataset; letters, digits and `._-` only, unique in the export.
+        video_id: its name in the dataset; letters and digits of any script and `._-` only, unique in the export.
     """
 
     video_id: str
@@ -80,13 +88,31 @@ def stem_of(name: str) -> str:
 
 def unique_ids(names: Sequence[str]) -> list[str]:
     """A video id for each name, by changing as little as possible."""
-    unique: dict[str, str] = {}
+    ids: list[str] = []
+    taken: set[str] = set()
+    numbers: dict[str, itertools.count[int]] = {}  # those tried already, by name: equal names come by thousands
     for video_id in map(_plain, names):
-        numbered = itertools.chain([video_id], (f"{video_id}.{number}" for number in itertools.count(2)))
-        free = next(name for name in numbered if name.casefold() not in unique)
-        unique[free.casefold()] = free
-    return list(unique.values())
+        free = key = video_id.casefold()
+        number = 1
+        while free in taken:
+            number = next(numbers.setdefault(key, itertools.count(2)))
+            free = f"{key}.{number}"
+        taken.add(free)
+        ids.append(video_id if number == 1 else f"{video_id}.{number}")
+    return ids
 
 
 def _plain(text: str) -> str:
-    return re.sub(r"[^A-Za-z0-9._-]+", "_", text).strip("._")[:100] or "video"
+    """A name that can be that of a folder; where signs were lost that may tell two apart, with a hash of the whole."""
+    text = unicodedata.normalize("NFC", text)
+    kept = "".join(each if each in "._-" or _is_of_a_word(each) else " " for each in text)
+    whole = re.sub(" +", "_", kept).strip("._")
+    plain = whole[:_LONGEST_ID].encode()[:_LONGEST_ID_BYTES].decode(errors="ignore")
+    has_lost = any(there == " " and not each.isascii() for each, there in zip(text, kept, strict=True))
+    if has_lost or plain != whole or (text and not plain):
+        return f"{plain or 'video'}-{hashlib.sha256(text.encode(errors='replace')).hexdigest()[:8]}"
+    return plain or "video"
+
+
+def _is_of_a_word(character: str) -> bool:
+    return character.isalnum() or unicodedata.category(character).startswith("M")

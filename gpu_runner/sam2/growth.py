@@ -5,24 +5,30 @@ the format's writer. Of the dataset nothing is kept in memory but the names of i
 """
 
 import hashlib
+import io
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Collection, Hashable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import msgspec
+import numpy as np
 
+from gpu_runner import images as pictures
 from gpu_runner.images import BadImage
 from gpu_runner.rows import Mask, Row, Rows, image_path, open_rows
-from gpu_runner.sam2 import manifest, masks, output, targets
+from gpu_runner.sam2 import fingerprints, manifest, masks, output, targets
 from gpu_runner.sam2.manifest import Manifest
 from gpu_runner.sam2.masks import BadMask
 from gpu_runner.sam2.writers import Writer
 from jobs.errors import DatasetInvalid, OutputTaken
 from jobs.paths import DataRoot
 from jobs.specs import ConvertSpec, DataFormat, Kind
+
+_COMPARED = 20  # frames of a video whose pictures are not equal, looked at to see whether they show the same
+_UNLIKE_BITS, _UNLIKE_COLOUR = 72, 48  # the same frame with other masks painted in has up to 46 and 20
 
 
 @dataclass(frozen=True)
@@ -96,6 +102,26 @@ class Growth:
         ]
 
 
+@dataclass
+class _Meeting:
+    """The frames of one video that are in the dataset as in the export: how many of their pictures are what."""
+
+    frames: int = 0
+    differ: int = 0
+    compared: int = 0  # of those that differ
+    unlike: int = 0  # of those that were compared
+
+    def compare(self, one: bytes, other: bytes) -> None:
+        self.differ += 1
+        if self.compared < _COMPARED:
+            self.compared += 1
+            self.unlike += _show_different_things(one, other)
+
+    @property
+    def unlike_share(self) -> float:
+        return self.unlike / max(1, self.compared) * self.differ / max(1, self.frames)
+
+
 class Merger:
     """A writer that takes the export's rows and passes on those of the base with these merged in, then the new ones.
 
@@ -103,15 +129,22 @@ class Merger:
         growth: what merging did, once complete.
     """
 
-    def __init__(self, base: Base, writer: Writer, folder: Path, tick: Callable[[int], None]) -> None:
-        """`tick` is called with the number of base rows done; it may raise to end the work."""
+    def __init__(
+        self, base: Base, writer: Writer, folder: Path, of_one_size: Collection[str], tick: Callable[[int], None]
+    ) -> None:
+        """`of_one_size` are the export's videos whose pictures all have the same size: others only have a name.
+
+        `tick` is called with the number of base rows done; it may raise to end the work.
+        """
         self.growth = Growth()
         self._base = base
         self._writer = writer
         self._folder = folder
+        self._of_one_size = of_one_size
         self._tick = tick
         self._incoming = _Incoming(folder)
         self._sizes: dict[str, tuple[int, int]] = {}  # of the base's pictures, by video
+        self._meetings: dict[str, _Meeting] = {}  # by video
         self._spare: set[str] = set()  # pictures of the export whose frames have theirs
 
     def add(self, row: Row) -> None:
@@ -125,10 +158,12 @@ class Merger:
             found = self._incoming.take(row)
             self._place_picture(index, row, found, images)
             self._writer.add(self._merged(row, found) if found else self._kept(row))
+        self._refuse_other_videos()
         for row in self._incoming.rest():
             self.growth.frames_added += 1
             self.growth.objects_added += len(row.labels)
-            self._check_size(row, self._sizes.get(row.video_id))
+            if row.video_id in self._of_one_size:
+                self._check_size(row, self._sizes.get(row.video_id))
             self._spare.discard(row.image or "")
             self._writer.add(row)
         for image in self._spare:
@@ -190,14 +225,40 @@ class Merger:
         except BadImage as error:
             raise self._broken(row, f"the image cannot be used, {error}") from None
         sha256 = hashlib.sha256(content).hexdigest()
-        if found is not None and found.image is not None and images[found.image] != sha256:
-            self.growth.pictures_differ += 1
         if found is not None and found.image is not None:
+            meeting = self._meetings.setdefault(row.video_id, _Meeting())
+            meeting.frames += 1
+            if images[found.image] != sha256:
+                self.growth.pictures_differ += 1
+                meeting.compare(content, (self._folder / found.image).read_bytes())
             self._spare.add(found.image)
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content)
         images[row.image] = sha256
         self._spare.discard(row.image)
+
+    def _refuse_other_videos(self) -> None:
+        for video_id, meeting in self._meetings.items():
+            if meeting.unlike_share > 0.5:
+                raise DatasetInvalid(
+                    f"{meeting.differ} of the {meeting.frames} frames of video {video_id!r} that are in "
+                    f"{self._base.rows.name} already look different in the export: these are two videos of one name. "
+                    "Export it under another video name, or convert it into a dataset of its own."
+                )
+
+
+def _show_different_things(one: bytes, other: bytes) -> bool:
+    """Whether two encoded pictures are of different scenes, whatever was painted into either."""
+    try:
+        records = [
+            np.frombuffer(fingerprints.of_picture(pictures.read_rgb(io.BytesIO(content))), fingerprints.RECORD)[0]
+            for content in (one, other)
+        ]
+    except BadImage:  # validation will say so
+        return False
+    bits = int(np.bitwise_count(records[0]["fine"] ^ records[1]["fine"]).sum())
+    colour = int(np.abs(records[0]["colour"].astype(int) - records[1]["colour"]).max())
+    return bits > _UNLIKE_BITS or colour > _UNLIKE_COLOUR
 
 
 class _Incoming:

@@ -1,7 +1,8 @@
 """Reading a JSON file of any size piece by piece: memory depends on its largest piece, not on the file.
 
 Used by the readers. The parsing is ijson's (yajl). What it leaves open is kept shut here: it builds a path as long
-as the nesting is deep for every bracket, and a single piece may be as large as the file.
+as the nesting is deep for every bracket, and a single piece may be as large as the file, or many times larger once it
+is built.
 """
 
 import re
@@ -16,7 +17,10 @@ from jobs.errors import DatasetInvalid
 
 MAX_DEPTH = 64
 MAX_PIECE_BYTES = 64 << 20  # a frame with 100,000 objects and small masks has some 20 MiB
+MAX_PIECE_BRACKETS = 4_000_000  # 3 bytes in the file are some 72 in memory; 100,000 objects have less than a million
+MAX_VALUE_CHARACTERS = 4 << 20  # of what `first` gives, which describes a video or a picture
 _BLOCK = 1 << 18
+_EVENT_CHARACTERS = 16  # what a number or a bracket counts as
 _PIECE_DEPTH = 2  # brackets down to here are those of the file itself and of its lists
 _OTHER_BYTES = bytes(set(range(256)) - set(b"[]{}"))
 _ESCAPED = re.compile(rb"\\.", re.DOTALL)
@@ -38,8 +42,25 @@ def elements(source: Source, name: str, key: str) -> Iterator[Any]:
 
 
 def first(source: Source, name: str, key: str) -> Any:
-    """The value of a key of the file's outermost object; None where there is none. Raises BadJson."""
-    return next(_values(source, name, key, f"/{key}"), None)
+    """The value of a key of the file's outermost object; None where there is none.
+
+    Raises:
+        BadJson: as for `elements`; a value may be much smaller than a piece.
+    """
+    depth, left = 0, MAX_VALUE_CHARACTERS
+    builder: ijson.ObjectBuilder | None = None
+    for event, value in events(source, name):
+        depth += (event in _BEGINNINGS) - (event in _ENDS)
+        if builder is not None:
+            left -= _EVENT_CHARACTERS + (len(value) if isinstance(value, str) else 0)
+            if left < 0:
+                _refuse(name, f"/{key}", _TooMuch(f"the value is larger than {MAX_VALUE_CHARACTERS} characters"))
+            builder.event(event, value)
+            if depth == 1:
+                return builder.value
+        elif depth == 1 and event == "map_key" and value == key:
+            builder = ijson.ObjectBuilder()
+    return None
 
 
 def events(source: Source, name: str) -> Iterator[tuple[str, Any]]:
@@ -49,6 +70,9 @@ def events(source: Source, name: str) -> Iterator[tuple[str, Any]]:
             yield from ijson.basic_parse(_Guarded(file), use_float=True, buf_size=_BLOCK)
         except (ijson.JSONError, _TooMuch) as error:
             _refuse(name, "", error)
+
+
+_BEGINNINGS, _ENDS = ("start_map", "start_array"), ("end_map", "end_array")
 
 
 def _values(source: Source, name: str, prefix: str, place: str) -> Iterator[Any]:
@@ -84,6 +108,7 @@ class _Guarded:
         self._file = file
         self._depth = 0
         self._piece = 0
+        self._brackets = 0
         self._is_in_text = False
         self._is_escaping = False
 
@@ -91,12 +116,15 @@ class _Guarded:
         block = self._file.read(size)
         depths = self._depths(block)
         self._piece += len(block)
+        self._brackets += len(depths)
         if len(depths):
             self._depth = int(depths[-1])
             if depths.max() > MAX_DEPTH:
                 raise _TooMuch(f"it nests more than {MAX_DEPTH} levels deep")
             if depths.min() <= _PIECE_DEPTH:
-                self._piece = 0
+                self._piece = self._brackets = 0
+        if self._brackets > MAX_PIECE_BRACKETS:
+            raise _TooMuch(f"one frame or value has more than {MAX_PIECE_BRACKETS} brackets")
         if self._piece > MAX_PIECE_BYTES:
             raise _TooMuch(f"one frame or value has more than {MAX_PIECE_BYTES >> 20} MiB")
         return block

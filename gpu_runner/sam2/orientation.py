@@ -13,7 +13,9 @@ from gpu_runner.sam2 import masks
 from gpu_runner.sam2.masks import Grid
 from jobs.specs import MaskOrder
 
-_CLEARLY = 1.2  # how many times as well one order must fit as the other
+_CLEARLY = 1.2  # how many times as well one order must fit as the other …
+_SURELY = 1.5  # … and where the pictures alone speak against what is known of the tool
+_DRAWN = 0.25  # share of all change in the pictures that may lie along a few outlines; filmed frames have some 0.05
 _FITS = 0.9  # mean IoU from which stated boxes count as those of the masks
 _LOW_RESOLUTION = (256, 256)  # the grid of SAM2's mask decoder
 
@@ -21,13 +23,15 @@ _LOW_RESOLUTION = (256, 256)  # the grid of SAM2's mask decoder
 class Probe(NamedTuple):
     """One object: its counts as stated, the grid, the stated box in pixels of the grid, and its picture's edges.
 
-    `edges` has the grid's shape: how much the picture changes at each pixel.
+    `edges` has the grid's shape: how much the picture changes at each pixel; objects of one picture share it.
+    `is_own_size` says that the picture has the size of the grid.
     """
 
     counts: np.ndarray
     grid: Grid
     box: Sequence[float]
     edges: np.ndarray | None
+    is_own_size: bool = False
 
 
 class Orientation(NamedTuple):
@@ -70,19 +74,18 @@ def _by_boxes(probes: Sequence[Probe]) -> Orientation:
 def _square(probes: Sequence[Probe]) -> Orientation:
     """A square grid whose boxes fit the columns: either all is right, or the tool's known slip made both wrong.
 
-    Only the pictures can tell; but the low-resolution grid is the tool's own, whose runs are known to be row-major.
+    Only the pictures can tell, unless they were drawn from the masks themselves: then they say how somebody read the
+    runs. Where they don't tell, the low-resolution grid is the tool's own, whose runs are known to be row-major.
     """
     column, row = _edge_fit(probes)
     seen = MaskOrder.COLUMN if column > _CLEARLY * row else MaskOrder.ROW if row > _CLEARLY * column else None
-    if all(probe.grid == _LOW_RESOLUTION for probe in probes):
-        return Orientation(
-            MaskOrder.ROW,
-            "a square 256x256 grid is the low-resolution output of SAM2, whose exporter writes runs along the rows; "
-            "read so, the masks' boxes are those stated with x/y and w/h swapped, which is its known slip",
-            None if seen is not MaskOrder.COLUMN else _CONTRADICTED.format(seen=_way(seen), other="column"),
-        )
+    is_low = all(probe.grid == _LOW_RESOLUTION for probe in probes)
+    if seen is MaskOrder.COLUMN and is_low and (column < _SURELY * row or _are_drawn(probes)):
+        return Orientation(MaskOrder.ROW, _LOW, _CONTRADICTED)
     if seen is not None:
         return Orientation(seen, f"the grid is square; read {_way(seen)}, the masks follow the edges in the pictures")
+    if is_low and not any(probe.is_own_size for probe in probes):
+        return Orientation(MaskOrder.ROW, _LOW)
     return Orientation(
         MaskOrder.ROW,
         "the grid is square and the boxes fit both readings; the SAM2 exporter writes runs along the rows",
@@ -91,9 +94,13 @@ def _square(probes: Sequence[Probe]) -> Orientation:
     )
 
 
+_LOW = (
+    "a square 256x256 grid is the low-resolution output of SAM2, whose exporter writes runs along the rows; read so, "
+    "the masks' boxes are those stated with x/y and w/h swapped, which is its known slip"
+)
 _CONTRADICTED = (
-    "Read {seen}, the masks would follow the edges in the pictures better than read as they were: look at a few "
-    "frames, and convert again with mask_order '{other}' if masks lie transposed."
+    "Read down the columns, the masks would follow the edges in the pictures better than read as they were: look at a "
+    "few frames, and convert again with mask_order 'column' if masks lie transposed."
 )
 
 
@@ -130,19 +137,32 @@ def _edge_fit(probes: Sequence[Probe]) -> tuple[float, float]:
         if probe.edges is not None:
             height, width = probe.grid
             flat = masks.paint(probe.counts)
-            by_column, by_row = flat.reshape(width, height).T, flat.reshape(height, width)
-            fits.append((_along(by_column, probe.edges), _along(by_row, probe.edges)))
+            outlines = _outline(flat.reshape(width, height).T), _outline(flat.reshape(height, width))
+            fits.append([float(probe.edges[each].mean()) if each.any() else 0.0 for each in outlines])
     if not fits:
         return 0.0, 0.0
     column, row = np.mean(fits, axis=0)
     return float(column), float(row)
 
 
-def _along(mask: np.ndarray, edges: np.ndarray) -> float:
+def _are_drawn(probes: Sequence[Probe]) -> bool:
+    """Whether the pictures show little but the masks, read down the columns."""
+    pictures: dict[int, np.ndarray] = {}
+    along = 0.0
+    for probe in probes:
+        if probe.edges is not None:
+            height, width = probe.grid
+            pictures[id(probe.edges)] = probe.edges
+            along += float(probe.edges[_outline(masks.paint(probe.counts).reshape(width, height).T)].sum())
+    return along > _DRAWN * sum(float(edges.sum()) for edges in pictures.values())
+
+
+def _outline(mask: np.ndarray) -> np.ndarray:
+    """Where a mask begins or ends, as `edges` are counted."""
     outline = np.zeros_like(mask)
     outline[:, 1:] |= mask[:, 1:] != mask[:, :-1]
     outline[1:] |= mask[1:] != mask[:-1]
-    return float(edges[outline].mean()) if outline.any() else 0.0
+    return outline
 
 
 def _way(order: MaskOrder) -> str:

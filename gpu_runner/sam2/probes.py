@@ -4,7 +4,6 @@ of their runs.
 Used by the convert recipe. Each file is read once for it, of which a few frames spread over it are kept.
 """
 
-import io
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -45,8 +44,8 @@ def find_order(source: Source, videos: Sequence[VideoExport], surveys: Sequence[
     for video, (_, grid, chosen) in zip(videos, surveys, strict=True):
         each = max(1, len(chosen) // pictures) if grid[0] == grid[1] else len(chosen) + 1
         for number, frame in enumerate(chosen, start=1):
-            edges = _edges(source, video, frame, grid) if number % each == 0 else None
-            probes.extend(_probes(video, frame, grid, edges))
+            seen = _edges(source, video, frame, grid) if number % each == 0 else None
+            probes.extend(_probes(video, frame, grid, *(seen or (None, False))))
     return orientation.detect(probes)
 
 
@@ -71,7 +70,9 @@ def _find_grid(source: Source, video: VideoExport, frame: AnnotatedFrame) -> Gri
         raise DatasetInvalid(f"{at}: the mask {error}.") from None
 
 
-def _probes(video: VideoExport, frame: AnnotatedFrame, grid: Grid, edges: np.ndarray | None) -> Iterator[Probe]:
+def _probes(
+    video: VideoExport, frame: AnnotatedFrame, grid: Grid, edges: np.ndarray | None, is_own_size: bool
+) -> Iterator[Probe]:
     height, width = grid
     video_width, video_height = video.annotations.size
     for found in frame.objects[:_OBJECTS]:
@@ -81,7 +82,7 @@ def _probes(video: VideoExport, frame: AnnotatedFrame, grid: Grid, edges: np.nda
         beyond = len(box) and (box[0] + box[2] > width or box[1] + box[3] > height)
         if beyond and video_width and video_height:  # stated in pixels of the video
             box = box * ([width / video_width, height / video_height] * 2)
-        yield Probe(found.counts, grid, tuple(box), edges)
+        yield Probe(found.counts, grid, tuple(box), edges, is_own_size)
 
 
 def _image_size(source: Source, video: VideoExport, frame: AnnotatedFrame) -> tuple[int, int]:
@@ -93,8 +94,8 @@ def _image_size(source: Source, video: VideoExport, frame: AnnotatedFrame) -> tu
         return 0, 0
 
 
-def _edges(source: Source, video: VideoExport, frame: AnnotatedFrame, grid: Grid) -> np.ndarray | None:
-    """How much the picture changes at each pixel of the grid."""
+def _edges(source: Source, video: VideoExport, frame: AnnotatedFrame, grid: Grid) -> tuple[np.ndarray, bool] | None:
+    """How much the picture changes at each pixel of the grid, and whether it has that size itself."""
     content = _picture(source, video, frame)
     try:
         picture = images.read_rgb(content) if content else None
@@ -106,14 +107,18 @@ def _edges(source: Source, video: VideoExport, frame: AnnotatedFrame, grid: Grid
     change = np.zeros(grid, dtype=np.float32)
     change[:, 1:] += np.abs(np.diff(pixels, axis=1)).sum(axis=-1)
     change[1:] += np.abs(np.diff(pixels, axis=0)).sum(axis=-1)
-    return change
+    return change, picture.size == (grid[1], grid[0])
 
 
-def _picture(source: Source, video: VideoExport, frame: AnnotatedFrame) -> io.BytesIO | None:
+def _picture(source: Source, video: VideoExport, frame: AnnotatedFrame) -> images.Content | None:
+    """None where it cannot be had, which converting will say."""
     entry = video.image_of(frame)
     if entry is None:
         return None
-    content = io.BytesIO()
-    source.copy(entry, content)
+    content = images.Content()
+    try:
+        source.copy(entry, content)
+    except images.BadImage:
+        return None
     content.seek(0)
     return content

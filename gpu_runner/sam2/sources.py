@@ -7,7 +7,7 @@ import hashlib
 import os
 import stat
 from collections.abc import Callable, Iterator
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import BinaryIO, Protocol
 
 from jobs.archive import Archive
@@ -32,7 +32,12 @@ class Source(Protocol):
     """The files of an export by name: relative, with `/`. Whatever cannot be read is DatasetInvalid.
 
     Forked processes can all use it at once.
+
+    Attributes:
+        title: what the whole is called, without ending.
     """
+
+    title: str
 
     def __enter__(self) -> "Source": ...
 
@@ -72,6 +77,10 @@ def open_source(root: DataRoot, name: str, settings: Settings, check: Callable[[
 class Zip(Archive):
     """An archive as a source."""
 
+    def __init__(self, path: Path, settings: Settings, check: Callable[[], None] = lambda: None) -> None:
+        super().__init__(path, settings, check)
+        self.title = path.stem
+
     def documents(self) -> list[str]:
         return sorted(name for name in self.names if _is_document(name))
 
@@ -83,6 +92,7 @@ class Folder:
         self._root = root
         self._name = name
         self._check = check
+        self.title = PurePosixPath(name).name
 
     def __enter__(self) -> "Folder":
         return self

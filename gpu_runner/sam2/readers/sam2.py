@@ -54,9 +54,9 @@ _READ = {*_Object.__struct_fields__, "area"}  # the area follows from the mask
 def read(source: Source, names: Sequence[str], _new_file: Callable[[], BinaryIO]) -> list[VideoExport]:
     """A video for each file. Raises DatasetInvalid."""
     stated = [_video(source, name) for name in names]
-    ids = [stem_of(video.filename) for video in stated]
+    ids = [stem_of(video.filename) or _place(source, name) for video, name in zip(stated, names, strict=True)]
     if len({video_id.casefold() for video_id in ids}) < len(ids):  # the folders tell what the videos' files don't
-        ids = [folder_of(name).rstrip("/").replace("/", "_") for name in names]
+        ids = [_place(source, name) for name in names]
     return [
         VideoExport(video_id, Sam2Annotations(source, name, video), Pictures(source, frame_folders(folder_of(name))))
         for video_id, name, video in zip(unique_ids(ids), names, stated, strict=True)
@@ -100,6 +100,11 @@ class Sam2Annotations:
             box=stated.bbox or (),
             attributes={key: value for key, value in raw.items() if key not in _READ},
         )
+
+
+def _place(source: Source, name: str) -> str:
+    """What a file is called by where it lies."""
+    return folder_of(name).rstrip("/").replace("/", "_") or source.title
 
 
 def _video(source: Source, name: str) -> _Video:

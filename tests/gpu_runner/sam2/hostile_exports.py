@@ -23,6 +23,8 @@ HEIGHT, WIDTH = 20, 30
 PICTURE = "images/frame_000000.png"
 RIGHT_TO_LEFT = "קוֹף \u202eقطة\u202c 🐈‍⬛ Ünïcödé"
 
+STORED = zipfile.ZIP_STORED  # what repeats itself would be refused for its ratio
+
 Files = dict[str, bytes]
 
 
@@ -213,6 +215,14 @@ HOSTILE: dict[str, Hostile] = {
     "nothing": document(b"", "annotations.json cannot be read as JSON"),
     "a JSON list": document(b"[]", "no annotations of a known format"),
     "a JSON number": document(b"3", "no annotations of a known format"),
+    "a video as large as the file": Hostile(
+        lambda: _zip({"annotations.json": b'{"annotations":[],"video":[' + b"[]," * 5_000_000 + b"[]]}"}, STORED),
+        "annotations.json#/video cannot be read as JSON: the value is larger than",
+    ),
+    "a frame of 10 million brackets": Hostile(
+        lambda: _zip({"annotations.json": b'{"annotations":[{"x":[' + b"[]," * 5_000_000 + b"[]]}]}"}, STORED),
+        "one frame or value has more than",
+    ),
     "null": document(b"null", "no annotations of a known format"),
     "a BOM": document(b"\xef\xbb\xbf" + _document(_frame()), "cannot be read as JSON"),
     "UTF-16": document(_document(_frame()).decode().encode("utf-16"), "cannot be read as JSON"),
@@ -286,7 +296,7 @@ HOSTILE: dict[str, Hostile] = {
     "a label with a NUL": field("label", "c\0at", None, lambda result: result.num_objects == 1),
     # much, twice, or not at all
     "100,000 objects in a frame": Hostile(
-        lambda: _zip({"annotations.json": _many(100_000), PICTURE: _png()}, zipfile.ZIP_STORED),
+        lambda: _zip({"annotations.json": _many(100_000), PICTURE: _png()}, STORED),
         None,
         lambda result: result.num_objects == 100_000,
     ),
@@ -310,7 +320,7 @@ HOSTILE: dict[str, Hostile] = {
         lambda: _zip({"a.json": _coco(image_id=9), "frame_000000.png": _png()}), "image_id 9 is in no entry"
     ),
     "COCO with a polygon of 10^6 points": Hostile(
-        lambda: _zip({"a.json": _coco(segmentation=[[0.0, 0.0, 29.0, 19.0] * 500_000])}, zipfile.ZIP_STORED),
+        lambda: _zip({"a.json": _coco(segmentation=[[0.0, 0.0, 29.0, 19.0] * 500_000])}, STORED),
         "has an outline of",
     ),
     "COCO with points far outside": Hostile(

@@ -2,6 +2,7 @@
 
 import io
 import json
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -158,17 +159,62 @@ def test_other_videos_are_appended(convert: Run, make_export: Run, build: Any, t
 def test_a_frame_with_another_picture_keeps_its_own_and_says_so(
     convert: Run, make_export: Run, build: Any, things: Any, root: DataRoot
 ) -> None:
-    convert(make_export([build.frame(0, things.cat)]))
+    convert(make_export([build.frame(0, things.cat), build.frame(1, things.cat)]))
     content = io.BytesIO()
     Image.new("RGB", (30, 20), "red").save(content, "JPEG")
     files = {"images/frame_000000.jpg": content.getvalue()}
-    second = make_export([build.frame(0, things.dog)], files=files, without=["images/frame_000000.png"], name="b.zip")
+    frames = [build.frame(0, things.dog), build.frame(1, things.dog)]
+    second = make_export(frames, files=files, without=["images/frame_000000.png"], name="b.zip")
     result = convert(second, add=True)
-    (row,) = rows = open_rows(root, "datasets/birds")
+    row, _ = rows = open_rows(root, "datasets/birds")
     assert row.labels == ("cat", "dog")
     assert rows.image_content(0, row.image or "") == build.png(30, 20, seed=0)
-    assert [path.name for path in (root.datasets / "birds").rglob("frame_*")] == ["frame_000000.png"]
+    assert [path.name for path in (root.datasets / "birds").rglob("frame_*0.*")] == ["frame_000000.png"]
     assert any("1 frames have another picture" in warning for warning in result.warnings)
+
+
+@pytest.mark.parametrize(
+    ("name", "other"), [("视频一.mp4", "实验二.mp4"), ("видео", "קול"), ("", ""), ("🐈", "🐕"), ("", "export")]
+)
+def test_videos_whose_names_are_not_ascii_or_missing_are_not_mixed(
+    name: str, other: str, convert: Run, make_export: Run, build: Any, things: Any, root: DataRoot
+) -> None:
+    for source, title, thing in (("first.zip", name, things.cat), ("second.zip", other, things.dog)):
+        frames = [build.frame(0, thing), build.frame(1, thing)]
+        files = {"annotations.json": build.annotations(frames, 30, 20, title)}
+        convert(make_export(frames, name=source, files=files), add=source == "second.zip")
+    rows = open_rows(root, "datasets/birds")
+    assert [row.labels for row in rows] == [("cat",), ("cat",), ("dog",), ("dog",)]
+    assert len({row.video_id for row in rows}) == 2
+    assert [rows.open_image(index).size for index in range(4)] == [(30, 20)] * 4
+    assert all(root.confine_existing(f"datasets/birds/{row.image}") for row in rows)
+
+
+def test_another_video_of_the_same_name_is_refused(
+    convert: Run, make_export: Run, build: Any, things: Any, root: DataRoot
+) -> None:
+    convert(make_export([build.frame(index, things.cat) for index in range(3)]))
+    before = files_of(root.datasets / "birds")
+    files = {f"images/frame_{index:06d}.png": build.png(30, 20, seed=100 + index) for index in range(2)}
+    second = make_export([build.frame(index, things.dog) for index in range(3)], files=files, name="second.zip")
+    with pytest.raises(DatasetInvalid, match=r"2 of the 3 frames of video 'v' .* look different"):
+        convert(second, add=True)
+    assert files_of(root.datasets / "birds") == before
+
+
+def test_the_same_video_compressed_anew_is_still_the_same(
+    convert: Run, make_export: Run, build: Any, things: Any
+) -> None:
+    frames = [build.frame(index, things.cat) for index in range(3)]
+    convert(make_export(frames))
+    files = {}
+    for index in range(3):
+        content = io.BytesIO()
+        Image.open(io.BytesIO(build.png(30, 20, seed=index))).save(content, "JPEG", quality=90)
+        files[f"images/frame_{index:06d}.jpg"] = content.getvalue()
+    without = [f"images/frame_{index:06d}.png" for index in range(3)]
+    result = convert(make_export(frames, files=files, without=without, name="second.zip"), add=True)
+    assert any("3 frames have another picture" in warning for warning in result.warnings)
 
 
 def test_objects_without_an_id_are_the_same_only_when_label_and_mask_are(
@@ -214,6 +260,33 @@ def test_a_video_of_another_picture_size_is_refused(
     with pytest.raises(DatasetInvalid, match=f"v-00000{frame} is 60x40 pixels large in the export, .* 30x20"):
         convert(second, add=True)
     assert files_of(root.datasets / "birds") == before
+
+
+def coco_of(build: Any, root: DataRoot, name: str, *pictures: tuple[int, int, int]) -> str:
+    """An archive of COCO instances with one object in each picture (id, width, height), named as COCO names them."""
+    stated = {
+        "images": [{"id": i, "file_name": f"{i:012d}.png", "width": w, "height": h} for i, w, h in pictures],
+        "annotations": [
+            {"id": i, "image_id": i, "category_id": 1, "segmentation": [[1, 1, 9, 1, 9, 9, 1, 9]], "bbox": [1, 1, 8, 8]}
+            for i, _, _ in pictures
+        ],
+        "categories": [{"id": 1, "name": "cat"}],
+    }
+    with zipfile.ZipFile(root.uploads / name, "w") as archive:
+        archive.writestr("instances_val2017.json", json.dumps(stated))
+        for i, width, height in pictures:
+            archive.writestr(f"{i:012d}.png", build.png(width, height, seed=i))
+    return f"uploads/{name}"
+
+
+def test_a_dataset_of_pictures_of_several_sizes_grows(convert: Run, build: Any, root: DataRoot) -> None:
+    convert(coco_of(build, root, "first.zip", (1, 30, 20), (2, 20, 30)))
+    convert(coco_of(build, root, "second.zip", (3, 20, 30), (4, 40, 40)), add=True)
+    rows = list(open_rows(root, "datasets/birds"))
+    assert [(row.width, row.height) for row in rows] == [(30, 20), (20, 30), (20, 30), (40, 40)]
+    other = coco_of(build, root, "third.zip", (1, 20, 30))
+    with pytest.raises(DatasetInvalid, match=r"is 20x30 pixels large in the export, .* 30x20"):
+        convert(other, add=True)
 
 
 def test_only_a_dataset_of_ours_grows(convert: Run, make_export: Run, build: Any, things: Any, root: DataRoot) -> None:

@@ -73,6 +73,44 @@ def test_a_piece_without_an_end_is_refused(beginning: bytes, monkeypatch: pytest
         read(beginning + b"1" * (4 << 20))
 
 
+def first(content: bytes, key: str = "a") -> Any:
+    source: Any = Source(content)
+    return json_stream.first(source, "f.json", key)
+
+
+@settings(deadline=None, max_examples=50)
+@given(values, st.dictionaries(st.sampled_from("bcd"), values))
+def test_the_value_of_a_key_is_that_of_the_standard_library_wherever_it_stands(
+    value: Any, others: dict[str, Any]
+) -> None:
+    for whole in ({"a": value, **others}, {**others, "a": value}, {"z": {"a": 1}, "y": [{"a": 2}], "a": value}):
+        assert first(json.dumps(whole).encode()) == json.loads(json.dumps(value))
+
+
+@pytest.mark.parametrize("content", [b"{}", b'{"b":{"a":1}}', b"[1]", b'[{"a":1}]', b"3", b'{"a":null}'])
+def test_a_key_that_is_not_there_has_no_value(content: bytes) -> None:
+    assert first(content) is None
+
+
+@pytest.mark.parametrize("item", ["[]", "{}", '"' + "x" * 1000 + '"', '[],"' + "x" * 1000 + '"', "1", '{"k":[1]}'])
+def test_a_value_that_is_as_large_as_the_file_is_refused_and_not_built(
+    item: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(json_stream, "MAX_VALUE_CHARACTERS", 1 << 16)
+    large = f"[{','.join([item] * 20_000)}]".encode()
+    with pytest.raises(BadJson, match=r"f\.json#/a cannot be read as JSON: the value is larger than"):
+        first(b'{"a":' + large + b"}")
+    assert first(b'{"z":' + large + b',"a":1}') == 1
+
+
+@pytest.mark.parametrize("item", ["[]", "{}", '{"k":[1]}'])
+def test_a_piece_of_countless_brackets_is_refused(item: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(json_stream, "MAX_PIECE_BRACKETS", 10_000)
+    with pytest.raises(BadJson, match="one frame or value has more than 10000 brackets"):
+        read(f'{{"a":[{{"b":[{",".join([item] * 200_000)}]}}]}}'.encode())
+    assert len(read(f'{{"a":[{",".join([item] * 200_000)}]}}'.encode())) == 200_000
+
+
 def test_many_pieces_are_no_large_piece(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(json_stream, "MAX_PIECE_BYTES", 1 << 20)
     assert len(read(json.dumps({"a": [{"x": "y" * 1000}] * 5000}).encode())) == 5000
