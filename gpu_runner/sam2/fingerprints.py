@@ -62,7 +62,7 @@ def of(rows: Rows, root: DataRoot, cores: int, check: Callable[[], None]) -> np.
 
 def write(rows: Rows, root: DataRoot, records: bytes | bytearray) -> None:
     """Keep the records of all rows, one behind the other."""
-    target = root.fingerprints(_key(rows))
+    target = root.fingerprints(_key(rows, root))
     target.parent.mkdir(parents=True, exist_ok=True)
     unfinished = target.with_suffix(f".{secrets.token_hex(4)}")
     try:
@@ -77,10 +77,10 @@ def _differences(cells: np.ndarray) -> bytes:
     return bytes(np.packbits(cells[:, 1:] > cells[:, :-1] + _LIGHTER))
 
 
-def _key(rows: Rows) -> str:
+def _key(rows: Rows, root: DataRoot) -> str:
     """SHA-256 over the files of rows, and the manifest, which knows the contents of all pictures."""
     manifest = rows.dataset / MANIFEST
-    digest = hashlib.sha256(rows.dataset.as_posix().encode())
+    digest = hashlib.sha256(root.name_of(rows.dataset).encode())
     for file in (*rows.files, *([manifest] if manifest.is_file() else [])):
         digest.update(sha256_of(file).encode())
     return digest.hexdigest()
@@ -88,7 +88,7 @@ def _key(rows: Rows) -> str:
 
 def _read(rows: Rows, root: DataRoot) -> np.ndarray | None:
     try:
-        content = root.fingerprints(_key(rows)).read_bytes()
+        content = root.fingerprints(_key(rows, root)).read_bytes()
     except FileNotFoundError:
         return None
     return np.frombuffer(content, dtype=RECORD) if len(content) == len(rows) * RECORD.itemsize else None
