@@ -120,6 +120,7 @@ def _class_shares(keys: Sequence[Key], division: Division) -> dict[str, dict[str
 
 def _result(spec: SplitSpec, config: SplitConfig, gone: int, repaired: Repair | None) -> SplitResult:
     counts = config.counts
+    stayed = f" What {config.kept} had stayed in its part." if config.kept else ""
     guarded = f", {counts[GUARD]} left out between them" if counts[GUARD] else ""
     return SplitResult(
         train_path=f"{spec.output_dir}/train.jsonl",
@@ -130,10 +131,11 @@ def _result(spec: SplitSpec, config: SplitConfig, gone: int, repaired: Repair | 
         test_samples=counts["test"],
         guard_samples=counts[GUARD],
         message=f"{sum(counts.values())} rows divided ({spec.strategy}): {counts['train']} train, {counts['val']} val, "
-        f"{counts['test']} test{guarded}.",
+        f"{counts['test']} test{guarded}.{stayed}",
         warnings=(*_missing(config, gone), *_empty_parts(counts), *_uneven_classes(config), *_leaks(config)),
         class_shares=config.class_shares,
         leakage=config.leakage,
+        kept=config.kept,
         repair=repaired,
     )
 

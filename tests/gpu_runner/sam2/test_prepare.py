@@ -112,6 +112,49 @@ def test_a_cancel_in_any_phase_leaves_nothing_behind(
         stops.clear()
 
 
+@pytest.mark.parametrize(
+    ("fields", "kept"),
+    [
+        ({}, "datasets/birds-split"),
+        ({"output_dir": "datasets/more"}, "datasets/birds-split"),
+        ({"divide_anew": True}, None),
+    ],
+)
+def test_a_dataset_that_grows_keeps_to_its_split_unless_it_is_to_be_divided_anew(
+    fields: dict[str, Any],
+    kept: str | None,
+    run: Callable[..., Any],
+    make_export: Callable[..., str],
+    build: Any,
+    root: DataRoot,
+) -> None:
+    """Given parts that no division of its own would make."""
+    first = run(PrepareSpec(sam2_zip_path=make_export(frames(build, 20)), output_dir="datasets/birds", seed=1))
+    tested = {row.id for row in open_rows(root, first.split.test_path)}
+    spec = {"sam2_zip_path": make_export(frames(build, 30)), "output_dir": "datasets/birds", "strategy": "random"}
+
+    grown = run(PrepareSpec(**{**spec, "add_to": "datasets/birds", "seed": 7, **fields}))
+
+    assert grown.split.kept == kept
+    trained = {row.id for row in open_rows(root, grown.split.train_path)}
+    assert (not tested & trained) == (kept is not None)
+    assert ("birds-split had stayed" in grown.message) == (kept is not None)
+
+
+def test_a_split_of_another_dataset_is_not_kept_to(
+    run: Callable[..., Any], make_export: Callable[..., str], build: Any
+) -> None:
+    export = make_export(frames(build, 20))
+    run(PrepareSpec(sam2_zip_path=export, output_dir="datasets/cats", split_dir="datasets/parts"))
+    run(PrepareSpec(sam2_zip_path=export, output_dir="datasets/birds", split_dir="datasets/elsewhere"))
+    grown = run(
+        PrepareSpec(
+            sam2_zip_path=export, output_dir="datasets/birds", add_to="datasets/birds", split_dir="datasets/parts"
+        )
+    )
+    assert grown.split.kept is None
+
+
 def contents(root: DataRoot) -> dict[str, bytes]:
     """Every file below datasets/ and in the trash."""
     files = (path for folder in (root.datasets, root.trash) for path in folder.rglob("*") if path.is_file())
