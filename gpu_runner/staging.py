@@ -13,6 +13,22 @@ def dataset(root: DataRoot, job_id: str, attempt: int) -> Path:
     return root.datasets / ".staging" / f"{job_id}.{attempt}"
 
 
+class RootAhead(DataRoot):
+    """A data root as it will be: what is still being made in `folder` is found under the name it shall have."""
+
+    def __init__(self, root: DataRoot, name: str, folder: Path) -> None:
+        super().__init__(root.folder)
+        self._target, self._made = root.path_of(name), folder
+
+    def path_of(self, name: str) -> Path:
+        path = super().path_of(name)
+        return self._made / path.relative_to(self._target) if path.is_relative_to(self._target) else path
+
+    def name_of(self, path: Path) -> str:
+        is_made = path.is_relative_to(self._made)
+        return super().name_of(self._target / path.relative_to(self._made) if is_made else path)
+
+
 def export(root: DataRoot, job_id: str, attempt: int) -> Path:
     return root.exports / f".{job_id}.{attempt}"
 

@@ -97,7 +97,9 @@ class Repair(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class SplitResult(Result, frozen=True, kw_only=True, tag="split"):
-    """`class_shares` is by part and class: which share of the class's frames is in the part. `leakage` is by part."""
+    """`class_shares` is by part and class: which share of the class's frames is in the part. `leakage` is by part.
+    `kept` names the earlier split whose rows stayed in their parts.
+    """
 
     train_path: str
     val_path: str
@@ -111,6 +113,7 @@ class SplitResult(Result, frozen=True, kw_only=True, tag="split"):
     warnings: tuple[str, ...] = ()
     class_shares: dict[str, dict[str, float]] = {}
     leakage: dict[str, Leak] = {}
+    kept: str | None = None
     repair: Repair | None = None
 
 

@@ -132,8 +132,17 @@ class PrepareSpec(_ExportOptions, frozen=True, kw_only=True, tag="prepare"):
     split_dir: Annotated[ClientPath | None, Meta(description="Where the parts go: output_dir with -split behind.")] = (
         None
     )
-    keep: Annotated[ClientPath | None, Meta(description="As of a split.")] = None
+    keep: Annotated[
+        ClientPath | None, Meta(description="As of a split. With add_to: its split, unless divide_anew.")
+    ] = None
+    divide_anew: Annotated[
+        bool, Meta(description="With add_to: rows that were tested on may be trained on, and the other way round.")
+    ] = False
     allow_invalid_data: Annotated[bool, Meta(description="Divide the dataset although a check failed.")] = False
+
+    def __post_init__(self) -> None:
+        if self.divide_anew and self.keep is not None:
+            raise ValueError("give keep or divide_anew, not both")
 
     @property
     def conversion(self) -> ConvertSpec:
@@ -147,7 +156,7 @@ class PrepareSpec(_ExportOptions, frozen=True, kw_only=True, tag="prepare"):
     def division(self) -> SplitSpec:
         return SplitSpec(
             data_path=self.output_dir,
-            output_dir=self.split_dir or f"{self.output_dir}-split",
+            output_dir=self.split_dir or parts_of(self.output_dir),
             strategy=self.strategy,
             train_ratio=self.train_ratio,
             val_ratio=self.val_ratio,
@@ -249,6 +258,11 @@ def kind_of(spec: Spec) -> Kind:
 
 def slot_of(spec: Spec) -> Slot:
     return Slot.GPU if kind_of(spec) in _MODEL_KINDS else Slot.CPU
+
+
+def parts_of(dataset: str) -> str:
+    """Where the parts of a dataset go when nobody says where."""
+    return f"{dataset}-split"
 
 
 def _one_model(spec: EvaluateSpec | GenerateSpec) -> None:

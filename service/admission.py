@@ -19,6 +19,7 @@ from jobs.specs import (
     PrepareSpec,
     SplitSpec,
     ValidateSpec,
+    parts_of,
 )
 from jobs.training_config import TrainingConfig
 from service.ledger import Ledger
@@ -94,7 +95,7 @@ class Admission:
         spec.division.check_ratios()
         conversion = self._convert(spec.conversion)
         output_dir = conversion.output_dir
-        split_dir = self._dataset_folder(spec.split_dir or f"{output_dir}-split")
+        split_dir = self._dataset_folder(spec.split_dir or parts_of(output_dir))
         keep = self._existing(spec.keep) if spec.keep else None
         if _overlap(split_dir, output_dir):
             raise InvalidInput("must lie beside output_dir: each of the two folders is written whole", path="split_dir")

@@ -27,13 +27,24 @@ from jobs.specs import ConvertSpec, Kind, MaskOrder
 
 def run(work: Work[ConvertSpec]) -> ConvertResult:
     """Raises DatasetInvalid, OutputTaken, DiskFull."""
+    with output.staged(work.root, work.job_id, work.attempt) as staged:
+        result = fill(work, staged.make(work.spec.output_dir, Kind.CONVERT))
+    announce(work)
+    return result
+
+
+def announce(work: Work[ConvertSpec]) -> None:
+    """Say that the dataset is in its place."""
+    dataset = work.root.path_of(work.spec.output_dir)
+    work.journal.artifact("dataset", dataset, output.size_bytes(dataset))
+
+
+def fill(work: Work[ConvertSpec], folder: Path) -> ConvertResult:
+    """Make the dataset in an empty folder. Raises DatasetInvalid, OutputTaken."""
     base = growth.open_base(work.root, work.spec, work.spec.add_to) if work.spec.add_to else None
     if base:  # what is new is worded like what is there
         work = replace(work, spec=msgspec.structs.replace(work.spec, seed=base.manifest.options.seed))
-    with (
-        output.staged(work.root, work.spec.output_dir, Kind.CONVERT, work.job_id, work.attempt) as folder,
-        open_source(work.root, work.spec.sam2_zip_path, work.settings, work.stop.check) as source,
-    ):
+    with open_source(work.root, work.spec.sam2_zip_path, work.settings, work.stop.check) as source:
         work.journal.phase("reading")
         with readers.open_export(source, folder) as export:
             surveys = probes.survey(source, export.videos)
@@ -55,8 +66,6 @@ def run(work: Work[ConvertSpec]) -> ConvertResult:
         )
         manifest.write(folder, _manifest(work.spec, base, made_of, writer.contents, files))
         notes = [*_painted(work, folder), *_known(work.spec, base, made_of)]
-    dataset = work.root.path_of(work.spec.output_dir)
-    work.journal.artifact("dataset", dataset, sum((dataset / name).stat().st_size for name in files))
     return _result(work.spec, export, orientation, conversion, made_of, writer.contents, merger, notes)
 
 

@@ -9,6 +9,7 @@ from gpu_runner.rows import Rows, open_rows
 from gpu_runner.sam2 import earlier_split, fingerprints, leakage, output, repair, split_config
 from gpu_runner.sam2.earlier_split import Placed
 from gpu_runner.sam2.manifest import sha256_of
+from gpu_runner.sam2.output import Staged
 from gpu_runner.sam2.split_config import SplitConfig
 from gpu_runner.sam2.splits import GUARD, PARTS, STRATEGIES, Division, Key
 from gpu_runner.sam2.statistics import MOST_LABELS, OTHERS, largest
@@ -23,6 +24,20 @@ _SHOWN = 10  # classes named in a warning
 
 def run(work: Work[SplitSpec]) -> SplitResult:
     """Raises DatasetInvalid, OutputTaken, DiskFull."""
+    with output.staged(work.root, work.job_id, work.attempt) as staged:
+        result = divide(work, staged)
+    announce(work)
+    return result
+
+
+def announce(work: Work[SplitSpec]) -> None:
+    """Say that the parts are in their place."""
+    parts = work.root.path_of(work.spec.output_dir)
+    work.journal.artifact("splits", parts, output.size_bytes(parts))
+
+
+def divide(work: Work[SplitSpec], staged: Staged) -> SplitResult:
+    """Make the parts aside. Raises DatasetInvalid, OutputTaken."""
     spec = work.spec
     rows = open_rows(work.root, spec.data_path)
     if not len(rows):
@@ -40,11 +55,9 @@ def run(work: Work[SplitSpec]) -> SplitResult:
     leaks = leakage.measure(keys, division, pictures)
     config = _config(work, rows, division, _class_shares(keys, division), leaks)
     work.journal.phase("writing")
-    with output.staged(work.root, spec.output_dir, Kind.SPLIT, work.job_id, work.attempt) as folder:
-        _write_parts(work, folder, rows, division)
-        split_config.write(folder, config)
-    target = work.root.path_of(spec.output_dir)
-    work.journal.artifact("splits", target, sum(path.stat().st_size for path in target.iterdir()))
+    folder = staged.make(spec.output_dir, Kind.SPLIT)
+    _write_parts(work, folder, rows, division)
+    split_config.write(folder, config)
     return _result(spec, config, gone, repair.propose(spec, keys, kept, pictures, leaks))
 
 
@@ -115,6 +128,7 @@ def _class_shares(keys: Sequence[Key], division: Division) -> dict[str, dict[str
 
 def _result(spec: SplitSpec, config: SplitConfig, gone: int, repaired: Repair | None) -> SplitResult:
     counts = config.counts
+    stayed = f" What {config.kept} had stayed in its part." if config.kept else ""
     guarded = f", {counts[GUARD]} left out between them" if counts[GUARD] else ""
     return SplitResult(
         train_path=f"{spec.output_dir}/train.jsonl",
@@ -125,10 +139,11 @@ def _result(spec: SplitSpec, config: SplitConfig, gone: int, repaired: Repair | 
         test_samples=counts["test"],
         guard_samples=counts[GUARD],
         message=f"{sum(counts.values())} rows divided ({spec.strategy}): {counts['train']} train, {counts['val']} val, "
-        f"{counts['test']} test{guarded}.",
+        f"{counts['test']} test{guarded}.{stayed}",
         warnings=(*_missing(config, gone), *_empty_parts(counts), *_uneven_classes(config), *_leaks(config)),
         class_shares=config.class_shares,
         leakage=config.leakage,
+        kept=config.kept,
         repair=repaired,
     )
 

@@ -68,7 +68,7 @@ def of(rows: Rows, root: DataRoot, cores: int, check: Callable[[], None]) -> np.
 
 def write(rows: Rows, root: DataRoot, records: bytes | bytearray) -> None:
     """Keep the records of all rows, one behind the other."""
-    target = root.fingerprints(_key(rows))
+    target = root.fingerprints(_key(rows, root))
     target.parent.mkdir(parents=True, exist_ok=True)
     unfinished = target.with_suffix(f".{secrets.token_hex(4)}")
     try:
@@ -92,21 +92,22 @@ def _differences(cells: np.ndarray) -> bytes:
     return bytes(np.packbits(cells[:, 1:] > cells[:, :-1] + _LIGHTER))
 
 
-def _key(rows: Rows) -> str:
+def _key(rows: Rows, root: DataRoot) -> str:
     """SHA-256 over the contents of the files of rows, and over the size and time of every other file of the dataset:
     reading all pictures to see whether one was replaced would take as long as what is kept saves."""
-    digest = hashlib.sha256(rows.dataset.as_posix().encode())
+    digest = hashlib.sha256(root.name_of(rows.dataset).encode())
     for file in rows.files:
         digest.update(sha256_of(file).encode())
     for file in sorted(rows.dataset.rglob("*")):
         state = file.lstat()
         if not stat.S_ISDIR(state.st_mode):
-            digest.update(f"{file} {state.st_size} {state.st_mtime_ns}".encode("utf-8", "surrogateescape"))
+            name = file.relative_to(rows.dataset)
+            digest.update(f"{name} {state.st_size} {state.st_mtime_ns}".encode("utf-8", "surrogateescape"))
     return digest.hexdigest()
 
 
 def _read(rows: Rows, root: DataRoot) -> np.ndarray | None:
-    file = root.fingerprints(_key(rows))
+    file = root.fingerprints(_key(rows, root))
     try:
         content = file.read_bytes()
         os.utime(file)

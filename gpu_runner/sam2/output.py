@@ -1,15 +1,15 @@
 """Folders that data jobs write: made aside, put in place by a rename, replaced only when they are ours.
 
 A folder is ours when its marker file says which kind of job made it, and nothing in it is a stranger's.
-Used by the convert and the split recipe.
+Used by the convert, the split and the prepare recipe.
 """
 
 import errno
 import os
 import secrets
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import msgspec
@@ -32,25 +32,40 @@ class _Marker(msgspec.Struct, frozen=True):
     files: dict[str, str] = {}
 
 
-@contextmanager
-def staged(root: DataRoot, name: str, kind: Kind, job_id: str, attempt: int) -> Iterator[Path]:
-    """An empty folder to fill, which takes the place of the folder called `name` when the block ends well.
+class Staged:
+    """What an attempt makes aside: a folder for each name, to be put in place together."""
 
-    The block leaves the kind's marker file in it. When the block fails, nothing has changed; what killed attempts of
-    the job left behind goes now.
+    def __init__(self, root: DataRoot, folder: Path) -> None:
+        self._root, self._folder = root, folder
+        self.targets: dict[Path, Path] = {}  # by folder
+
+    def make(self, name: str, kind: Kind) -> Path:
+        """An empty folder to fill, which takes the place of the folder called `name`. Its marker file goes into it.
+
+        Raises OutputTaken: the place holds something that no job of this kind made.
+        """
+        check_free(self._root, name, kind)
+        folder = self._folder / kind
+        folder.mkdir(parents=True)
+        self.targets[folder] = self._root.path_of(name)
+        return folder
+
+
+@contextmanager
+def staged(root: DataRoot, job_id: str, attempt: int) -> Iterator[Staged]:
+    """What the block makes is put in place when it ends well, all of it or nothing.
+
+    When the block fails, nothing has changed; what killed attempts of the job left behind goes now.
 
     Raises:
-        OutputTaken: the place holds something that no job of this kind made.
         DiskFull: no space is left.
     """
-    target = root.path_of(name)
-    check_free(root, name, kind)
-    folder = staging.dataset(root, job_id, attempt)
     staging.remove(root, job_id, attempt)
+    folder = staging.dataset(root, job_id, attempt)
+    made = Staged(root, folder)
     try:
-        folder.mkdir(parents=True)
-        yield folder
-        _put_in_place(root, folder, target)
+        yield made
+        _put_in_place(root, made.targets)
     except OSError as error:
         if is_disk_full(error):
             raise DiskFull from error
@@ -77,18 +92,9 @@ def check_free(root: DataRoot, name: str, kind: Kind) -> None:
         )
 
 
-def remove(root: DataRoot, name: str) -> None:
-    """Take away a folder that `staged` put in place, and those around it that held nothing else.
-
-    It is gone at once, or not at all.
-    """
-    target = root.path_of(name)
-    shutil.rmtree(_set_aside(root, target), ignore_errors=True)
-    around = target.parent
-    with suppress(OSError):  # up to the first that is not empty
-        while around != root.datasets:
-            around.rmdir()
-            around = around.parent
+def size_bytes(folder: Path) -> int:
+    """Of all files below."""
+    return sum(os.lstat(f"{here}/{name}").st_size for here, _, names in os.walk(folder) for name in names)
 
 
 def folders_inside(folder: Path) -> list[str]:
@@ -127,19 +133,36 @@ def _own_entries(folder: Path, kind: Kind) -> set[str]:
     return {marker.name, *written}
 
 
-def _put_in_place(root: DataRoot, staged_folder: Path, target: Path) -> None:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    discarded = _set_aside(root, target) if target.exists() else None
+def _put_in_place(root: DataRoot, targets: Mapping[Path, Path]) -> None:
+    """Rename each folder to its target; when one cannot be, all are as they were."""
+    discarded = []
+    with ExitStack() as undo:
+        for folder, target in targets.items():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            if target.exists():
+                discarded.append(_set_aside(root, target))
+                undo.callback(_rename_back, discarded[-1], target)
+            _rename(root, folder, target)
+            undo.callback(_rename_back, target, folder)
+        undo.pop_all()
+    for folder in discarded:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _rename(root: DataRoot, folder: Path, target: Path) -> None:
     try:
-        staged_folder.rename(target)
+        folder.rename(target)
     except OSError as error:
         if error.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOENT):
             raise OutputTaken(
                 f"Another job changed {root.name_of(target)} at the same moment: run this one again."
             ) from None
         raise
-    if discarded is not None:
-        shutil.rmtree(discarded, ignore_errors=True)
+
+
+def _rename_back(now: Path, before: Path) -> None:
+    with suppress(OSError):  # another job took the place: what was there stays in the trash
+        now.rename(before)
 
 
 def _set_aside(root: DataRoot, folder: Path) -> Path:

@@ -39,15 +39,16 @@ def run(root: DataRoot) -> Callable[..., Any]:
         *,
         settings: Settings | None = None,
         job_id: str = "job",
+        attempt: int = 1,
         stop: Stop | None = None,
         doorbell: int | None = None,
         cores: int = 1,
     ) -> Any:
-        folder = root.attempt(job_id, 1)
+        folder = root.attempt(job_id, attempt)
         folder.folder.mkdir(parents=True, exist_ok=True)
         work = Work(
             job_id=job_id,
-            attempt=1,
+            attempt=attempt,
             spec=spec,
             device="cpu",
             cores=cores,

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,11 +12,10 @@ import pytest
 from gpu_runner import journal
 from gpu_runner.recipes import validate
 from gpu_runner.rows import open_rows
-from gpu_runner.sam2 import output
 from gpu_runner.work import Stop, Stopped
 from jobs.errors import DatasetInvalid, DiskFull, OutputTaken
 from jobs.paths import DataRoot
-from jobs.specs import ConvertSpec, PrepareSpec
+from jobs.specs import DataFormat, PrepareSpec, ValidateSpec
 
 
 def frames(build: Any, count: int, **fields: Any) -> list[dict[str, Any]]:
@@ -97,8 +97,8 @@ def test_a_cancel_in_any_phase_leaves_nothing_behind(
 
     monkeypatch.setattr(journal.Journal, "phase", count)
     run(spec)
-    output.remove(root, "datasets/birds")
-    output.remove(root, "datasets/birds-split")
+    for name in ("birds", "birds-split"):
+        shutil.rmtree(root.datasets / name)
     phases = list(entered)
     assert len(phases) >= 5
     for number in range(1, len(phases) + 1):
@@ -112,15 +112,165 @@ def test_a_cancel_in_any_phase_leaves_nothing_behind(
         stops.clear()
 
 
-def test_a_cancel_after_an_older_dataset_was_replaced_leaves_the_new_one_whole(
+@pytest.mark.parametrize(
+    ("fields", "kept"),
+    [
+        ({}, "datasets/birds-split"),
+        ({"output_dir": "datasets/more"}, "datasets/birds-split"),
+        ({"divide_anew": True}, None),
+    ],
+)
+def test_a_dataset_that_grows_keeps_to_its_split_unless_it_is_to_be_divided_anew(
+    fields: dict[str, Any],
+    kept: str | None,
+    run: Callable[..., Any],
+    make_export: Callable[..., str],
+    build: Any,
+    root: DataRoot,
+) -> None:
+    """Given parts that no division of its own would make."""
+    first = run(PrepareSpec(sam2_zip_path=make_export(frames(build, 20)), output_dir="datasets/birds", seed=1))
+    tested = {row.id for row in open_rows(root, first.split.test_path)}
+    spec = {"sam2_zip_path": make_export(frames(build, 30)), "output_dir": "datasets/birds", "strategy": "random"}
+
+    grown = run(PrepareSpec(**{**spec, "add_to": "datasets/birds", "seed": 7, **fields}))
+
+    assert grown.split.kept == kept
+    trained = {row.id for row in open_rows(root, grown.split.train_path)}
+    assert (not tested & trained) == (kept is not None)
+    assert ("birds-split had stayed" in grown.message) == (kept is not None)
+
+
+def test_a_split_of_another_dataset_is_not_kept_to(
+    run: Callable[..., Any], make_export: Callable[..., str], build: Any
+) -> None:
+    export = make_export(frames(build, 20))
+    run(PrepareSpec(sam2_zip_path=export, output_dir="datasets/cats", split_dir="datasets/parts"))
+    run(PrepareSpec(sam2_zip_path=export, output_dir="datasets/birds", split_dir="datasets/elsewhere"))
+    grown = run(
+        PrepareSpec(
+            sam2_zip_path=export, output_dir="datasets/birds", add_to="datasets/birds", split_dir="datasets/parts"
+        )
+    )
+    assert grown.split.kept is None
+
+
+def contents(root: DataRoot) -> dict[str, bytes]:
+    """Every file below datasets/ and in the trash."""
+    files = (path for folder in (root.datasets, root.trash) for path in folder.rglob("*") if path.is_file())
+    return {root.name_of(path): path.read_bytes() for path in files}
+
+
+@pytest.mark.parametrize(
+    ("phase", "fault"), [("checking", Stopped()), ("writing", Stopped()), ("writing", OSError(28, "full"))]
+)
+@pytest.mark.parametrize("add_to", [None, "datasets/birds"])
+def test_a_preparation_that_ends_early_leaves_the_older_dataset_and_its_parts_as_they_were(
+    phase: str,
+    add_to: str | None,
+    fault: BaseException,
+    run: Callable[..., Any],
+    make_export: Callable[..., str],
+    build: Any,
+    root: DataRoot,
+    monkeypatch: Any,
+) -> None:
+    run(PrepareSpec(sam2_zip_path=make_export(frames(build, 12)), output_dir="datasets/birds"))
+    before = contents(root)
+    fail_in(phase, fault, monkeypatch)
+    more = make_export(frames(build, 15, object_id="2"), name="more.zip")
+    with pytest.raises((type(fault), DiskFull)):
+        run(PrepareSpec(sam2_zip_path=more, output_dir="datasets/birds", add_to=add_to))
+    assert contents(root) == before
+
+
+@pytest.mark.parametrize("target_format", list(DataFormat))
+def test_the_attempt_after_a_killed_one_is_the_same_job(
+    target_format: DataFormat,
+    run: Callable[..., Any],
+    make_export: Callable[..., str],
+    build: Any,
+    root: DataRoot,
+    monkeypatch: Any,
+) -> None:
+    first, more = make_export(frames(build, 12)), make_export(frames(build, 15, object_id="2"), name="more.zip")
+    spec = PrepareSpec(
+        sam2_zip_path=more, output_dir="datasets/birds", add_to="datasets/birds", target_format=target_format
+    )
+    begin = PrepareSpec(sam2_zip_path=first, output_dir="datasets/birds", target_format=target_format)
+
+    run(begin)
+    told = run(spec)
+    made = contents(root)
+
+    run(begin, job_id="again")
+    with monkeypatch.context() as patched:
+        patched.setattr(shutil, "rmtree", lambda *_, **__: None)  # a killed process takes nothing away
+        fail_in("writing", MemoryError(), patched)
+        with pytest.raises(MemoryError):
+            run(spec, job_id="again")
+    assert list(root.datasets.glob(".staging/*")) != []
+    retold = run(spec, job_id="again", attempt=2)
+
+    assert contents(root) == made
+    assert retold.convert == told.convert
+    assert retold.split == told.split
+    assert list(root.datasets.glob(".staging/*")) == []
+
+
+def test_parts_that_cannot_take_their_place_leave_the_older_dataset_in_its_own(
     run: Callable[..., Any], make_export: Callable[..., str], build: Any, root: DataRoot, monkeypatch: Any
 ) -> None:
-    run(ConvertSpec(sam2_zip_path=make_export(frames(build, 2)), output_dir="datasets/birds"))
-    stop = Stop()
-    monkeypatch.setattr(validate, "open_rows", lambda *named: setattr(stop, "wanted", "cancel") or open_rows(*named))
-    with pytest.raises(Stopped):
-        run(PrepareSpec(sam2_zip_path=make_export(frames(build, 5)), output_dir="datasets/birds"), stop=stop)
-    assert len(open_rows(root, "datasets/birds")) == 5
+    run(PrepareSpec(sam2_zip_path=make_export(frames(build, 12)), output_dir="datasets/birds"))
+    before = contents(root)
+    rename = Path.rename
+
+    def fail(self: Path, target: Path) -> Path:
+        if target.name == "birds-split" and self.is_relative_to(root.datasets / ".staging"):
+            raise PermissionError(13, "no")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", fail)
+    with pytest.raises(PermissionError):
+        run(PrepareSpec(sam2_zip_path=make_export(frames(build, 15)), output_dir="datasets/birds"))
+    assert contents(root) == before
+
+
+@pytest.mark.parametrize("target_format", list(DataFormat))
+def test_nothing_that_was_made_aside_knows_where_it_was_made(
+    target_format: DataFormat, run: Callable[..., Any], make_export: Callable[..., str], build: Any, root: DataRoot
+) -> None:
+    export, name = make_export(frames(build, 20)), "datasets/birds"
+    result = run(PrepareSpec(sam2_zip_path=export, output_dir=name, target_format=target_format))
+    assert len(open_rows(root, result.split.train_path)) == result.split.train_samples
+    kept = list((root.folder / "fingerprints").iterdir())
+    run(ValidateSpec(data_path=name, format_type=target_format))
+    assert list((root.folder / "fingerprints").iterdir()) == kept
+    written = {**contents(root), "report": root.attempt("job", 1).report.read_bytes()}
+    assert not any(b".staging" in content for content in written.values())
+    assert b".staging" not in root.attempt("job", 1).journal.read_bytes()
+
+
+def test_parts_may_lie_inside_the_dataset_they_are_cut_from(
+    run: Callable[..., Any], make_export: Callable[..., str], build: Any, root: DataRoot
+) -> None:
+    export = make_export(frames(build, 20))
+    spec = PrepareSpec(sam2_zip_path=export, output_dir="datasets/birds", split_dir="datasets/birds/parts")
+    run(spec)
+    result = run(spec)
+    assert len(open_rows(root, "datasets/birds/parts/train.jsonl")) == result.split.train_samples
+
+
+def fail_in(phase: str, fault: BaseException, monkeypatch: Any) -> None:
+    """Let a job end when it enters a phase."""
+    enter = journal.Journal.phase
+
+    def fail(self: journal.Journal, name: str) -> None:
+        enter(self, name)
+        if name == phase:
+            raise fault
+
+    monkeypatch.setattr(journal.Journal, "phase", fail)
 
 
 @pytest.mark.parametrize(
@@ -173,16 +323,8 @@ def test_a_failure_in_any_step_leaves_nothing_behind_and_the_next_try_has_its_pl
     spec = PrepareSpec(
         sam2_zip_path=make_export(frames(build, 12)), output_dir="datasets/a/b/birds", split_dir="datasets/c/parts"
     )
-    enter = journal.Journal.phase
-    last_phase = {"convert": "converting", "validate": "checking", "split": "writing"}[step]
-
-    def fail(self: journal.Journal, name: str) -> None:
-        enter(self, name)
-        if name == last_phase:
-            raise fault
-
     with monkeypatch.context() as patched:
-        patched.setattr(journal.Journal, "phase", fail)
+        fail_in({"convert": "converting", "validate": "checking", "split": "writing"}[step], fault, patched)
         with pytest.raises((type(fault), DiskFull)):
             run(spec, job_id="failed")
     assert everything(root) == []
