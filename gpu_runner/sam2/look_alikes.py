@@ -1,6 +1,6 @@
-"""Pictures that look like another: held-out ones like one of training, or those of a dataset among themselves.
+"""Held-out pictures that look like a training picture, whichever video either is from.
 
-Used by the split recipe and the rules `leakage` and `duplicates`; a picture is a record of `fingerprints`. One that was
+Used by the split recipe and by the rule `leakage`; both sides are records of `fingerprints`. A picture that was
 recompressed, resized or darkened a little still looks the same, another scene does not.
 """
 
@@ -29,19 +29,6 @@ def find(training: np.ndarray, held_out: np.ndarray) -> np.ndarray:
     return np.asarray(found[asked_of])
 
 
-def find_repeated(records: np.ndarray) -> np.ndarray:
-    """Whether each picture looks like an earlier one; bool (len(records),). As thorough as `find`."""
-    is_there = records["is_there"] == 1
-    _, first = np.unique(np.ascontiguousarray(records).view(_OPAQUE), return_index=True)
-    found = is_there.copy()
-    found[first] = False  # the others are equal to an earlier one
-    once = np.sort(first[is_there[first]])
-    for quarter in range(_QUARTERS):
-        undecided = once[~found[once]]
-        found[undecided] = _find_by_quarter(records[once], records[undecided], quarter, (once, undecided))
-    return np.asarray(found)
-
-
 def look_the_same(one: np.ndarray, other: np.ndarray) -> np.ndarray:
     """Whether records look the same, pair by pair; bool."""
     coarse = np.bitwise_count(one["coarse"] ^ other["coarse"]) <= COARSE_BITS
@@ -56,13 +43,8 @@ def _different(records: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return once.view(RECORD), where
 
 
-def _find_by_quarter(
-    trained: np.ndarray, asked: np.ndarray, quarter: int, places: tuple[np.ndarray, np.ndarray] | None = None
-) -> np.ndarray:
-    """Which of `asked` look like one of `trained` with the same quarter, from the nearest outwards.
-
-    With the `places` of both, only one that comes earlier counts.
-    """
+def _find_by_quarter(trained: np.ndarray, asked: np.ndarray, quarter: int) -> np.ndarray:
+    """Which of `asked` look like one of `trained` with the same quarter, from the nearest outwards."""
     hashes = _turned(trained["coarse"], quarter)
     order = np.argsort(hashes, kind="stable")
     hashes, wanted = hashes[order], _turned(asked["coarse"], quarter)
@@ -75,8 +57,6 @@ def _find_by_quarter(
         at = here + offset
         near = np.flatnonzero(~found & (at >= first) & (at < last))
         near = near[np.bitwise_count(hashes[at[near]] ^ wanted[near]) <= COARSE_BITS]
-        if places is not None:
-            near = near[places[0][order[at[near]]] < places[1][near]]
         found[near] = look_the_same(trained[order[at[near]]], asked[near])
     return found
 

@@ -1,11 +1,11 @@
-"""duplicate_frames: the same row id, the same frame of a video, or a picture that looks like an earlier one."""
+"""duplicate_frames: the same row id, the same frame of a video, or the same picture again."""
 
 from array import array
 
 import numpy as np
 
 from gpu_runner.rows import Rows
-from gpu_runner.sam2 import fingerprints, look_alikes
+from gpu_runner.sam2 import fingerprints
 from gpu_runner.sam2.observed import Observed
 from gpu_runner.sam2.rules.tally import Tally
 from jobs.results import Finding
@@ -16,14 +16,12 @@ _RULE = "duplicate_frames"
 class DuplicateFrames:
     """Ids must differ (error), because splits and answers refer to rows by them; the rest are warnings.
 
-    Keeps 68 bytes a row: hashes of 64 bits, of which no two are equal by chance in any dataset, and what the picture
-    looks like.
+    Keeps 32 bytes a row: hashes of 64 bits, of which no two are equal by chance in any dataset.
     """
 
     def __init__(self, rows: Rows) -> None:
         self._rows = rows
-        self._looked, self._ids, self._places = array("q"), array("q"), array("q")
-        self._pictures = bytearray()
+        self._looked, self._ids, self._places, self._pictures = array("q"), array("q"), array("q"), array("q")
 
     def look(self, seen: Observed) -> None:
         row = seen.row
@@ -31,11 +29,10 @@ class DuplicateFrames:
         self._looked.append(seen.index)
         self._ids.append(hash(row.id))
         self._places.append(hash((row.video_id, row.frame_index)) if row.video_id else nothing)
-        self._pictures += seen.fingerprint
+        self._pictures.append(nothing if seen.fingerprint == fingerprints.NONE else hash(seen.fingerprint))
 
     def findings(self) -> list[Finding]:
         places = _repeated(self._places)
-        pictures = look_alikes.find_repeated(np.frombuffer(self._pictures, dtype=fingerprints.RECORD))
         return [
             *self._tally(_repeated(self._ids)).finding(
                 _RULE, "error", "{count} rows have the id of an earlier row.", "Give every row an id of its own."
@@ -46,7 +43,7 @@ class DuplicateFrames:
                 "{count} rows repeat a frame of their video.",
                 "Keep one of each: what is repeated is learned twice as hard.",
             ),
-            *self._tally(pictures & ~places).finding(
+            *self._tally(_repeated(self._pictures) & ~places).finding(
                 _RULE,
                 "warning",
                 "{count} pictures look the same as an earlier one.",

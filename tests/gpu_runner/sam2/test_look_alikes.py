@@ -94,11 +94,3 @@ def test_a_hundred_thousand_pictures_are_searched_in_seconds_even_where_all_look
             records["coarse"] ^= np.uint64(1) << draw.integers(0, 64, len(records), dtype=np.uint64)
     found = look_alikes.find(records[:80_000], records[80_000:])
     assert {"still": found.all(), "nearly still": found.any()}.get(kind, not found.any())
-
-
-@settings(max_examples=50)
-@given(st.integers(0, 2**32), st.integers(0, 25), st.integers(1, 5))
-def test_what_is_repeated_looks_like_an_earlier_one(seed: int, count: int, scenes: int) -> None:
-    records = variations(count, scenes, np.random.default_rng(seed))
-    expected = [one_by_one(records[:place], records[place : place + 1])[0] for place in range(count)]
-    assert look_alikes.find_repeated(records).tolist() == expected

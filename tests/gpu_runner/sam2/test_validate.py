@@ -7,9 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-import numpy as np
 import pytest
-from PIL import Image
 
 from jobs.errors import DatasetInvalid
 from jobs.paths import DataRoot
@@ -147,18 +145,6 @@ def test_pictures_that_look_the_same_are_a_warning(
     folder = root.datasets / "d"
     (folder / rows[3]["image"]).write_bytes((folder / rows[0]["image"]).read_bytes())
     assert only(check(rows)).message == "1 pictures look the same as an earlier one."
-
-
-def test_a_recompressed_picture_looks_the_same_too(
-    rows: Rows, check: Callable[..., ValidateResult], root: DataRoot
-) -> None:
-    folder = root.datasets / "d"
-    scene = Image.fromarray(np.random.default_rng(0).integers(0, 256, (8, 8, 3), dtype=np.uint8)).resize((30, 20))
-    scene.save(folder / rows[0]["image"])
-    rows[3]["image"] = "images/again.jpg"
-    scene.save(folder / rows[3]["image"], quality=85)
-    finding = only(check(rows))
-    assert (finding.rule, finding.count, finding.rows) == ("duplicate_frames", 1, (rows[3]["id"],))
 
 
 def test_a_picture_cut_short_is_an_error(rows: Rows, check: Callable[..., ValidateResult], root: DataRoot) -> None:
