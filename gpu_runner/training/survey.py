@@ -1,8 +1,11 @@
 """What the rows of a run hold, found out before the first step: too long rows, missing images.
 
-Called by the recipe finetune while it loads, so that a run does not end after hours for what was there to see.
+Called by the recipe finetune while it loads, so that a run does not end after hours for what was there to see, and by
+the recipe preview, which shows some of it.
 """
 
+import heapq
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from gpu_runner import images
@@ -13,28 +16,36 @@ from jobs.errors import DatasetInvalid
 
 MOST_ROWS = 20_000  # of a larger set that many are looked at, evenly spaced: about ten seconds
 _NAMED = 10  # row ids in a message
+_KEPT = 100  # of the longest rows
 
 
 @dataclass
 class Survey:
-    """`truncated` rows of `looked_at` are longer than max_length; `longest` is in tokens, images included."""
+    """`truncated` rows of `looked_at` are longer than max_length; `longest` is in tokens, images included.
+
+    `by_length` are the indices of the longest rows, the longest first; of equals the first.
+    """
 
     looked_at: int = 0
     truncated: int = 0
     longest: int = 0
     without_image: list[str] = field(default_factory=list)
     nothing_left: list[str] = field(default_factory=list)
+    by_length: list[int] = field(default_factory=list)
 
 
-def survey(chosen: Selection, encoder: RowEncoder) -> Survey:
-    """Look at every chosen row's length and image, reading no picture.
+def survey(chosen: Selection, encoder: RowEncoder, beat: Callable[[], None] = lambda: None) -> Survey:
+    """Look at every chosen row's length and image, reading no picture; `beat` is called for each and may end it.
 
     Raises:
         DatasetInvalid: there are no rows, images are missing, or rows would have nothing left to learn.
     """
     found, rows = Survey(), chosen.rows
+    lengths = []
     for index in chosen.indices:
-        _look_at(rows, rows[index], encoder, found)
+        beat()
+        lengths.append((_look_at(rows, rows[index], encoder, found), -index))
+    found.by_length = [-index for _, index in heapq.nlargest(_KEPT, lengths)]
     if not found.looked_at:
         raise DatasetInvalid(f"{rows.name} has no rows: convert or split again.")
     if found.without_image:
@@ -45,7 +56,8 @@ def survey(chosen: Selection, encoder: RowEncoder) -> Survey:
     return found
 
 
-def _look_at(rows: Rows, row: Row, encoder: RowEncoder, found: Survey) -> None:
+def _look_at(rows: Rows, row: Row, encoder: RowEncoder, found: Survey) -> int:
+    """The row's length in tokens."""
     found.looked_at += 1
     if not _has_its_images(rows, row):
         found.without_image.append(row.id)
@@ -55,6 +67,7 @@ def _look_at(rows: Rows, row: Row, encoder: RowEncoder, found: Survey) -> None:
         found.truncated += 1
         if _length(rows, row, encoder, prompt_only=True) >= encoder.max_length:
             found.nothing_left.append(row.id)
+    return length
 
 
 def _length(rows: Rows, row: Row, encoder: RowEncoder, *, prompt_only: bool = False) -> int:
