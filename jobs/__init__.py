@@ -1,7 +1,7 @@
 """The language all programs of this service speak: specs, events, commands, states, names, paths.
 
 Read in this order: `errors` · `settings` · `logs` · `tasks` · `keys` · `paths` · `models` · `values` ·
-`training_config` · `specs` · `presets` ·
+`training_config` · `footprint` · `specs` · `presets` ·
 `results` · `events` · `commands` · `frames` · `lifecycle` · `redis_server` · `bus` · `central_directory` · `archive` ·
 `documents`. The client, for programs that drive the service: `backoff` · `calls` · `subscription` · `transfer` ·
 `connection` · `client` · `async_client`. Nothing here knows SQL or torch, and only `connection` and the two clients
