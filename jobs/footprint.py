@@ -288,7 +288,7 @@ class _Run:
             return begun | vision | {Term.ACTIVATIONS: held, Term.LOSS: self._loss_bytes()}
         inputs = self._decoder.layers * self._tokens * self._residual_width * self._decoder.hidden + stem
         at_loss = begun | vision | {Term.RECOMPUTED: inputs, Term.LOSS: self._loss_bytes()}
-        gradients = accumulated or (4 * self._trainable // max(1, self._decoder.layers))
+        gradients = accumulated or 4 * self._trainable / self._decoder.layers
         layer = self._layer() + self._layer_gradients() + self._dequantised()
         at_layer = {Term.GRADIENTS: gradients, Term.RECOMPUTED: inputs, Term.LAYER: layer} | vision
         return max(at_loss, at_layer, key=lambda terms: sum(terms.values()))
@@ -310,6 +310,7 @@ class _Run:
         h, f, a = self._decoder.hidden, self._decoder.intermediate, self._decoder.attention_width
         width = self._width
         norms, attention, mlp = 2 * 4 * h, 4 * width * a, 3 * width * f
+        numbers: float
         if self._is_full:
             numbers = norms + 2 * 4 * h + 2 * width * h + attention + mlp + width * f
         else:
