@@ -23,8 +23,8 @@ MIB, GIB = 2**20, 2**30
 RECOMPUTED_ABOVE = 300_000_000  # parameters: larger models on a GPU recompute activations instead of keeping them
 NF4_BYTES = 1 / 2 + 1 / 64 + 4 / (64 * 256)  # a weight, its block's 8-bit scale, the scale's own 32-bit one
 CUDA_CONTEXT_BYTES = 512 * MIB
-CPU_PROCESS_BYTES = 640 * MIB  # torch, transformers and peft imported: resident memory of a child before its model
-CHUNK_TOKENS = 1024  # of which the logits are held at once where the loss is chunked
+CPU_PROCESS_BYTES = 480 * MIB  # torch, transformers and peft imported: resident memory of a child before its model
+CHUNK_LOGITS = 2**25  # numbers held at once where the loss is chunked
 
 DeviceType = Literal["cuda", "cpu"]
 
@@ -34,7 +34,7 @@ class Loss(StrEnum):
 
     WHOLE = "whole"  # every position's logits in float32, as transformers does it
     TRAINED = "trained"  # every position's logits once, in float32 only where a token is trained
-    CHUNKED = "chunked"  # of trained positions only, `CHUNK_TOKENS` at a time
+    CHUNKED = "chunked"  # of trained positions only, `CHUNK_LOGITS` at a time
 
 
 LOSS = Loss.TRAINED
@@ -191,7 +191,7 @@ def estimate(
     tokens = tokens or RowTokens.worst(config, shape)
     tokens = msgspec.structs.replace(tokens, longest=min(tokens.longest, config.max_length))
     if recomputes is None:
-        recomputes = recomputes_activations(device, shape.total)
+        recomputes = recomputes_activations(config, device, shape.total)
     run = _Run(config, shape, tokens, device, loss, recomputes)
     kept, backward, update = run.kept(), run.backward(), run.update()
     moment: Literal["backward", "update"] = "backward" if sum(backward.values()) >= sum(update.values()) else "update"
@@ -239,8 +239,10 @@ def inference_reserve_bytes(
     return round(1.1 * (shape.total * width + cache + layer + logits) + 1.5 * fixed)
 
 
-def recomputes_activations(device: DeviceType, parameters: int) -> bool:
+def recomputes_activations(config: TrainingConfig, device: DeviceType, parameters: int) -> bool:
     """Whether a run keeps only the layers' inputs and computes the rest a second time; 8 GB hold a 7B model only so."""
+    if config.gradient_checkpointing is not None:
+        return config.gradient_checkpointing
     return device == "cuda" and parameters > RECOMPUTED_ABOVE
 
 
@@ -355,7 +357,7 @@ class _Run:
             return self._tokens * vocabulary * (width + 3 * 4)
         if self._loss is Loss.TRAINED:  # two gradients of all logits, the trained ones' in float32
             return self._tokens * vocabulary * 2 * width + self._trained_tokens * vocabulary * 2 * 4
-        chunk = min(CHUNK_TOKENS, self._trained_tokens)
+        chunk = min(max(1, CHUNK_LOGITS // vocabulary), self._trained_tokens)
         return chunk * vocabulary * (width + 3 * 4) + self._trained_tokens * self._decoder.hidden * 2 * width
 
 
