@@ -4,6 +4,7 @@ An interrupted or paused run goes on from the newest whole checkpoint of its ear
 """
 
 import torch
+from msgspec.structs import replace
 
 from gpu_runner.rows import Rows, open_rows
 from gpu_runner.training import checkpoints, counting, device, models, run_state, trainable
@@ -54,7 +55,7 @@ def _finetune(work: Work[FinetuneSpec]) -> FinetuneResult:
         begin=resumed,
     )
     loop.run()
-    return _result(work, loop, loaded, predicted)
+    return replace(_result(work, loop, loaded), predicted_memory_bytes=predicted)
 
 
 def _compute(work: Work[FinetuneSpec]) -> Compute:
@@ -107,9 +108,7 @@ def _look_at(work: Work[FinetuneSpec], training: Rows, validation: Validation | 
     return found
 
 
-def _result(
-    work: Work[FinetuneSpec], loop: TrainingLoop, loaded: Loaded, predicted_bytes: int | None
-) -> FinetuneResult:
+def _result(work: Work[FinetuneSpec], loop: TrainingLoop, loaded: Loaded) -> FinetuneResult:
     state = loop.state
     return FinetuneResult(
         steps=state.step,
@@ -119,7 +118,6 @@ def _result(
         checkpoint_path=work.root.name_of(loop.checkpoint.folder) if loop.checkpoint else "",
         best_checkpoint_path=state.best_checkpoint,
         peak_memory_bytes=device.peak_memory_bytes(loaded.compute.device),
-        predicted_memory_bytes=predicted_bytes,
         tokens_per_second=loop.tokens_per_second,
         family=str(loaded.model.config.model_type),
         device_name=device.name(loaded.compute.device),
