@@ -1,9 +1,9 @@
 """One configuration of `plan`, measured in a process of its own: real steps, and the most memory they held.
 
-`python -m benchmarks.step CASE_JSON` builds a model with random weights, trains three updates with the product's own
+`python -m benchmarks.step CASE_JSON` builds a model with random weights, trains two updates with the product's own
 adapters, loss and optimiser, and prints the bytes. What is measured is resident memory above what the process held
 before the model: the peak since the model was there (VmHWM, reset through /proc/self/clear_refs). glibc is told by the
-caller to give every block of 64 KiB back at once, so that resident memory follows the tensors that live.
+caller to give every block of 256 KiB back at once, so that resident memory follows the tensors that live.
 """
 
 import json
@@ -94,9 +94,9 @@ def _steps(loaded: Any, case: dict[str, Any]) -> None:
     from jobs.training_config import TrainingConfig
 
     settings = TrainingConfig(model_name="m", train_data_path="d", **case["config"])
-    optimiser = Optimisation(loaded, settings, 3)
+    optimiser = Optimisation(loaded, settings, 2)
     rows, tokens = settings.batch_size, case["tokens"]
-    for _ in range(3):
+    for _ in range(2):  # the optimiser's states are there from the second on
         for _ in range(settings.gradient_accumulation_steps):
             ids = torch.randint(5, case["vocabulary"] - 2, (rows, tokens))
             labels = torch.full_like(ids, -100)

@@ -105,7 +105,8 @@ class Tower(msgspec.Struct, frozen=True, kw_only=True):
 class ModelShape(msgspec.Struct, frozen=True, kw_only=True):
     """The dimensions of a model. `parameters` are by part: vision, projector, language.
 
-    `image_tokens` is how many tokens a picture of the usual size takes; `family` is its config's model_type.
+    `image_tokens` is how many tokens a picture of the usual size takes; `family` is its config's model_type. Where a
+    picture takes tokens by its size, `pixels_per_token` is how many pixels make one.
     """
 
     family: str
@@ -113,6 +114,7 @@ class ModelShape(msgspec.Struct, frozen=True, kw_only=True):
     tower: Tower | None
     image_tokens: int
     parameters: dict[str, int]
+    pixels_per_token: int | None = None
 
     @property
     def total(self) -> int:
@@ -401,7 +403,7 @@ def shape_of(config: Mapping[str, Any], parameters: Mapping[str, int] | None = N
     try:
         tied = {"tie_word_embeddings": config.get("tie_word_embeddings")}
         decoder = _decoder(tied | dict(config.get("text_config") or config))
-        tower, projector, image_tokens = _eyes(config, decoder)
+        tower, projector, image_tokens, pixels = _eyes(config, decoder)
     except (KeyError, TypeError, ValueError, ZeroDivisionError, AttributeError):
         return None
     counted = {"vision": _tower_parameters(tower), "projector": projector, "language": _decoder_parameters(decoder)}
@@ -411,6 +413,7 @@ def shape_of(config: Mapping[str, Any], parameters: Mapping[str, int] | None = N
         tower=tower,
         image_tokens=image_tokens,
         parameters=dict(parameters) if parameters else counted,
+        pixels_per_token=pixels,
     )
 
 
@@ -452,11 +455,11 @@ def _decoder(given: Mapping[str, Any]) -> Decoder:
     )
 
 
-def _eyes(config: Mapping[str, Any], decoder: Decoder) -> tuple[Tower | None, int, int]:
-    """The tower, the projector's parameters and the tokens a picture takes."""
+def _eyes(config: Mapping[str, Any], decoder: Decoder) -> tuple[Tower | None, int, int, int | None]:
+    """The tower, the projector's parameters, the tokens a picture takes, and the pixels of one where that varies."""
     given = config.get("vision_config")
     if not given:
-        return None, 0, 0
+        return None, 0, 0, None
     vision = {**_DEFAULTS.get(str(given.get("model_type")), {}), **given}
     patch = _side(vision.get("patch_size", 14))
     side = _side(vision.get("image_size") or _USUAL_PIXELS)
@@ -471,7 +474,8 @@ def _eyes(config: Mapping[str, Any], decoder: Decoder) -> tuple[Tower | None, in
     merged = int(vision.get("spatial_merge_size") or config.get("scale_factor") or 1) ** 2
     tokens = config.get("image_seq_length") or config.get("mm_tokens_per_image") or tower.patches // merged
     projector = hidden * decoder.hidden + decoder.hidden**2 + 2 * decoder.hidden
-    return tower, projector, int(tokens)
+    pixels = None if vision.get("image_size") else patch**2 * merged
+    return tower, projector, int(tokens), pixels
 
 
 def _size(of: Mapping[str, Any], name: str) -> int:

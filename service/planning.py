@@ -31,6 +31,7 @@ _LEAST_LORA = 1e-5
 _FEW_STEPS = 20
 _LARGE_BATCH = 512
 _SHORTEST = 128
+_FEWEST_IMAGE_TOKENS = 64  # of a picture, below which little is to be seen
 
 Basis = Literal["arithmetic", "history", "probe"]
 _replace = msgspec.structs.replace
@@ -196,10 +197,13 @@ Estimator = Callable[[TrainingConfig, DeviceType], Footprint]
 
 
 def _estimator(result: PlanResult) -> Estimator:
-    counted = result.tokens
-    rows = RowTokens(longest=counted.max, trained=min(counted.trained_max, counted.max), images=counted.images_max)
+    counted, pixels = result.tokens, result.shape.pixels_per_token
 
     def estimate(config: TrainingConfig, kind: DeviceType) -> Footprint:
+        longest = counted.max
+        if config.max_pixels is not None and pixels is not None:
+            longest -= max(0, counted.image_max - counted.images_max * (config.max_pixels // pixels))
+        rows = RowTokens(longest=longest, trained=min(counted.trained_max, longest), images=counted.images_max)
         return footprint.estimate(config, result.shape, rows, device=kind)
 
     return estimate
@@ -342,6 +346,12 @@ def _steps(config: TrainingConfig, result: PlanResult) -> Iterator[_Step]:
         yield _Step("LoRA", "small adapters learn less than all weights", {"use_lora": True})
     if config.method != "qlora":
         yield _Step("4-bit base", "slower, and a little less exact", {"use_lora": True, "use_qlora": True})
+    pixels, of_pictures = result.shape.pixels_per_token, result.tokens.image_max
+    if pixels is not None and of_pictures > 2 * _FEWEST_IMAGE_TOKENS:
+        cap = of_pictures // result.tokens.images_max // 2 * pixels
+        yield _Step(
+            f"max_pixels {cap}", "pictures at half the pixels: small things are harder to see", {"max_pixels": cap}
+        )
     shorter = max(_SHORTEST, -(-result.tokens.p95 // 64) * 64)
     if shorter < min(config.max_length, result.tokens.max):
         yield _Step(

@@ -212,3 +212,14 @@ def test_a_completed_training_counts_as_a_run_of_its_device() -> None:
     )
     (found,) = calibration.runs_of([record, msgspec.structs.replace(record, result=None)])
     assert (found.runner_id, found.device_type) == ("a", "cuda")
+
+
+def test_where_pictures_take_tokens_by_their_size_fewer_pixels_are_offered_with_their_number() -> None:
+    of = config(model_name="Qwen/Qwen2.5-VL-7B-Instruct", batch_size=1, use_qlora=True, gradient_checkpointing=True)
+    tokens = msgspec.structs.replace(TOKENS, image_max=1500)
+    found = plan(of, gpu(6), tokens=tokens)
+    change = next(change for change in found.changes if "max_pixels" in change.config)
+    assert change.config == {"max_pixels": 750 * 28 * 28}
+    assert change.expected_bytes < found.memory.expected_bytes
+    fixed = plan(config(batch_size=1, use_qlora=True), gpu(4), tokens=tokens)
+    assert not any("max_pixels" in change.config for change in fixed.changes)
