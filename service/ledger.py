@@ -14,6 +14,7 @@ import structlog
 
 from jobs.errors import TrainingError, Unavailable, UnknownExport, UnknownJob, WrongState
 from jobs.events import Event, JobSubmitted
+from jobs.lifecycle import Status
 from jobs.specs import EvaluateSpec, ExportSpec, FinetuneSpec, GenerateSpec, JobSpec
 from service.hub import Hub
 from service.records import JobRecord
@@ -64,6 +65,10 @@ class Ledger:
         if record is None:
             raise UnknownJob
         return record
+
+    async def completed(self, limit: int) -> list[JobRecord]:
+        """The newest jobs that ended with a result."""
+        return await self._store.jobs(status=Status.COMPLETED, limit=limit)
 
     async def record(self, events: Sequence[Event]) -> list[JobRecord]:
         """Record what the service itself states; the jobs' records afterwards, one an event.

@@ -1,4 +1,5 @@
-"""What a job's model name means on this host: for the refusal at submit, and for how large the model is.
+"""What a job's model name means on this host: for the refusal at submit, for how large the model is, and
+for the memory a job with it needs.
 
 `dispatch.py` and `reconcile.py` ask. A job that uses what another job trained has that job's model.
 """
@@ -6,15 +7,22 @@
 import asyncio
 import time
 from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
 
 from jobs.errors import InvalidInput
+from jobs.footprint import ModelShape, inference_reserve_bytes, known_shape, reserve_bytes, shape_of
 from jobs.models import CPU_LIMIT_PARAMETERS, ModelSource, Origin, resolve
 from jobs.paths import DataRoot
 from jobs.settings import Settings
-from jobs.specs import EvaluateSpec, ExportSpec, FinetuneSpec, GenerateSpec, JobSpec
+from jobs.specs import EvaluateSpec, ExportSpec, FinetuneSpec, GenerateSpec, JobSpec, Slot, slot_of
 from service.ledger import Ledger
-from service.placement import SIZE_UNKNOWN, TOO_LARGE_FOR_CPU
+from service.placement import NOTHING, SIZE_UNKNOWN, TOO_LARGE_FOR_CPU, Needs
 
+_DEVICES: tuple[Literal["cuda"], Literal["cpu"]] = ("cuda", "cpu")  # in the order of `Needs`
+_ANSWERED_ROWS, _ANSWERED_LENGTH = 8, 2048  # what evaluating and answering take together
+_CONFIG_MAX_BYTES = 2**20
 _REMEMBERED_S = 1.0  # many jobs submitted together name the same model
 
 
@@ -58,6 +66,24 @@ class ModelNames:
             return SIZE_UNKNOWN if source.origin is Origin.HUB else None
         return TOO_LARGE_FOR_CPU if source.parameters >= CPU_LIMIT_PARAMETERS else None
 
+    async def needs(self, spec: JobSpec) -> Needs:
+        """The device memory the job needs, by its model's dimensions; not known of a model whose dimensions are not."""
+        if slot_of(spec) is Slot.CPU:
+            return NOTHING
+        name = await self._name(spec)
+        try:
+            shape = await asyncio.to_thread(_shape, await self.source(name)) if name is not None else None
+        except InvalidInput:  # as above
+            shape = None
+        if shape is None:
+            return Needs()
+        if isinstance(spec, FinetuneSpec):
+            return Needs(*(reserve_bytes(spec.config, shape, device=device) for device in _DEVICES))
+        length = spec.max_length if isinstance(spec, EvaluateSpec) else _ANSWERED_LENGTH
+        return Needs(
+            *(inference_reserve_bytes(shape, rows=_ANSWERED_ROWS, length=length, device=device) for device in _DEVICES)
+        )
+
     async def _name(self, spec: JobSpec) -> str | None:
         if isinstance(spec, FinetuneSpec):
             return spec.config.model_name
@@ -70,3 +96,15 @@ class ModelNames:
             return None
         training = await self._ledger.job(origin.spec.job_id) if isinstance(origin.spec, ExportSpec) else origin
         return training.spec.config.model_name if training and isinstance(training.spec, FinetuneSpec) else None
+
+
+def _shape(source: ModelSource) -> ModelShape | None:
+    """The dimensions of a model: of its own config.json where its files are here, else of a well-known name."""
+    if source.origin is not Origin.FOLDER:
+        return known_shape(source.name) or known_shape(source.location)
+    try:
+        with (Path(source.location) / "config.json").open("rb") as file:
+            config = msgspec.json.decode(file.read(_CONFIG_MAX_BYTES), type=dict[str, Any])
+    except (OSError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return None
+    return shape_of(config)

@@ -20,11 +20,11 @@ def _rooms(*devices: Device, runner_id: str = "a", free: dict[Slot, int] | None 
 
 
 def _model(job_id: str = "j", **asks: object) -> Waiting:
-    return Waiting(job_id=job_id, slot=Slot.GPU, **asks)  # type: ignore[arg-type]
+    return Waiting(job_id=job_id, slot=Slot.GPU, **{"needs": placement.NOTHING} | asks)  # type: ignore[arg-type]
 
 
 def _data(job_id: str = "j", **asks: object) -> Waiting:
-    return Waiting(job_id=job_id, slot=Slot.CPU, **asks)  # type: ignore[arg-type]
+    return Waiting(job_id=job_id, slot=Slot.CPU, **{"needs": placement.NOTHING} | asks)  # type: ignore[arg-type]
 
 
 def test_a_job_without_any_runner_waits_with_the_remedy():
@@ -89,7 +89,8 @@ def test_a_job_asks_for_what_its_spec_says():
     config = TrainingConfig(model_name="m", train_data_path="d", device="cuda", priority=3)
     asked = waiting_for("j", FinetuneSpec(config=config), not_on_cpu="large")
     assert asked == Waiting(job_id="j", slot=Slot.GPU, wish="cuda", not_on_cpu="large", priority=3)
-    assert waiting_for("j", ValidateSpec(data_path="d"), not_on_cpu=None) == Waiting(job_id="j", slot=Slot.CPU)
+    data = waiting_for("j", ValidateSpec(data_path="d"), not_on_cpu=None)
+    assert data == Waiting(job_id="j", slot=Slot.CPU, needs=placement.NOTHING)
 
 
 _devices = st.builds(

@@ -16,8 +16,9 @@ from jobs.results import FinetuneResult
 from jobs.settings import Settings
 from jobs.specs import FinetuneSpec, Kind, Slot, ValidateSpec
 from jobs.training_config import TrainingConfig
+from service.occupancy import rooms
 from service.placement import NO_RUNNER, TOO_LARGE_FOR_CPU
-from service.reconcile import REDIS_AWAY, CatchUp, Send, Situation, State, decide, rooms
+from service.reconcile import REDIS_AWAY, Asks, CatchUp, Send, Situation, State, decide
 from service.records import JobRecord, RunnerView
 
 AT = datetime(2026, 1, 1, tzinfo=UTC)
@@ -89,7 +90,7 @@ def test_a_stopping_or_silent_runner_gets_nothing_new():
 
 
 def test_a_large_model_waits_for_a_cuda_device():
-    (waiting,) = _stated(_decide([_job()], [_view()], not_on_cpu={"j": TOO_LARGE_FOR_CPU}))
+    (waiting,) = _stated(_decide([_job()], [_view()], asks={"j": Asks(TOO_LARGE_FOR_CPU)}))
     assert waiting.reason == TOO_LARGE_FOR_CPU
 
 
@@ -106,9 +107,9 @@ def test_jobs_placed_on_a_device_count_though_no_report_shows_them():
 
 
 def test_an_attempt_the_runner_still_ends_keeps_its_slot():
-    (room,) = rooms([_view(_held("gone"))], {})
+    (room,) = rooms([_view(_held("gone"))], {}, AT)
     assert room.free == {Slot.CPU: 1, Slot.GPU: 0}
-    (room,) = rooms([_view(_held("gone", state="finished"))], {})
+    (room,) = rooms([_view(_held("gone", state="finished"))], {}, AT)
     assert room.free == CPU.slots
 
 
