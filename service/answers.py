@@ -103,7 +103,6 @@ class JobAnswer(Answer, frozen=True, kw_only=True):
     interruptions: int
     queue_position: int | None
     waiting_reason: str | None
-    waiting_since: datetime | None
     submitted_at: datetime
     started_at: datetime | None
     updated_at: datetime
@@ -116,7 +115,6 @@ class JobAnswer(Answer, frozen=True, kw_only=True):
     reserved_bytes: int | None
     running_since: datetime | None
     preempted_by: str | None
-    preemptions: int
     phase: str | None
     step: int | None
     total_steps: int | None

@@ -16,9 +16,13 @@ from jobs.specs import FinetuneSpec, Slot, slot_of
 from service.placement import Room, Tenant, turn_of
 from service.records import JobRecord, RunnerView
 
+Key = tuple[str, str]
+"""Runner and device."""
+
 PLACED = (Status.QUEUED, Status.RUNNING)
 
-_PAUSED_AGAIN_AFTER_S = 600.0  # so long a job runs at least between two pauses for others, or it would get nowhere
+
+_REMEMBERED_S = 60.0
 
 
 class Occupant(msgspec.Struct, frozen=True, kw_only=True):
@@ -54,11 +58,46 @@ class Occupancy(msgspec.Struct, frozen=True, kw_only=True):
         return max(0, min(promised, found_free - due))
 
     @property
-    def room(self) -> Room:
+    def key(self) -> Key:
+        return self.runner_id, self.device.device_id
+
+    @property
+    def capacity_bytes(self) -> int | None:
+        """What jobs of ours could have of it together, as far as can be seen now."""
+        free, total = self.free_bytes, self.device.memory_total_bytes
+        return None if free is None or total is None else min(total, free + self.reserved_bytes)
+
+    def room(self, capacity_bytes: int | None = None) -> Room:
+        """What is free. `capacity_bytes` is what the device could hold a moment ago, if that was more."""
         taken = {slot: sum(each.tenant.slot is slot for each in self.occupants) for slot in Slot}
         free = {slot: max(0, count - taken[slot]) for slot, count in self.device.slots.items()}
         tenants = tuple(each.tenant for each in self.occupants)
-        return Room(self.runner_id, self.device, free, self.free_bytes, tenants)
+        return Room(self.runner_id, self.device, free, self.free_bytes, tenants, capacity_bytes)
+
+
+class Capacities:
+    """The largest capacity of each device within the last minute.
+
+    What a job gives back shows late. Who waits for most of a device must not lose its reservation for that moment,
+    but must not keep others out for ever where another program holds what it needs.
+    """
+
+    def __init__(self) -> None:
+        self._now: dict[Key, int] = {}
+        self._fell: dict[Key, list[tuple[float, int]]] = {}  # when a capacity became less, and what it was until then
+
+    def note(self, devices: Iterable[Occupancy], now: float) -> Mapping[Key, int]:
+        """The capacities, with those of this moment; `now` is on the monotonic clock."""
+        before, self._now = self._now, {}
+        for device in devices:
+            capacity = device.capacity_bytes
+            if capacity is None:
+                continue
+            self._now[device.key] = capacity
+            fell = [known for known in self._fell.get(device.key, []) if known[0] >= now - _REMEMBERED_S]
+            fell += [(now, before[device.key])] if before.get(device.key, 0) > capacity else []
+            self._fell[device.key] = fell
+        return {key: max([capacity, *(was for _, was in self._fell[key])]) for key, capacity in self._now.items()}
 
 
 def occupancy(
@@ -84,10 +123,11 @@ def rooms(
     jobs: Mapping[str, JobRecord],
     at: datetime,
     expected_s: Mapping[str, float | None] | None = None,
+    capacities: Mapping[Key, int] | None = None,
 ) -> list[Room]:
     """The devices that take work, less what is on them or promised."""
     taking = [view for view in views if not view.report.stopping]
-    return [device.room for device in occupancy(taking, jobs, at, expected_s)]
+    return [device.room((capacities or {}).get(device.key)) for device in occupancy(taking, jobs, at, expected_s)]
 
 
 def is_wanted(held: Held, jobs: Mapping[str, JobRecord]) -> bool:
@@ -119,7 +159,7 @@ def _occupant(job: JobRecord, view: RunnerView, at: datetime, expected_s: Mappin
         turn=turn_of(priority_of(job), since_s(job)),
         priority=priority_of(job),
         remaining_s=remaining_s(job, at, expected_s.get(job.job_id)),
-        may_pause=_may_pause(job, at),
+        may_pause=_may_pause(job),
         leaving=job.pause_requested_at is not None or job.cancel_requested_at is not None,
     )
     return Occupant(tenant=tenant, job_id=job.job_id, measured_bytes=measured)
@@ -146,16 +186,14 @@ def priority_of(job: JobRecord) -> int:
 
 
 def since_s(job: JobRecord) -> float:
-    """Since when it waits for its turn, in seconds of UTC."""
-    return (job.waiting_since or job.submitted_at).timestamp()
+    """From when on its age counts, in seconds of UTC; a job that was interrupted or paused keeps its turn."""
+    return job.submitted_at.timestamp()
 
 
-def _may_pause(job: JobRecord, at: datetime) -> bool:
+def _may_pause(job: JobRecord) -> bool:
     if not (isinstance(job.spec, FinetuneSpec) and job.spec.config.preemptible and job.status is Status.RUNNING):
         return False
-    if job.cancel_requested_at is not None or job.pause_requested_at is not None or job.running_since is None:
-        return False
-    return not job.preemptions or (at - job.running_since).total_seconds() >= _PAUSED_AGAIN_AFTER_S
+    return job.cancel_requested_at is None and job.pause_requested_at is None
 
 
 def _due(occupant: Occupant, total: int) -> int:

@@ -10,6 +10,7 @@ Source: backfilling with one reservation: D. Lifka, "The ANL/IBM SP scheduling s
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from operator import le
 
 import msgspec
 
@@ -33,8 +34,9 @@ NO_DATA_WORK = "No connected runner takes data work. Start one with `training-ap
 NO_MODEL_WORK = "No connected runner takes work with a model. Start one with `training-api runner`."
 
 _POINT_S = 86_400.0  # a point of priority is a head start of a day, so that the lowest job comes to its turn as well
+_MOSTLY = 0.8  # of a GPU, for a job of unknown size; the rest may be what shows pictures on a screen
 _IN_TIME = 1.25  # a job that is to be gone in time is taken to last so much longer than expected
-_EXPLAINED = 20  # jobs that are told what is free now; those behind them need not hear of each change
+_EXPLAINED = 10  # jobs that are told what is free now; those behind them need not hear of each change
 _LISTED = 3  # devices in a reason
 _GIB = 2**30
 
@@ -44,9 +46,6 @@ class Needs(msgspec.Struct, frozen=True):
 
     cuda: int | None = None
     cpu: int | None = None
-
-    def on(self, device: Device) -> int | None:
-        return self.cuda if device.is_cuda else self.cpu
 
 
 NOTHING = Needs(0, 0)
@@ -99,13 +98,15 @@ class Tenant(msgspec.Struct, frozen=True, kw_only=True):
 
 class Room(msgspec.Struct, frozen=True):
     """A device that takes work: how many slots of each sort nobody occupies, and how much memory nobody holds or is
-    promised; None where the device cannot tell."""
+    promised; None where the device cannot tell. `capacity_bytes` is what it could hold a moment ago without any job of
+    ours."""
 
     runner_id: str
     device: Device
     free: Mapping[Slot, int]
     free_bytes: int | None = None
     tenants: tuple[Tenant, ...] = ()
+    capacity_bytes: int | None = None
 
     @property
     def name(self) -> str:
@@ -161,29 +162,34 @@ class _Round:
 
     def __init__(self, rooms: Sequence[Room]) -> None:
         self._yards = [_Yard(room) for room in rooms]
-        self._hopeless: dict[tuple[object, ...], str] = {}  # why jobs that ask for this find no place any more
         self._waits = 0
+        self._least: dict[tuple[object, ...], list[tuple[float, ...]]] = {}  # what was asked for in vain, by wish
 
     def decide(self, jobs: Iterable[Waiting]) -> list[Decision]:
         return [self._decide(job) for job in jobs]
 
     def _decide(self, job: Waiting) -> Decision:
-        asked = (job.slot, job.wish, job.not_on_cpu, job.needs, job.expected_s, job.priority)
-        if asked in self._hopeless:
-            return Wait(job.job_id, self._hopeless[asked])
         suited = self._suited(job)
         if isinstance(suited, str):
-            self._hopeless[asked] = suited
             return Wait(job.job_id, suited)
-        open_ = [yard for yard in suited if yard.fits(job) and yard.lets_pass(job)]
-        if open_:
-            return min(open_, key=lambda yard: yard.crowding(job)).take(job)
+        if not self._is_in_vain(job):
+            open_ = [yard for yard in suited if yard.fits(job) and yard.lets_pass(job)]
+            if open_:
+                return min(open_, key=lambda yard: yard.crowding(job)).take(job)
+            self._note_in_vain(job)
         self._waits += 1
         reason = _why(job, suited) if self._waits <= _EXPLAINED else _behind(job, suited)
-        pauses = self._reserve(job, suited)
-        if self._waits > _EXPLAINED:
-            self._hopeless[asked] = reason
-        return Wait(job.job_id, reason, pauses)
+        return Wait(job.job_id, reason, self._reserve(job, suited))
+
+    def _is_in_vain(self, job: Waiting) -> bool:
+        """Whether one that asked for less found nothing: with thousands that wait, most need no look at the devices."""
+        asks = _asks(job)
+        return any(all(map(le, less, asks)) for less in self._least.get(_wish(job), ()))
+
+    def _note_in_vain(self, job: Waiting) -> None:
+        asks, known = _asks(job), self._least.setdefault(_wish(job), [])
+        known[:] = [less for less in known if not all(map(le, asks, less))]
+        known.append(asks)
 
     def _suited(self, job: Waiting) -> "list[_Yard] | str":
         """The devices that take such a job when they are free, or why there is none."""
@@ -192,8 +198,8 @@ class _Round:
         able = [yard for yard in self._yards if yard.room.device.slots.get(job.slot, 0) > 0]
         if job.slot is Slot.CPU:
             return able or NO_DATA_WORK
-        cuda = [yard for yard in able if yard.room.device.is_cuda]
-        cpu = [yard for yard in able if not yard.room.device.is_cuda]
+        cuda = [yard for yard in able if yard.is_cuda]
+        cpu = [yard for yard in able if not yard.is_cuda]
         if job.wish == "cpu":
             return cpu or NO_CPU_FOR_MODELS
         if cuda:
@@ -202,8 +208,10 @@ class _Round:
 
     def _reserve(self, job: Waiting, suited: "Sequence[_Yard]") -> tuple[str, ...]:
         """Keep room for the first of those that ask for the same devices; the jobs that are to pause for it."""
+        if any(job.slot in yard.kept for yard in suited):
+            return ()
         able = [yard for yard in suited if yard.could_hold(job)]
-        if not able or any(job.slot in yard.kept for yard in suited):
+        if not able:
             return ()
         soon = [yard for yard in able if yard.frees_itself_for(job)]
         if soon:
@@ -216,6 +224,16 @@ class _Round:
             return pauses
         min(able, key=lambda yard: yard.delay(job)).keep(job)
         return ()
+
+
+def _wish(job: Waiting) -> tuple[object, ...]:
+    """Jobs of one wish are for the same devices; a job for a whole device is another thing than one of some size."""
+    return job.slot, job.wish, job.not_on_cpu, job.needs.cuda is None, job.needs.cpu is None
+
+
+def _asks(job: Waiting) -> tuple[float, ...]:
+    """Who asks for no more of any of these finds a place wherever this one does."""
+    return job.needs.cuda or 0, job.needs.cpu or 0, math.inf if job.expected_s is None else job.expected_s
 
 
 class _Kept(msgspec.Struct):
@@ -233,6 +251,7 @@ class _Yard:
     def __init__(self, room: Room) -> None:
         self.room = room
         self.kept: dict[Slot, _Kept] = {}
+        self.is_cuda = room.device.is_cuda
         self._tenants = list(room.tenants)
         self._slots = dict(room.free)
         self._free = math.inf if room.free_bytes is None else float(room.free_bytes)
@@ -251,15 +270,18 @@ class _Yard:
 
     def needs(self, job: Waiting) -> float:
         """Bytes; the whole capacity where the need is not known."""
-        needs = job.needs.on(self.room.device)
+        needs = self.known_needs(job)
         return self._capacity if needs is None else needs
+
+    def known_needs(self, job: Waiting) -> int | None:
+        return job.needs.cuda if self.is_cuda else job.needs.cpu
 
     def fits(self, job: Waiting) -> bool:
         if not self.has_slot(job.slot):
             return False
         if job.slot is Slot.CPU or math.isinf(self._free):
             return True
-        if job.needs.on(self.room.device) is None:
+        if self.known_needs(job) is None:
             return not self._models() and self._is_mostly_free()
         return self.needs(job) <= self._free
 
@@ -275,7 +297,7 @@ class _Yard:
         return taken, room, -self._slots.get(job.slot, 0)
 
     def take(self, job: Waiting) -> Place:
-        needs = 0 if job.slot is Slot.CPU else job.needs.on(self.room.device)
+        needs = 0 if job.slot is Slot.CPU else self.known_needs(job)
         kept = self.kept.get(job.slot)
         if kept is not None and self._is_beside(job, kept):
             kept.spare_slots -= 1
@@ -291,7 +313,7 @@ class _Yard:
 
     def could_hold(self, job: Waiting) -> bool:
         """Whether it fits once nobody of ours is there; what other programs hold stays."""
-        return self.needs(job) <= self._capacity
+        return self.needs(job) <= max(self._capacity, self.room.capacity_bytes or 0)
 
     def frees_itself_for(self, job: Waiting) -> bool:
         """Whether it fits when those are gone who were told to leave."""
@@ -305,7 +327,8 @@ class _Yard:
         willing = [
             tenant
             for tenant in self._tenants
-            if tenant.may_pause and not tenant.leaving and tenant.slot is job.slot and tenant.priority < job.priority
+            if tenant.may_pause and not tenant.leaving and tenant.slot is job.slot
+            if tenant.priority < job.priority and tenant.turn > job.turn  # else it would come first again
         ]
         pauses: list[str] = []
         for tenant in sorted(willing, key=lambda tenant: (tenant.priority, -tenant.turn)):
@@ -348,7 +371,7 @@ class _Yard:
     def _is_beside(self, job: Waiting, kept: _Kept) -> bool:
         if job.slot is Slot.CPU:
             return kept.spare_slots > 0
-        return kept.spare_slots > 0 and job.needs.on(self.room.device) is not None and self._spares(job, kept)
+        return kept.spare_slots > 0 and self.known_needs(job) is not None and self._spares(job, kept)
 
     def _spares(self, job: Waiting, kept: _Kept) -> bool:
         return math.isinf(self._capacity) or self.needs(job) <= kept.spare_bytes
@@ -370,7 +393,7 @@ class _Yard:
     def _is_mostly_free(self) -> bool:
         """A GPU that others use as well is not given to a job of unknown size; the host's memory always is shared."""
         total = self.room.device.memory_total_bytes
-        return not self.room.device.is_cuda or total is None or 2 * self._free >= total
+        return not self.room.device.is_cuda or total is None or self._free >= _MOSTLY * total
 
     def _held(self, tenant: Tenant) -> float:
         if tenant.slot is Slot.CPU:
@@ -418,7 +441,7 @@ def _behind(job: Waiting, suited: Sequence[_Yard]) -> str:
 def _needs(job: Waiting, yard: _Yard) -> str:
     if job.slot is Slot.CPU or math.isinf(yard.free):
         return "needs a place"
-    needs = job.needs.on(yard.room.device)
+    needs = yard.known_needs(job)
     return "needs a device for itself, as its size is not known" if needs is None else f"needs {_gib(needs)}"
 
 

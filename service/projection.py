@@ -94,14 +94,12 @@ def _cancel_requested(_: JobRecord, event: events.CancelRequested) -> Changes:
     return {"cancel_requested_at": event.at}
 
 
-def _pause_requested(record: JobRecord, event: events.PauseRequested) -> Changes:
-    changes: Changes = {"pause_requested_at": event.at, "preempted_by": event.preempted_by}
-    return changes | ({"preemptions": record.preemptions + 1} if event.preempted_by else {})
+def _pause_requested(_: JobRecord, event: events.PauseRequested) -> Changes:
+    return {"pause_requested_at": event.at, "preempted_by": event.preempted_by}
 
 
-def _resume_requested(_: JobRecord, event: events.ResumeRequested) -> Changes:
-    """Who made room does not come back before those it made room for."""
-    return {"waiting_since": event.at, "preempted_by": None}
+def _resume_requested(_: JobRecord, __: events.ResumeRequested) -> Changes:
+    return {"preempted_by": None}
 
 
 def _interrupted(_: JobRecord, event: events.JobInterrupted) -> Changes:

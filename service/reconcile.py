@@ -26,8 +26,8 @@ from service import forecast
 from service.durations import Durations
 from service.ledger import Write
 from service.model_names import ModelNames
-from service.occupancy import PLACED, Occupancy, is_wanted, occupancy, rooms, since_s
-from service.placement import Needs, Place, Wait, Waiting, place, waiting_for
+from service.occupancy import PLACED, Capacities, Key, Occupancy, is_wanted, occupancy, rooms, since_s
+from service.placement import Needs, Place, Room, Wait, Waiting, place, waiting_for
 from service.recorder import Recorder
 from service.records import JobRecord, RunnerView
 
@@ -50,7 +50,8 @@ class Situation(msgspec.Struct, frozen=True, kw_only=True):
     """What is known at one moment: `now` on the monotonic clock, `at` in UTC.
 
     `up_since` is since when service and Redis were both up, None while they are not. `asks` says of each pending job
-    what its model means for its place, `expected_s` how long a job will take from its next start on.
+    what its model means for its place, `expected_s` how long a job will take from its next start on,
+    `capacities` what each device could hold a moment ago.
     """
 
     jobs: Mapping[str, JobRecord]
@@ -61,6 +62,7 @@ class Situation(msgspec.Struct, frozen=True, kw_only=True):
     is_redis_lost: bool = False
     asks: Mapping[str, Asks] = {}
     expected_s: Mapping[str, float | None] = {}
+    capacities: Mapping[Key, int] = {}
 
     @property
     def present(self) -> list[RunnerView]:
@@ -69,6 +71,11 @@ class Situation(msgspec.Struct, frozen=True, kw_only=True):
 
     def is_present(self, view: RunnerView) -> bool:
         return self.up_since is not None and view.is_alive(self.now)
+
+    @property
+    def rooms(self) -> list[Room]:
+        """The devices that take work, as they are now."""
+        return rooms(self.present, self.jobs, self.at, self.expected_s, self.capacities)
 
     def waiting(self, job: JobRecord) -> Waiting:
         """What a pending job asks for."""
@@ -191,8 +198,7 @@ def _placements(situation: Situation, settings: Settings) -> list[Action]:
     pending = _pending(situation, settings)
     if situation.up_since is None:
         return _waits(pending, [Wait(job_id, REDIS_AWAY) for job_id in pending if situation.is_redis_lost], situation)
-    free = rooms(situation.present, situation.jobs, situation.at, situation.expected_s)
-    decisions = place([situation.waiting(job) for job in pending.values()], free)
+    decisions = place([situation.waiting(job) for job in pending.values()], situation.rooms)
     places = [decision for decision in decisions if isinstance(decision, Place)]
     waits = [decision for decision in decisions if isinstance(decision, Wait)]
     placed: list[Action] = [
@@ -227,7 +233,7 @@ def queue(situation: Situation, settings: Settings) -> list[Queued]:
     """The waiting jobs in their order, with what is likely to become of the first of them."""
     pending = list(_pending(situation, settings).values())
     waiting = sorted(map(situation.waiting, pending), key=lambda job: job.turn)
-    free = rooms(situation.present, situation.jobs, situation.at, situation.expected_s)
+    free = situation.rooms
     starts_in_s = forecast.starts(waiting[:_FORESEEN], free)
     reasons = {found.job_id: found.reason for found in place(waiting, free) if isinstance(found, Wait)}
     return [
@@ -291,6 +297,7 @@ class Reconciler:
         self._task: asyncio.Task[None] | None = None
         self._sent_at: dict[tuple[str, AnyCommand], float] = {}
         self._durations = Durations(recorder)
+        self._capacities = Capacities()
         self._asks: dict[str, Asks] = {}
         self._awake_since = time.monotonic()
         self._last_pass = self._awake_since
@@ -383,6 +390,7 @@ class Reconciler:
             is_redis_lost=self._recorder.is_redis_lost,
             asks=await self._asked(),
             expected_s=await self._expected(),
+            capacities=self._capacities.note(self.occupancy(), now),
         )
 
     async def _asked(self) -> Mapping[str, Asks]:

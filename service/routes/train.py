@@ -38,11 +38,10 @@ class QueuedAnswer(Answer, frozen=True, kw_only=True):
     position: int
     priority: int
     reason: str | None
-    waiting_since: datetime
+    submitted_at: datetime
     needs_cuda_bytes: int | None
     needs_cpu_bytes: int | None
     predicted_start_at: datetime | None
-    preempted_times: int
 
 
 class QueueList(Answer, frozen=True, kw_only=True):
@@ -120,11 +119,10 @@ def _queued(found: Queued, now: datetime) -> QueuedAnswer:
         position=found.position,
         priority=found.priority,
         reason=found.reason,
-        waiting_since=found.job.waiting_since or found.job.submitted_at,
+        submitted_at=found.job.submitted_at,
         needs_cuda_bytes=found.needs.cuda,
         needs_cpu_bytes=found.needs.cpu,
         predicted_start_at=starts_at,
-        preempted_times=found.job.preemptions,
     )
 
 
