@@ -72,6 +72,23 @@ def test_any_name_of_a_file_names_a_dataset(send) -> None:
         assert answer.json()["output_dir"].startswith("datasets/")
 
 
+def test_a_dataset_that_nobody_named_replaces_none(house, send) -> None:
+    (house.root.datasets / "birds").mkdir(parents=True)
+    (house.root.datasets / "birds-2-split").mkdir()
+    assert send().json()["output_dir"] == "datasets/birds-3"
+    assert send({"output_dir": "birds"}).json()["output_dir"] == "datasets/birds"
+
+
+def test_two_datasets_that_are_made_at_once_have_names_of_their_own(house, http, send) -> None:
+    async def goes_on(attempt) -> None:
+        await attempt.begin()
+
+    house.runner.scripts[Kind.PREPARE] = goes_on
+    jobs = [send(prefer="respond-async").json()["job_id"] for _ in range(2)]
+    named = [http.get(f"/api/jobs/{job_id}").json()["spec"]["output_dir"] for job_id in jobs]
+    assert named == ["datasets/birds", "datasets/birds-2"]
+
+
 def test_a_preparation_that_takes_long_is_answered_with_its_address(house, http, send) -> None:
     answer = send(prefer="respond-async")
     assert answer.status_code == 202
