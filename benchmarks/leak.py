@@ -105,7 +105,7 @@ def _train(recipes: Recipes, video: str, new: str, strategy: SplitStrategy) -> O
         test_ratio=0.4,
     )
     split = recipes.run(f"split-{strategy}", spec)
-    config = TrainingConfig(**_CONFIG, train_data_path=split.train_path, val_data_path=split.val_path)  # type: ignore[arg-type]
+    config = TrainingConfig(**_CONFIG, train_data_path=split.train_path, val_data_path=split.val_path)  # type: ignore[arg-type]  # of several types
     recipes.run(f"train-{strategy}", FinetuneSpec(config=config))
     own, unseen = (
         recipes.run(f"{name}-{strategy}", EvaluateSpec(data_path=path, job_id=f"train-{strategy}", max_new_tokens=8))

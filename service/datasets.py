@@ -1,6 +1,6 @@
 """The datasets there are: what conversions and splits made and what still lies on the disk.
 
-Called by `routes/data`; `provenance` tells more of one.
+Called by `routes/datasets`; `provenance` tells more of one.
 """
 
 import asyncio
