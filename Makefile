@@ -8,6 +8,9 @@ BIN    := $(VENV)/bin
 TORCH     ?= torch==2.13.0
 PIP_FLAGS ?=
 
+# How tests share the cores; a file stays in one process, its fixtures are made once.
+SHARED ?= -n 2 --dist loadfile
+
 .DEFAULT_GOAL := help
 .PHONY: help install vendor demo up test check bench screenshots docs clean
 
@@ -47,11 +50,12 @@ up: install  ## start service, runner and Redis on http://127.0.0.1:8000; Ctrl-C
 test: install  ## everything that must hold: static checks and the whole test suite
 	@$(MAKE) --no-print-directory static
 	$(BIN)/python -m pytest -m browser  # a process of its own: Playwright's loop is in the way of asynchronous tests
-	$(BIN)/python -m pytest -m "not browser"
+	$(BIN)/python -m pytest -m "not browser" tests/end_to_end  # whole programs, with the machine to themselves
+	$(BIN)/python -m pytest $(SHARED) --ignore tests/end_to_end
 
 check: install  ## what every commit keeps green: static checks and the quick tests
 	@$(MAKE) --no-print-directory static
-	$(BIN)/python -m pytest -m "not slow" -q
+	$(BIN)/python -m pytest $(SHARED) -m "not slow" -q
 
 .PHONY: static
 static:
