@@ -11,8 +11,8 @@ from gpu_runner.rows import Rows
 from gpu_runner.training import generation, scoring
 from gpu_runner.training.encoding import RowEncoder, collate
 from gpu_runner.training.generation import Beat
+from gpu_runner.training.loss import summed_loss
 from gpu_runner.training.models import Loaded
-from gpu_runner.training.optimisation import summed_loss
 from gpu_runner.training.selection import Selection, spread
 from jobs.paths import DataRoot
 from jobs.results import Answer

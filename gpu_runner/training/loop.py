@@ -11,10 +11,11 @@ from pathlib import Path
 
 from torch import Tensor
 
-from gpu_runner.training import checkpoints, optimisation, run_state, trainable
+from gpu_runner.training import checkpoints, run_state, trainable
 from gpu_runner.training.checkpoints import Checkpoint, Manifest
 from gpu_runner.training.encoding import RowEncoder, collate
 from gpu_runner.training.evaluation import Scores, Validation
+from gpu_runner.training.loss import needs_all_logits_at_once, summed_loss
 from gpu_runner.training.models import Loaded
 from gpu_runner.training.optimisation import Optimisation
 from gpu_runner.training.plan import Plan
@@ -52,6 +53,7 @@ class TrainingLoop:
             self.state.restore(begin.state, self._optimisation)
         self._report = RunLog(work.journal, self.plan, loaded.compute, self.state.step)
         self._is_save_due = False
+        self._has_noted_logits = False
 
     def run(self) -> None:
         """Train to the end; the last step is logged, evaluated and saved whatever the intervals.
@@ -82,7 +84,7 @@ class TrainingLoop:
         for indices in micro_batches:
             self._work.stop.check_cancel()
             batch = self._batch(indices)
-            loss, count = optimisation.summed_loss(self._loaded, batch)
+            loss, count = summed_loss(self._loaded, batch)
             scale = scale or count * len(micro_batches)  # near the step's tokens: keeps fp16 gradients in range
             self._optimisation.backward(loss / scale)
             total, tokens = total + loss.item(), tokens + count
@@ -91,6 +93,7 @@ class TrainingLoop:
         self.state.step += 1
         self.state.window.loss += total
         self.state.window.tokens += tokens
+        self._note_logits()
         self._report.stepped(time.monotonic() - began, seen)
         self._report.progress(self.state.step)
         return learning_rate, grad_norm
@@ -98,6 +101,15 @@ class TrainingLoop:
     def _batch(self, indices: list[int]) -> dict[str, Tensor]:
         rows = [self._encoder.encode(*self._training.open(index)) for index in indices]
         return collate(rows, self._loaded.tokenizer.pad_token_id)
+
+    def _note_logits(self) -> None:
+        if needs_all_logits_at_once(self._loaded) and not self._has_noted_logits:
+            self._has_noted_logits = True
+            self._work.journal.note(
+                "This model changes its logits in a way of its own, so those of a batch's trained tokens are made in "
+                "one piece: if memory is short, lower batch_size.",
+                "logits_at_once",
+            )
 
     def _is_due(self, every: int) -> bool:
         return self.state.step % every == 0 or self._is_last()
