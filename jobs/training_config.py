@@ -111,6 +111,14 @@ class TrainingConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
             le=1e-2,
         ),
     ] = 2e-4
+    group_by_length: Annotated[
+        bool,
+        _schedule(
+            "Group by length",
+            "Rows of about the same length share a batch, so that little is padded; off mixes them wholly by chance.",
+            advanced=True,
+        ),
+    ] = True
     warmup_ratio: Annotated[
         float,
         _schedule(
@@ -167,6 +175,16 @@ class TrainingConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
         WantedDevice,
         _hardware("Device", "Where it runs: auto takes a GPU where there is one, cpu never waits for one."),
     ] = "auto"
+    dataloader_workers: Annotated[
+        int,
+        _hardware(
+            "Loading threads",
+            "Threads that open and encode rows ahead; more when the GPU waits for pictures. Results stay the same.",
+            advanced=True,
+            ge=0,
+            le=16,
+        ),
+    ] = 2
     bf16: Annotated[
         bool | None,
         _hardware("bf16", "Compute in bfloat16; leave it open to take what the device does best.", advanced=True),

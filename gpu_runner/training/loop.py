@@ -9,11 +9,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from gpu_runner.training import checkpoints, run_state, trainable
+from gpu_runner.training.batches import Batches, EncodedRows
 from gpu_runner.training.checkpoints import Checkpoint, Manifest
-from gpu_runner.training.encoding import RowEncoder, collate
+from gpu_runner.training.encoding import RowEncoder
 from gpu_runner.training.evaluation import Scores, Validation
 from gpu_runner.training.loss import needs_all_logits_at_once, summed_loss
 from gpu_runner.training.models import Loaded
@@ -36,16 +38,16 @@ class TrainingLoop:
         loaded: Loaded,
         encoder: RowEncoder,
         training: Selection,
+        lengths: list[int],
         validation: Validation | None,
         begin: Checkpoint | None,
     ) -> None:
         self._work = work
         self._config = work.spec.config
         self._loaded = loaded
-        self._encoder = encoder
-        self._training = training
+        self._rows = EncodedRows(encoder, training)
         self._validation = validation
-        self.plan = Plan.of(self._config, len(training))
+        self.plan = Plan.of(self._config, len(training), lengths)
         self.state = RunState(rows=len(training))
         self.checkpoint = begin
         self._optimisation = Optimisation(loaded, self._config, self.plan.total_steps)
@@ -65,8 +67,21 @@ class TrainingLoop:
         self._work.journal.phase("training")
         if self.state.step == 0:
             self._show_untrained()
+        with self._batches() as batches:
+            self._train(batches)
+
+    def _batches(self) -> Batches:
+        return Batches(
+            self._rows,
+            self.plan,
+            self._loaded.tokenizer.pad_token_id,
+            first=self.state.step,
+            workers=self._config.dataloader_workers,
+        )
+
+    def _train(self, batches: Batches) -> None:
         while self.state.step < self.plan.total_steps:
-            learning_rate, grad_norm = self._step()
+            learning_rate, grad_norm = self._step(batches)
             if self._is_due(self._config.logging_steps):
                 self._log(learning_rate, grad_norm)
             scores = self._evaluate() if self._is_due(self._config.eval_steps) else None
@@ -76,31 +91,28 @@ class TrainingLoop:
             if self._work.stop.wanted in ("pause", "leave") and self._may_save() and not self._is_last():
                 self._save_and_stop()
 
-    def _step(self) -> tuple[float, float]:
+    def _step(self, batches: Batches) -> tuple[float, float]:
         """One update of the weights; gives learning rate and gradient norm."""
         began, seen = time.monotonic(), 0
-        total, tokens, scale = 0.0, 0, 0
-        micro_batches = self.plan.micro_batches(self.state.step)
-        for indices in micro_batches:
+        losses: list[Tensor] = []
+        tokens, scale = 0, 0
+        pieces = len(self.plan.micro_batches(self.state.step))
+        for batch in batches.of_step(self.state.step):
             self._work.stop.check_cancel()
-            batch = self._batch(indices)
             loss, count = summed_loss(self._loaded, batch)
-            scale = scale or count * len(micro_batches)  # near the step's tokens: keeps fp16 gradients in range
+            scale = scale or count * pieces  # near the step's tokens: keeps fp16 gradients in range
             self._optimisation.backward(loss / scale)
-            total, tokens = total + loss.item(), tokens + count
+            losses.append(loss.detach())  # read once a step: each reading waits for the GPU
+            tokens += count
             seen += int(batch["attention_mask"].sum())
         grad_norm, learning_rate = self._optimisation.step(scale / tokens)
         self.state.step += 1
-        self.state.window.loss += total
+        self.state.window.loss += float(torch.stack(losses).double().sum())
         self.state.window.tokens += tokens
         self._note_logits()
         self._report.stepped(time.monotonic() - began, seen)
         self._report.progress(self.state.step)
         return learning_rate, grad_norm
-
-    def _batch(self, indices: list[int]) -> dict[str, Tensor]:
-        rows = [self._encoder.encode(*self._training.open(index)) for index in indices]
-        return collate(rows, self._loaded.tokenizer.pad_token_id)
 
     def _note_logits(self) -> None:
         if needs_all_logits_at_once(self._loaded) and not self._has_noted_logits:

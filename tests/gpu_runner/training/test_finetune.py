@@ -1,6 +1,7 @@
 """The recipe finetune: what it says, what it leaves, and that going on is exact."""
 
 import os
+import random
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -45,11 +46,11 @@ def die_before(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
     def arrange(steps: int) -> type[BaseException]:
         real = TrainingLoop._step
 
-        def step(self: TrainingLoop) -> tuple[float, float]:
+        def step(self: TrainingLoop, batches: Any) -> tuple[float, float]:
             if self.state.step == steps:
                 monkeypatch.setattr(TrainingLoop, "_step", real)
                 raise Killed
-            return real(self)
+            return real(self, batches)
 
         monkeypatch.setattr(TrainingLoop, "_step", step)
         return Killed
@@ -57,23 +58,38 @@ def die_before(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
     return arrange
 
 
-@pytest.mark.parametrize("method", ["full", "lora"])
-def test_a_killed_run_logs_what_an_uninterrupted_one_would(
-    method: str, finetune_spec: Build, work_for: WorkFor, said: Said, die_before: Callable[[int], type[BaseException]]
+MODES = {
+    "full": {"use_lora": False, "dataloader_workers": 0},
+    "lora": {"dataloader_workers": 0},
+    "lora with threads": {"dataloader_workers": 3},
+}
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("seed", [1, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(2, 8))])
+def test_a_run_killed_at_random_steps_logs_what_an_uninterrupted_one_would(
+    mode: str,
+    seed: int,
+    finetune_spec: Build,
+    work_for: WorkFor,
+    said: Said,
+    die_before: Callable[[int], type[BaseException]],
+    vary_lengths: Callable[[FinetuneSpec], None],
 ) -> None:
-    spec = finetune_spec(**METHODS[method])  # 8 steps: logged every 2, saved every 3, so within a logging window
+    spec = finetune_spec(**MODES[mode])  # 8 steps: logged every 2, saved every 3, so within a logging window
+    vary_lengths(spec)
     whole = work_for(spec, job_id="whole")
     expected = finetune.run(whole)
 
-    killed = die_before(5)
-    first = work_for(spec, job_id="killed", attempt=1)
-    with pytest.raises(killed):
-        finetune.run(first)
-    second = work_for(spec, job_id="killed", attempt=2)
-    result = finetune.run(second)
+    killed_at = sorted(random.Random(seed).sample(range(1, 8), 3))
+    attempts = [work_for(spec, job_id="killed", attempt=number) for number in (1, 2, 3, 4)]
+    for work, steps in zip(attempts, killed_at, strict=False):
+        with pytest.raises(die_before(steps)):
+            finetune.run(work)
+    result = finetune.run(attempts[-1])
 
-    logged = said(first, events.MetricsLogged) + said(second, events.MetricsLogged)
-    assert said(second, events.MetricsLogged)[0].step == 4  # it went on from step 3
+    assert [said(work, events.TrainingResumed)[0].step for work in attempts[1:]] == [s - s % 3 for s in killed_at]
+    logged = [event for work in attempts for event in said(work, events.MetricsLogged)]
     assert series(logged) == series(said(whole, events.MetricsLogged))
     assert result.final_train_loss == expected.final_train_loss
     assert result.best_eval_loss == expected.best_eval_loss
@@ -178,10 +194,10 @@ def test_a_pause_saves_the_state_and_the_next_attempt_goes_on(
     first = work_for(spec, attempt=1)
     real = TrainingLoop._step
 
-    def step(self: TrainingLoop) -> tuple[float, float]:
+    def step(self: TrainingLoop, batches: Any) -> tuple[float, float]:
         if self.state.step == 4:
             self._work.stop.wanted = "pause"
-        return real(self)
+        return real(self, batches)
 
     monkeypatch.setattr(TrainingLoop, "_step", step)
     with pytest.raises(Stopped):
@@ -281,18 +297,31 @@ def test_an_evaluation_that_fails_does_not_lose_the_weights(
 
 
 @pytest.fixture
+def vary_lengths(root: DataRoot) -> Callable[[FinetuneSpec], None]:
+    """Makes the answers of a training set unequally long."""
+
+    def arrange(spec: FinetuneSpec) -> None:
+        file = root.path_of(spec.config.train_data_path) / LLAVA_FILE
+        lines = file.read_bytes().splitlines(keepends=True)
+        longer = [b'"from":"gpt","value":"' + b"It is there. " * (index * 5 % 7) for index in range(len(lines))]
+        file.write_bytes(b"".join(map(lambda line, new: line.replace(longer[0], new), lines, longer)))
+
+    return arrange
+
+
+@pytest.fixture
 def spoil_gradients(monkeypatch: pytest.MonkeyPatch) -> Callable[[set[int]], None]:
     """Makes the gradients of these steps NaN, counted from 1."""
 
     def arrange(steps: set[int]) -> None:
         real = TrainingLoop._step
 
-        def step(self: TrainingLoop) -> tuple[float, float]:
+        def step(self: TrainingLoop, batches: Any) -> tuple[float, float]:
             backward = self._optimisation.backward
             if self.state.step + 1 in steps:
                 monkeypatch.setattr(self._optimisation, "backward", lambda loss: backward(loss * torch.nan))
             try:
-                return real(self)
+                return real(self, batches)
             finally:
                 monkeypatch.setattr(self._optimisation, "backward", backward)
 
@@ -328,8 +357,8 @@ def test_weights_that_are_no_numbers_are_never_saved(
 ) -> None:
     real = TrainingLoop._step
 
-    def step(self: TrainingLoop) -> tuple[float, float]:
-        done = real(self)
+    def step(self: TrainingLoop, batches: Any) -> tuple[float, float]:
+        done = real(self, batches)
         if self.state.step == 8:
             self._optimisation._parameters[0].data.fill_(torch.inf)
         return done
@@ -383,7 +412,7 @@ def test_bf16_on_a_cpu_trains(finetune_spec: Build, work_for: WorkFor) -> None:
 def test_the_loss_of_a_step_does_not_depend_on_how_its_rows_are_cut(
     finetune_spec: Build, work_for: WorkFor, said: Said
 ) -> None:
-    changes = {"use_lora": False, "num_epochs": 1, "logging_steps": 1, "learning_rate": 1e-3}
+    changes = {"use_lora": False, "num_epochs": 1, "logging_steps": 1, "group_by_length": False}
     small = finetune_spec(batch_size=1, gradient_accumulation_steps=4, **changes)
     config = msgspec.structs.replace(small.config, batch_size=4, gradient_accumulation_steps=1)
     one, other = work_for(small, job_id="one"), work_for(FinetuneSpec(config=config), job_id="other")
