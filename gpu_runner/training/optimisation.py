@@ -65,6 +65,10 @@ class Optimisation:
         self._optimizer.zero_grad(set_to_none=True)
         return float(norm), learning_rate
 
+    def discard(self) -> None:
+        """Forget what gradients were added since the last update."""
+        self._optimizer.zero_grad(set_to_none=True)
+
     def check_weights(self) -> None:
         """Raises JobFailed when what is trained holds numbers that are none."""
         if not all(bool(parameter.isfinite().all()) for parameter in self._parameters):
