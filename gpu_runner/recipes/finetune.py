@@ -15,7 +15,7 @@ from gpu_runner.training.evaluation import Validation
 from gpu_runner.training.loop import TrainingLoop
 from gpu_runner.training.models import Loaded
 from gpu_runner.training.selection import everything, spread
-from gpu_runner.training.survey import MOST_ROWS, survey
+from gpu_runner.training.survey import MOST_ROWS, lengths_of_all, survey
 from gpu_runner.work import Work
 from jobs.results import FinetuneResult
 from jobs.specs import FinetuneSpec
@@ -42,13 +42,14 @@ def _finetune(work: Work[FinetuneSpec]) -> FinetuneResult:
     loaded = _load(work, compute, resumed or _continued_from(work))
     encoder = loaded.encoder(_max_length(work, loaded))
     measured = Validation(validation, encoder, work.root, config.batch_size) if validation else None
-    _look_at(work, training, measured, encoder)
+    lengths = _look_at(work, training, measured, encoder)
 
     loop = TrainingLoop(
         work=work,
         loaded=loaded,
         encoder=encoder,
         training=everything(training),
+        lengths=lengths,
         validation=measured,
         begin=resumed,
     )
@@ -92,9 +93,10 @@ def _max_length(work: Work[FinetuneSpec], loaded: Loaded) -> int:
     return asked
 
 
-def _look_at(work: Work[FinetuneSpec], training: Rows, validation: Validation | None, encoder: RowEncoder) -> None:
-    """Find now what would end the run later. Raises DatasetInvalid."""
-    found = survey(spread(training, MOST_ROWS), encoder)
+def _look_at(work: Work[FinetuneSpec], training: Rows, validation: Validation | None, encoder: RowEncoder) -> list[int]:
+    """Find now what would end the run later; gives the length of every row. Raises DatasetInvalid."""
+    chosen = spread(training, MOST_ROWS)
+    found = survey(chosen, encoder)
     if validation is not None:
         survey(validation.rows(), encoder)
     if found.truncated:
@@ -103,6 +105,7 @@ def _look_at(work: Work[FinetuneSpec], training: Rows, validation: Validation | 
             f"end of their answer; the longest has {found.longest} tokens.",
             "rows_truncated",
         )
+    return [min(length, encoder.max_length) for length in lengths_of_all(found, chosen)]
 
 
 def _result(work: Work[FinetuneSpec], loop: TrainingLoop, loaded: Loaded) -> FinetuneResult:

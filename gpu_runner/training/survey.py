@@ -5,6 +5,7 @@ Called by the recipe finetune while it loads, so that a run does not end after h
 
 from dataclasses import dataclass, field
 
+import numpy as np
 from PIL import Image
 
 from gpu_runner import images
@@ -19,11 +20,13 @@ _NAMED = 10  # row ids in a message
 
 @dataclass
 class Survey:
-    """`truncated` rows of `looked_at` are longer than max_length; `longest` is in tokens, images included."""
+    """`truncated` rows of `looked_at` are longer than max_length; `longest` is in tokens, images included, and so are
+    the `lengths` of the rows looked at, in their order."""
 
     looked_at: int = 0
     truncated: int = 0
     longest: int = 0
+    lengths: list[int] = field(default_factory=list)
     without_image: list[str] = field(default_factory=list)
     nothing_left: list[str] = field(default_factory=list)
 
@@ -47,12 +50,21 @@ def survey(chosen: Selection, encoder: RowEncoder) -> Survey:
     return found
 
 
+def lengths_of_all(found: Survey, chosen: Selection) -> list[int]:
+    """A length for every row of the set, whose `chosen` rows were surveyed: its own, or that of the one surveyed
+    before it, which is of the same video as a rule."""
+    at = np.searchsorted(np.array(chosen.indices), np.arange(len(chosen.rows)), side="right") - 1
+    lengths: list[int] = np.array(found.lengths)[at].tolist()
+    return lengths
+
+
 def _look_at(rows: Rows, row: Row, encoder: RowEncoder, found: Survey) -> None:
     found.looked_at += 1
     if not _has_its_image(rows, row):
         found.without_image.append(row.id)
     length = _length(row, encoder)
     found.longest = max(found.longest, length)
+    found.lengths.append(length)
     if length > encoder.max_length:
         found.truncated += 1
         if _length(row, encoder, prompt_only=True) >= encoder.max_length:

@@ -180,3 +180,9 @@ def test_a_form_is_told_of_every_setting_what_it_is_called_what_it_does_and_wher
     assert properties["lora_rank"].items() >= {"minimum": 1, "maximum": 256, "default": 8}.items()
     assert properties["seed"]["x-advanced"] is True
     assert "x-advanced" not in properties["learning_rate"]
+
+
+def test_patience_without_validation_data_is_refused() -> None:
+    with pytest.raises(msgspec.ValidationError, match="needs val_data_path"):
+        config_with(early_stopping_patience=3, val_data_path=None)
+    assert config_with(early_stopping_patience=3, val_data_path="datasets/val.jsonl").early_stopping_patience == 3
