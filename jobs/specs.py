@@ -4,6 +4,8 @@ The structs are the bodies of the REST routes as well, so the contract's field n
 struct here with its tag, its result in `results.py`, a file in `gpu_runner/recipes/`, one registry line, one test.
 """
 
+import itertools
+from collections.abc import Callable
 from enum import StrEnum
 from typing import Annotated, Literal, get_args
 
@@ -263,6 +265,12 @@ def slot_of(spec: Spec) -> Slot:
 def parts_of(dataset: str) -> str:
     """Where the parts of a dataset go when nobody says where."""
     return f"{dataset}-split"
+
+
+def free_name(stem: str, is_taken: Callable[[str], bool]) -> str:
+    """A dataset of that name below datasets/; with the first number behind it where it or its parts would be taken."""
+    names = itertools.chain((f"datasets/{stem}",), (f"datasets/{stem}-{number}" for number in itertools.count(2)))
+    return next(name for name in names if not is_taken(name) and not is_taken(parts_of(name)))
 
 
 def _one_model(spec: EvaluateSpec | GenerateSpec) -> None:

@@ -84,7 +84,9 @@ def _add_remote_commands(commands: Commands) -> None:
         commands, "prepare", text, "training-api prepare birds.zip --name birds --task detect --set level=strict"
     )
     prepare.add_argument("file", type=Path, metavar="FILE.zip", help="the export of the annotation tool")
-    prepare.add_argument("--name", help="the dataset's name (default: that of the file)")
+    prepare.add_argument(
+        "--name", help="the dataset's name (default: that of the file, with a number where it is taken)"
+    )
     prepare.add_argument("--task", choices=[task.value for task in TargetTask], help="what a model is to answer")
     prepare.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help="set a field; repeatable")
 

@@ -19,9 +19,9 @@ from rich.text import Text
 from jobs.calls import Json
 from jobs.client import Client
 from jobs.errors import InvalidInput, NotCompleted, RemoteProblem, TrainingError
-from jobs.lifecycle import Status
+from jobs.lifecycle import TERMINAL, Status
 from jobs.settings import Settings
-from jobs.specs import Kind
+from jobs.specs import Kind, free_name
 from jobs.training_config import TrainingConfig
 from service import watching
 from service.programs import health as health_of
@@ -51,12 +51,14 @@ def submit(chosen: argparse.Namespace, settings: Settings) -> int:
 
 def prepare(chosen: argparse.Namespace, settings: Settings) -> int:
     console = Console(stderr=True)
-    spec: Json = {"kind": Kind.PREPARE.value, "output_dir": f"datasets/{chosen.name or chosen.file.stem}"}
+    spec: Json = {"kind": Kind.PREPARE.value} | ({"output_dir": f"datasets/{chosen.name}"} if chosen.name else {})
     spec |= {"task": chosen.task} if chosen.task else {}
     spec |= dict(map(_assignment, chosen.set))
     if not chosen.file.is_file():
         raise InvalidInput(f"There is no file {chosen.file}: give the ZIP that the annotation tool exported.")
     with _client(settings) as client:
+        if "output_dir" not in spec:
+            spec["output_dir"] = _free_name(client, chosen.file.stem)
         with watching.moving(console, chosen.file.name) as on_bytes:
             spec["sam2_zip_path"] = client.upload(chosen.file, on_bytes)["file_path"]
         try:
@@ -70,6 +72,15 @@ def prepare(chosen: argparse.Namespace, settings: Settings) -> int:
         _say(f"warning: {warning}")
     print(made["split"]["train_path"] if made["split"] else made["output_dir"])
     return COMPLETED if made["success"] else FAILED
+
+
+def _free_name(client: Client, stem: str) -> str:
+    """A name for a dataset that none has and none is being given."""
+    taken = {dataset["data_path"] for dataset in client.get("/api/data/datasets")["datasets"]}
+    for job in client.jobs(Kind.PREPARE):
+        if job["status"] not in TERMINAL:
+            taken |= {job["spec"]["output_dir"], job["spec"]["split_dir"]}
+    return free_name(stem, taken.__contains__)
 
 
 def watch(chosen: argparse.Namespace, settings: Settings) -> int:

@@ -6,14 +6,18 @@ First every row is placed by what its rarest class lacks; then rows of two parts
 a class that is far from its share. The sizes of the parts are given and stay.
 """
 
+import math
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from heapq import heapify, heappop, heappush
+from operator import itemgetter
 from typing import NamedTuple
 
 TOLERANCE = 0.05  # how far the share of a class in a part may lie from the part's ratio
 _COUNT_TO_MEND = 10  # of a class with fewer rows, one row is more than the tolerance allows to round by
 _MOST_LOOKS = 500_000  # at classes and kinds of rows, over all swaps: some seconds, however many there are
+_STEPS_ASIDE = 60  # swaps without a gain, in the hope of one behind them
+_ROUNDING = 1e-9
 _LOOKED_AT = 32  # kinds of rows to give, and to take, for one swap
 
 Labels = Sequence[frozenset[str]]
@@ -31,6 +35,9 @@ class _Shares(NamedTuple):
         """How much beyond the tolerance the parts are altogether, as a share of the class."""
         beyond = (abs(had - wanted) - TOLERANCE * self.total for had, wanted in zip(self.had, self.wanted, strict=True))
         return sum(max(0.0, rows) for rows in beyond) / self.total
+
+    def is_too_far(self) -> bool:
+        return self.total >= _COUNT_TO_MEND and self.excess() > _ROUNDING
 
 
 def place(
@@ -113,43 +120,79 @@ class _Swap(NamedTuple):
     leaving: Signature
     coming: Signature
 
+    def back(self) -> "_Swap":
+        return _Swap(self.under, self.over, self.leaving, self.coming)
+
 
 def _mend(part_of: dict[int, int], signatures: Mapping[int, Signature], shares: Mapping[str, _Shares]) -> None:
-    """Swap rows while that brings a class nearer to its share and throws no other as far off."""
-    uneven = {label for label, of in shares.items() if of.total >= _COUNT_TO_MEND and of.excess() > 0}
+    """Swap rows of the classes too far from their shares until none is, or nothing better is found.
+
+    Where no swap is a gain, the least bad one is made: often the next ones mend what it broke. What led to no gain is
+    undone. Source of the walk: F. Glover, Tabu Search, Part I, ORSA Journal on Computing 1989.
+    """
+    uneven = {label for label, of in shares.items() if of.is_too_far()}
     if not uneven:
         return
     rows_of: dict[int, dict[Signature, list[int]]] = {part: defaultdict(list) for part in set(part_of.values())}
     for row, part in part_of.items():
         rows_of[part][signatures[row]].append(row)
-    looks = 0
-    while uneven and looks < _MOST_LOOKS:
-        looks += len(uneven) + sum(map(len, rows_of.values())) + _LOOKED_AT**2
-        label = max(uneven, key=lambda name: (shares[name].excess(), name))
-        swap = _best_swap(label, rows_of, shares)
+    aside: list[_Swap] = []  # made since the parts were at their best
+    looks, lost = 0, 0.0
+    while uneven and len(aside) <= _STEPS_ASIDE:
+        cost = sum(map(len, rows_of.values())) + _LOOKED_AT**2
+        farthest_first = sorted(uneven, key=lambda name: (-shares[name].excess(), name))
+        affordable = farthest_first[: max(0, _MOST_LOOKS - looks) // cost]
+        tried, change, swap = _next_swap(affordable, rows_of, shares, {swap.back() for swap in aside})
         if swap is None:
-            uneven.discard(label)
-            continue
-        _exchange(swap, rows_of, part_of)
-        _count(swap, shares, 1)
-        uneven = {name for name in uneven if shares[name].excess() > 0}
+            break
+        looks += len(uneven) + tried * cost
+        _make(swap, rows_of, part_of, shares)
+        aside.append(swap)
+        lost += change
+        if lost < -_ROUNDING:
+            aside, lost = [], 0.0
+        uneven = {label for label in uneven.union(_touched(swap)) if shares[label].is_too_far()}
+    for swap in reversed(aside):
+        _make(swap.back(), rows_of, part_of, shares)
+
+
+def _next_swap(
+    labels: Iterable[str],
+    rows_of: Mapping[int, Mapping[Signature, list[int]]],
+    shares: Mapping[str, _Shares],
+    barred: Set[_Swap],
+) -> tuple[int, float, _Swap | None]:
+    """The best swap of the first class for which one is a gain, else the least bad of any.
+
+    Before it: for how many classes one was looked for, and what excess it adds.
+    """
+    found: list[tuple[float, _Swap | None]] = []
+    for label in labels:
+        found.append(_best_swap(label, rows_of, shares, barred))
+        if found[-1][0] < -_ROUNDING:
+            break
+    change, swap = min(found, key=itemgetter(0), default=(math.inf, None))
+    return len(found), change, swap
 
 
 def _best_swap(
-    label: str, rows_of: Mapping[int, Mapping[Signature, list[int]]], shares: Mapping[str, _Shares]
-) -> _Swap | None:
-    """The exchange that lowers the excess most; None where none of those looked at does."""
+    label: str,
+    rows_of: Mapping[int, Mapping[Signature, list[int]]],
+    shares: Mapping[str, _Shares],
+    barred: Set[_Swap],
+) -> tuple[float, _Swap | None]:
+    """Of the swaps that bring this class nearer to its share, the one that adds least to the excess of all."""
     surplus = [had - wanted for had, wanted in zip(shares[label].had, shares[label].wanted, strict=True)]
-    best, least = None, -1e-9
+    least, best = math.inf, None
     for over in (part for part in rows_of if surplus[part] > 0):
         for under in (part for part in rows_of if surplus[part] < 0):
             leaving = [kind for kind, rows in rows_of[over].items() if rows and label in kind][:_LOOKED_AT]
             coming = [kind for kind, rows in rows_of[under].items() if rows and label not in kind][:_LOOKED_AT]
             for swap in (_Swap(over, under, out, back) for out in leaving for back in coming):
                 change = _change(swap, shares)
-                if change < least:
-                    best, least = swap, change
-    return best
+                if change < least - _ROUNDING and swap not in barred:
+                    least, best = change, swap
+    return least, best
 
 
 def _change(swap: _Swap, shares: Mapping[str, _Shares]) -> float:
@@ -174,9 +217,15 @@ def _count(swap: _Swap, shares: Mapping[str, _Shares], times: int) -> None:
         shares[label].had[swap.under] += moved
 
 
-def _exchange(swap: _Swap, rows_of: Mapping[int, Mapping[Signature, list[int]]], part_of: dict[int, int]) -> None:
+def _make(
+    swap: _Swap,
+    rows_of: Mapping[int, Mapping[Signature, list[int]]],
+    part_of: dict[int, int],
+    shares: Mapping[str, _Shares],
+) -> None:
     out = rows_of[swap.over][swap.leaving].pop()
     back = rows_of[swap.under][swap.coming].pop()
     rows_of[swap.under][swap.leaving].append(out)
     rows_of[swap.over][swap.coming].append(back)
     part_of[out], part_of[back] = swap.under, swap.over
+    _count(swap, shares, 1)

@@ -15,6 +15,7 @@ from service import preparing, uploads, waiting
 from service.answers import Accepted, Uploaded
 from service.dispatch import Dispatch
 from service.problems import documented
+from service.recorder import Recorder
 
 _TAGS = ["data"]
 _RESPONSES = documented(404, 409, 422, 503) | {
@@ -105,7 +106,7 @@ async def split(
     request_max_body_size=None,
 )
 async def prepare(
-    request: Request[Any, Any, Any], dispatch: Dispatch, root: DataRoot, settings: Settings
+    request: Request[Any, Any, Any], dispatch: Dispatch, recorder: Recorder, root: DataRoot, settings: Settings
 ) -> Response[PrepareResult]:
     """Convert an export, check the dataset and divide it, as one job.
 
@@ -115,5 +116,5 @@ async def prepare(
     content_type = request.headers.get("content-type", "")
     if not content_type.lower().startswith("multipart/form-data"):
         return await waiting.run(request, dispatch, preparing.spec_of_body(await request.body()), settings)
-    async with preparing.received(content_type, request.stream(), root, settings) as spec:
+    async with preparing.received(content_type, request.stream(), root, settings, recorder.live.values()) as spec:
         return await waiting.run(request, dispatch, spec, settings)

@@ -58,6 +58,15 @@ def test_it_finds_what_comparing_all_with_all_finds(seed: int, trained: int, ask
     assert look_alikes.find(training, held_out).tolist() == one_by_one(training, held_out)
 
 
+@settings(max_examples=50)
+@given(st.integers(0, 2**32), st.lists(st.integers(0, 400), max_size=25), st.integers(1, 5))
+def test_a_copy_is_what_looks_like_a_picture_of_an_earlier_owner(seed: int, owners: list[int], scenes: int) -> None:
+    records = variations(len(owners), scenes, np.random.default_rng(seed))
+    of = np.array(owners, dtype=np.int64)
+    expected = [one_by_one(records[of < owner], records[[at]])[0] for at, owner in enumerate(owners)]
+    assert look_alikes.find_copies(records, of).tolist() == expected
+
+
 def test_a_difference_in_each_of_three_quarters_is_still_found() -> None:
     training = strangers(1000, np.random.default_rng(1))
     for quarters in ((0, 1, 2), (1, 2, 3), (0, 2, 3), (0, 1, 3)):
@@ -93,4 +102,7 @@ def test_a_hundred_thousand_pictures_are_searched_in_seconds_even_where_all_look
         for _ in range(6):
             records["coarse"] ^= np.uint64(1) << draw.integers(0, 64, len(records), dtype=np.uint64)
     found = look_alikes.find(records[:80_000], records[80_000:])
+    copies = look_alikes.find_copies(records, np.arange(len(records)) // 1000)
+    assert bool(copies[1000:].any()) == bool(found.any())
+    assert not copies[:1000].any()
     assert {"still": found.all(), "nearly still": found.any()}.get(kind, not found.any())

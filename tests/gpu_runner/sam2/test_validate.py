@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import numpy as np
 import pytest
+from PIL import Image
 
 from jobs.errors import DatasetInvalid
 from jobs.paths import DataRoot
@@ -145,6 +147,62 @@ def test_pictures_that_look_the_same_are_a_warning(
     folder = root.datasets / "d"
     (folder / rows[3]["image"]).write_bytes((folder / rows[0]["image"]).read_bytes())
     assert only(check(rows)).message == "1 pictures look the same as an earlier one."
+
+
+def video(name: str, rows: Rows, pictures: list[Image.Image], folder: Path, quality: int | None = None) -> Rows:
+    """Sound rows of a video of these pictures: PNG, or with a quality JPEG of half the size."""
+    made = []
+    for index, picture in enumerate(pictures):
+        file = folder / "images" / f"{name}-{index}.{'jpg' if quality else 'png'}"
+        (picture.resize((60, 40)) if quality else picture).save(file, **({"quality": quality} if quality else {}))
+        named = {"id": f"{name}-{index}", "video_id": name, "frame_index": index, "image": f"images/{file.name}"}
+        made.append({**rows[index % len(rows)], **named})
+    return made
+
+
+@pytest.fixture
+def scenes() -> list[Image.Image]:
+    draw = np.random.default_rng(4)
+    pictures = (Image.fromarray(draw.integers(0, 256, (4, 6, 3), dtype=np.uint8)) for _ in range(20))
+    return [picture.resize((30, 20), Image.Resampling.BICUBIC) for picture in pictures]
+
+
+def of_duplicates(result: ValidateResult) -> list[str]:
+    return [each.message for each in (*result.errors, *result.warnings) if each.rule == "duplicate_frames"]
+
+
+def test_copies_of_a_video_that_were_saved_anew_are_a_warning(
+    rows: Rows, check: Callable[..., ValidateResult], root: DataRoot, scenes: list[Image.Image]
+) -> None:
+    folder = root.datasets / "d"
+    original = video("one", rows, scenes, folder)
+    assert of_duplicates(check(original)) == []
+    both = [*original, *video("two", rows, scenes, folder, quality=75)]
+    (message,) = of_duplicates(check(both))
+    assert message == "20 pictures look like an earlier one that is not of their video."
+    few = [*(row for row in both if row["video_id"] == "one"), *both[-1:]]
+    assert of_duplicates(check(few)) == []
+
+
+def test_pictures_of_no_video_that_were_saved_anew_are_a_warning(
+    rows: Rows, check: Callable[..., ValidateResult], root: DataRoot, scenes: list[Image.Image]
+) -> None:
+    folder = root.datasets / "d"
+    both = [*video("one", rows, scenes, folder), *video("two", rows, scenes, folder, quality=90)]
+    (message,) = of_duplicates(check([row | {"video_id": ""} for row in both]))
+    assert int(message.split()[0]) >= 18
+
+
+def test_a_video_that_stands_still_and_comes_back_is_no_copy(
+    rows: Rows, check: Callable[..., ValidateResult], root: DataRoot, scenes: list[Image.Image]
+) -> None:
+    still = []
+    for number in range(30):  # a camera's noise, and every third picture the first scene again
+        pixels = np.asarray(scenes[number % 3]).astype(int) + np.random.default_rng(number).integers(-2, 3, (20, 30, 3))
+        still.append(Image.fromarray(pixels.clip(0, 255).astype(np.uint8)))
+    folder = root.datasets / "d"
+    result = check([*video("one", rows, still, folder), *video("two", rows, scenes[3:], folder)])
+    assert of_duplicates(result) == []
 
 
 def test_a_picture_cut_short_is_an_error(rows: Rows, check: Callable[..., ValidateResult], root: DataRoot) -> None:
@@ -382,4 +440,5 @@ def test_genuine_exports_have_no_errors(
     converted = run(ConvertSpec(sam2_zip_path=f"uploads/{name}", output_dir="datasets/d", target_format=data_format))
     result = run(ValidateSpec(data_path="datasets/d", format_type=data_format, level="strict"))
     assert result.errors == ()
+    assert not any("not of their video" in each.message for each in result.warnings)
     assert result.statistics["total_samples"] == converted.num_samples

@@ -3,6 +3,7 @@
 import io
 import json
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -70,6 +71,25 @@ def test_any_name_of_a_file_names_a_dataset(send) -> None:
         answer = send(name=name)
         assert answer.status_code == 200, answer.text
         assert answer.json()["output_dir"].startswith("datasets/")
+
+
+def test_a_dataset_that_nobody_named_replaces_none(house, send) -> None:
+    (house.root.datasets / "terns").mkdir(parents=True)
+    (house.root.datasets / "terns-2-split").mkdir()
+    assert send(name="terns.zip").json()["output_dir"] == "datasets/terns-3"
+    assert send({"output_dir": "terns"}, name="terns.zip").json()["output_dir"] == "datasets/terns"
+
+
+def test_datasets_that_are_made_at_once_have_names_of_their_own(house, http, scripts, send) -> None:
+    house.runner.scripts[Kind.PREPARE] = scripts.run_until_stopped
+    with ThreadPoolExecutor() as pool:
+        answers = list(pool.map(lambda _: send(name="wrens.zip", prefer="respond-async"), range(4)))
+    jobs = [answer.json()["job_id"] for answer in answers]
+    named = {http.get(f"/api/jobs/{job_id}").json()["spec"]["output_dir"] for job_id in jobs}
+    for job_id in jobs:
+        http.post(f"/api/jobs/{job_id}/cancel")
+        house.wait_for(job_id, lambda job: job.has_ended)
+    assert named == {"datasets/wrens", *(f"datasets/wrens-{number}" for number in (2, 3, 4))}
 
 
 def test_a_preparation_that_takes_long_is_answered_with_its_address(house, http, send) -> None:

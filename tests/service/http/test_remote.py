@@ -415,6 +415,14 @@ def test_an_export_is_prepared_from_the_terminal(run, http, export_file) -> None
     assert spec["sam2_zip_path"].endswith("/birds.zip")
 
 
+def test_an_export_prepared_again_from_the_terminal_replaces_no_dataset(run, house, export_file) -> None:
+    export_file = export_file.rename(export_file.with_name("swifts.zip"))
+    for printed in ("swifts", "swifts-2"):
+        assert run("prepare", str(export_file))[1] == f"datasets/{printed}-split/train.jsonl\n"
+        (house.root.datasets / printed).mkdir(parents=True)
+        (house.root.datasets / printed / "llava_dataset.jsonl").touch()
+
+
 def test_a_dataset_that_is_not_valid_is_said_and_is_the_exit_status(run, house, scripts, export_file) -> None:
     async def finds(attempt) -> None:
         made = scripts.default_result(attempt.job_id, attempt.spec)
