@@ -17,14 +17,12 @@ from jobs.specs import ConvertSpec, Kind, SplitSpec, ValidateSpec, ValidationLev
 from service import datasets
 from service.answers import Answer
 from service.datasets import Dataset
-from service.queries import folder_of
 from service.records import DataStep
+from service.steps import Lineage, Steps, folder_of, names_of, source_of
 from service.store import Store
 
 _MANIFEST = "manifest.json"
 _MANIFEST_MAX_BYTES = 16 * 2**20  # with the digests of about 150,000 pictures
-
-Lineage = list[tuple[str, DataStep | None]]
 
 
 class Source(Answer, frozen=True, kw_only=True):
@@ -89,11 +87,13 @@ class DatasetDetail(Dataset, frozen=True, kw_only=True):
 
 async def detail(store: Store, root: DataRoot, name: str, prefix: str) -> DatasetDetail:
     """Raises UnknownDataset. `prefix` is that of the addresses of reports."""
-    maker = await store.maker_of(_confined(root, name))
-    listed = await datasets.summary(store, maker) if maker else None
-    if maker is None or listed is None or not await asyncio.to_thread(root.path_of(maker.dataset).is_dir):
+    steps = await store.newest_steps()
+    folder = _confined(root, name)
+    listed = datasets.summary(steps, folder)
+    if listed is None or not await asyncio.to_thread(root.path_of(folder).is_dir):
         raise UnknownDataset
-    lineage = await store.lineage(maker.dataset)
+    lineage = steps.lineage(folder)
+    made = steps.makers[folder].result
     conversion = lineage[-1][1]
     converted = _converted(conversion)
     return DatasetDetail(
@@ -102,10 +102,10 @@ async def detail(store: Store, root: DataRoot, name: str, prefix: str) -> Datase
         skipped_frames=converted.skipped_frames if converted else None,
         source=await asyncio.to_thread(_source, root, folder_of(lineage[-1][0]), conversion),
         lineage=tuple(_origins(lineage)),
-        splits=await _splits(store, maker.dataset),
+        splits=_splits(steps, folder),
         reports=await _reports(store, root, lineage, prefix),
-        checked=await store.last_validation(listed.split.train_path if listed.split else maker.dataset),
-        divided=maker.result if isinstance(maker.result, SplitResult) else None,
+        checked=steps.last_validation(listed.split.train_path if listed.split else folder),
+        divided=made if isinstance(made, SplitResult) else None,
     )
 
 
@@ -135,11 +135,10 @@ def _origins(lineage: Lineage) -> list[Origin]:
     ]
 
 
-async def _splits(store: Store, name: str) -> tuple[str, ...]:
+def _splits(steps: Steps, name: str) -> tuple[str, ...]:
+    sources = {made: source_of(maker) for made, maker in steps.makers.items()}
     return tuple(
-        maker.dataset.removeprefix("datasets/")
-        for maker in await store.dataset_makers()
-        if isinstance(maker.spec, SplitSpec) and folder_of(maker.spec.data_path) == name
+        made.removeprefix("datasets/") for made, source in sources.items() if source and folder_of(source) == name
     )
 
 
@@ -149,7 +148,7 @@ async def _splits(store: Store, name: str) -> tuple[str, ...]:
 async def _reports(store: Store, root: DataRoot, lineage: Lineage, prefix: str) -> tuple[Report, ...]:
     steps: dict[tuple[str, str], DataStep] = {}
     for ancestor, maker in lineage:
-        for name in dict.fromkeys((ancestor, folder_of(ancestor), *_parts(maker, ancestor))):
+        for name in (*names_of(ancestor), *_parts(maker, ancestor)):
             for step in await store.validations(name, maker):
                 steps[step.job.job_id, step.dataset] = step
     newest_first = sorted(steps.values(), key=lambda step: step.job.submitted_seq, reverse=True)

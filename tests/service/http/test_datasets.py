@@ -9,6 +9,7 @@ import pytest
 from jobs import events
 from jobs.results import Finding, Leak, Repair, SplitResult, ValidateResult
 from jobs.specs import Kind, SplitSpec
+from service.queries import Queries
 
 
 @pytest.fixture
@@ -120,6 +121,26 @@ def test_what_a_split_says_of_its_data_is_what_decides_over_a_training(house, ht
     assert _list(http)[0]["validation"]["result"] == "failed"
     config = {"model_name": "demo-llava", "train_data_path": "datasets/l/cut/train.jsonl"}
     assert http.post("/api/train/start", json={"config": config}).status_code == 409
+
+
+@pytest.mark.parametrize(("path", "most"), [("", 1), ("/l/c0", 6)])
+def test_a_longer_list_asks_the_database_no_more(house, http, made, monkeypatch, path, most) -> None:
+    asked = []
+    read = Queries._rows
+
+    def count(self, sql, values=None):
+        asked.append(sql)
+        return read(self, sql, values)
+
+    monkeypatch.setattr(Queries, "_rows", count)
+    for number in range(4):
+        made.split(made.convert(f"l/d{number}"), f"l/c{number}")
+        made.validate(f"l/d{number}")
+        if number in (0, 3):
+            asked.clear()
+            assert http.get(f"/api/data/datasets{path}").status_code == 200
+            assert len(asked) <= most, asked
+    assert [each["validation"]["result"] for each in _list(http)] == ["passed"] * 8
 
 
 def test_a_dataset_whose_folder_went_away_is_not_listed(house, http, made) -> None:
