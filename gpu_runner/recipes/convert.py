@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import msgspec
 
@@ -62,8 +62,14 @@ def fill(work: Work[ConvertSpec], folder: Path) -> ConvertResult:
                     work.journal.progress(done, total)
                 files = conversion.finish()
         made_of = manifest.Source(
-            sha256=source.sha256(), mask_order=orientation.order, skipped_frames=conversion.skipped
+            sha256=source.sha256(),
+            upload=PurePosixPath(work.spec.sam2_zip_path).name,
+            format=export.format,
+            mask_order=orientation.order,
+            mask_order_reason=orientation.reason,
+            skipped_frames=conversion.skipped,
         )
+        manifest.write_digests(folder, files)
         manifest.write(folder, _manifest(work.spec, base, made_of, writer.contents, files))
         notes = [*_painted(work, folder), *_known(work.spec, base, made_of)]
     return _result(work.spec, export, orientation, conversion, made_of, writer.contents, merger, notes)

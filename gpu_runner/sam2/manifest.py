@@ -1,12 +1,12 @@
-"""`manifest.json` of a dataset folder: what it was made from, how, and the SHA-256 of every file in it.
+"""`manifest.json` of a dataset folder: what it was made from and how. `SHA256SUMS` beside it has every file's digest.
 
-Written by the convert recipe, read again when a dataset grows. Nothing in it depends on the time or the place, so
-converting twice gives equal bytes.
+Written by the convert recipe; read when a dataset grows or is validated, and by the service. It stays small, however
+many pictures there are. Nothing in it depends on the time or the place, so converting twice gives equal bytes.
 """
 
 import hashlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 
@@ -16,6 +16,8 @@ from gpu_runner.rows import Row
 from jobs.specs import DataFormat, Kind, MaskOrder, TargetTask
 
 MANIFEST = "manifest.json"
+DIGESTS = "SHA256SUMS"  # as `sha256sum -c` reads it
+_ESCAPES = str.maketrans({"\\": "\\\\", "\n": "\\n", "\r": "\\r"})
 
 
 class Options(msgspec.Struct, frozen=True, kw_only=True):
@@ -30,11 +32,14 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Source(msgspec.Struct, frozen=True, kw_only=True):
-    """An export that went in. `mask_order` is the order that was used."""
+    """An export that went in, by the name of its upload. `mask_order` is the order that was used, and why."""
 
     sha256: str
+    upload: str = ""
+    format: str = ""
     mask_order: MaskOrder
-    skipped_frames: int
+    mask_order_reason: str = ""
+    skipped_frames: int = 0
 
 
 class Contents:
@@ -53,7 +58,7 @@ class Contents:
 
 
 class Manifest(msgspec.Struct, frozen=True, kw_only=True):
-    """`sources` has one entry an export that was merged in; `files` are SHA-256 in hex by path below the folder."""
+    """`sources` has one entry an export that was merged in; `entries` are the names in its folder."""
 
     made_by: str
     software_version: str
@@ -63,15 +68,15 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     rows: int
     objects: int
     labels: dict[str, int]
-    files: dict[str, str]
+    entries: tuple[str, ...] = ()
 
     @property
     def skipped_frames(self) -> int:
         return sum(source.skipped_frames for source in self.sources)
 
 
-def of(options: Options, sources: Sequence[Source], contents: Contents, files: dict[str, str]) -> Manifest:
-    """The manifest of a folder that a conversion wrote."""
+def of(options: Options, sources: Sequence[Source], contents: Contents, files: Iterable[str]) -> Manifest:
+    """The manifest of a folder into which a conversion wrote these files."""
     return Manifest(
         made_by=Kind.CONVERT,
         software_version=software_version(),
@@ -81,7 +86,7 @@ def of(options: Options, sources: Sequence[Source], contents: Contents, files: d
         rows=contents.rows,
         objects=contents.objects,
         labels=dict(contents.labels),
-        files=files,
+        entries=tuple(sorted({DIGESTS, *(path.split("/")[0] for path in files)})),
     )
 
 
@@ -96,6 +101,14 @@ def read(folder: Path) -> Manifest | None:
 def write(folder: Path, manifest: Manifest) -> None:
     content = msgspec.json.format(msgspec.json.encode(manifest, order="sorted"), indent=2)
     (folder / MANIFEST).write_bytes(content + b"\n")
+
+
+def write_digests(folder: Path, files: Mapping[str, str]) -> None:
+    """SHA-256 in hex by path below the folder, as coreutils write them: names that would break a line are escaped."""
+    with (folder / DIGESTS).open("w", encoding="utf-8") as lines:
+        for path, sha256 in sorted(files.items()):
+            escaped = path.translate(_ESCAPES)
+            lines.write(f"{'' if escaped == path else chr(92)}{sha256}  {escaped}\n")
 
 
 class HashedFile:
