@@ -6,16 +6,19 @@ many pictures there are. Nothing in it depends on the time or the place, so conv
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
+from typing import NamedTuple
 
 import msgspec
 
+from gpu_runner.lines import Lines, decode_line
 from gpu_runner.rows import Row
 from jobs.specs import DataFormat, Kind, MaskOrder, TargetTask
 
 MANIFEST = "manifest.json"
+LEFT_OUT = "left_out.jsonl"
 DIGESTS = "SHA256SUMS"  # as `sha256sum -c` reads it
 _ESCAPES = str.maketrans({"\\": "\\\\", "\n": "\\n", "\r": "\\r"})
 
@@ -39,13 +42,23 @@ class Source(msgspec.Struct, frozen=True, kw_only=True):
     format: str = ""
     mask_order: MaskOrder
     mask_order_reason: str = ""
-    skipped_frames: int = 0
+
+
+class Left(NamedTuple):
+    """A frame of an export that is not in the dataset, because nothing is annotated in it."""
+
+    video_id: str
+    frame_index: int
 
 
 class Contents:
-    """Counts of what was written into a dataset. `labels` are objects by label, `videos` in order of appearance."""
+    """Counts of what was written into a dataset. `labels` are objects by label, `videos` in order of appearance.
 
-    def __init__(self) -> None:
+    `left_out` are frames known to be left out; one that comes as a row after all is none of them any more.
+    """
+
+    def __init__(self, left_out: Iterable[Left] = ()) -> None:
+        self.left_out = set(left_out)
         self.rows = self.objects = 0
         self.labels: Counter[str] = Counter()
         self.videos: dict[str, None] = {}
@@ -55,10 +68,14 @@ class Contents:
         self.objects += len(row.labels)
         self.labels.update(row.labels)
         self.videos[row.video_id] = None
+        self.left_out.discard(Left(row.video_id, row.frame_index))
 
 
 class Manifest(msgspec.Struct, frozen=True, kw_only=True):
-    """`sources` has one entry an export that was merged in; `entries` are the names in its folder."""
+    """`sources` has one entry an export that was merged in; `entries` are the names in its folder.
+
+    `skipped_frames` counts the frames of all its exports that are not in it; `left_out.jsonl` names them.
+    """
 
     made_by: str
     software_version: str
@@ -68,11 +85,8 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     rows: int
     objects: int
     labels: dict[str, int]
+    skipped_frames: int = 0
     entries: tuple[str, ...] = ()
-
-    @property
-    def skipped_frames(self) -> int:
-        return sum(source.skipped_frames for source in self.sources)
 
 
 def of(options: Options, sources: Sequence[Source], contents: Contents, files: Iterable[str]) -> Manifest:
@@ -86,6 +100,7 @@ def of(options: Options, sources: Sequence[Source], contents: Contents, files: I
         rows=contents.rows,
         objects=contents.objects,
         labels=dict(contents.labels),
+        skipped_frames=len(contents.left_out),
         entries=tuple(sorted({DIGESTS, *(path.split("/")[0] for path in files)})),
     )
 
@@ -101,6 +116,30 @@ def read(folder: Path) -> Manifest | None:
 def write(folder: Path, manifest: Manifest) -> None:
     content = msgspec.json.format(msgspec.json.encode(manifest, order="sorted"), indent=2)
     (folder / MANIFEST).write_bytes(content + b"\n")
+
+
+def read_left_out(folder: Path) -> Iterator[Left]:
+    """The frames that a dataset was made without. Raises DatasetInvalid."""
+    file = folder / LEFT_OUT
+    if file.is_file():
+        lines = Lines(file)
+        for index in range(len(lines)):
+            yield decode_line(_LEFT, lines, index, LEFT_OUT)
+
+
+def write_left_out(folder: Path, left_out: Iterable[Left]) -> dict[str, str]:
+    """Remember them for when the dataset grows; the digest by name of what was written."""
+    ordered = sorted(left_out)
+    if not ordered:
+        return {}
+    file = HashedFile(folder / LEFT_OUT)
+    for left in ordered:
+        file.write(msgspec.json.encode(left) + b"\n")
+    file.close()
+    return {LEFT_OUT: file.sha256}
+
+
+_LEFT = msgspec.json.Decoder(Left)
 
 
 def write_digests(folder: Path, files: Mapping[str, str]) -> None:
