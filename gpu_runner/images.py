@@ -11,9 +11,10 @@ from typing import Any, BinaryIO
 
 from PIL import Image
 
+from jobs.values import MAX_PICTURE_BYTES
+
 FORMATS = ("PNG", "JPEG", "WEBP")
 MAX_PIXELS = 50_000_000
-MAX_BYTES = 64 << 20  # of an encoded picture
 
 
 class BadImage(Exception):
@@ -24,8 +25,8 @@ class Content(io.BytesIO):
     """An encoded picture in memory. Writing raises BadImage where it is larger than any picture may be."""
 
     def write(self, block: Any, /) -> int:
-        if self.tell() + len(block) > MAX_BYTES:
-            raise BadImage(f"it has more than {MAX_BYTES >> 20} MiB")
+        if self.tell() + len(block) > MAX_PICTURE_BYTES:
+            raise BadImage(f"it has more than {MAX_PICTURE_BYTES >> 20} MiB")
         return super().write(block)
 
 

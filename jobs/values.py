@@ -15,3 +15,4 @@ JobId = Annotated[str, Meta(min_length=1, max_length=64)]
 WantedDevice = Literal["auto", "cpu", "cuda"]
 
 MAX_LENGTH_LIMIT = 32768
+MAX_PICTURE_BYTES = 64 * 2**20  # of an encoded picture that is converted, trained on or shown

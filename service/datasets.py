@@ -12,7 +12,7 @@ from jobs.paths import DataRoot
 from jobs.results import ConvertResult, SplitResult, ValidateResult
 from jobs.specs import ConvertSpec, DataFormat, SplitSpec, SplitStrategy, TargetTask
 from service.answers import Answer
-from service.records import DataStep
+from service.steps import Steps
 from service.store import Store
 
 
@@ -69,22 +69,26 @@ class DatasetList(Answer, frozen=True, kw_only=True):
 
 async def all_of(store: Store, root: DataRoot) -> DatasetList:
     """Every dataset whose folder is there."""
-    makers = await asyncio.to_thread(_with_folder, root, await store.dataset_makers())
-    found = [await summary(store, maker) for maker in makers]
+    steps = await store.newest_steps()
+    names = await asyncio.to_thread(_with_folder, root, steps.makers)
+    found = [summary(steps, name) for name in names]
     return DatasetList(datasets=tuple(dataset for dataset in found if dataset))
 
 
-def _with_folder(root: DataRoot, makers: Iterable[DataStep]) -> list[DataStep]:
-    return [maker for maker in makers if root.path_of(maker.dataset).is_dir()]
+def _with_folder(root: DataRoot, names: Iterable[str]) -> list[str]:
+    return [name for name in names if root.path_of(name).is_dir()]
 
 
-async def summary(store: Store, maker: DataStep) -> Dataset | None:
-    """What the list tells of a dataset; None of one that was only checked."""
-    name, made, made_at = maker.dataset, maker.result, maker.job.completed_at
+def summary(steps: Steps, name: str) -> Dataset | None:
+    """What the list tells of a dataset; None of one that nobody made."""
+    maker = steps.makers.get(name)
+    if maker is None:
+        return None
+    made, made_at = maker.result, maker.job.completed_at
     if made_at is None or isinstance(made, ValidateResult):
         return None
     split = _split(maker.spec, made)
-    conversion = (await store.lineage(name))[-1][1]
+    conversion = steps.lineage(name)[-1][1]
     spec, converted = (conversion.spec, conversion.result) if conversion else (None, None)
     return Dataset(
         name=name.removeprefix("datasets/"),
@@ -97,7 +101,7 @@ async def summary(store: Store, maker: DataStep) -> Dataset | None:
         labels=converted.labels if isinstance(converted, ConvertResult) else {},
         created_at=made_at,
         split=split,
-        validation=_validation(await store.last_validation(split.train_path if split else name)),
+        validation=_validation(steps.last_validation(split.train_path if split else name)),
         warnings=made.warnings,
     )
 

@@ -14,9 +14,8 @@ from litestar.response import Stream
 
 from jobs.errors import InvalidInput
 from jobs.paths import DataRoot
+from jobs.values import MAX_PICTURE_BYTES
 from service import downloads
-
-MAX_BYTES = 32 * 2**20
 
 _FRESH_S = 300  # a dataset may be made again under its name
 _KINDS = (
@@ -46,8 +45,8 @@ def answer(root: DataRoot, path: str, part: range | None, if_none_match: str | N
         media_type = next((kind for start, kind in _KINDS if start.match(head)), None)
         if media_type is None:
             raise InvalidInput("is no PNG, JPEG or WebP picture", path="path")
-        if len(place) > MAX_BYTES:
-            raise InvalidInput(f"is larger than {MAX_BYTES:,} bytes", path="path")
+        if len(place) > MAX_PICTURE_BYTES:
+            raise InvalidInput(f"is larger than {MAX_PICTURE_BYTES:,} bytes", path="path")
         etag = f'"{found.st_ino:x}-{found.st_mtime_ns:x}-{place.start:x}-{place.stop:x}"'
         headers = {
             "content-type": media_type,  # as a header: the route's own type would win over a stream's

@@ -17,31 +17,34 @@ from jobs.specs import ConvertSpec, Kind, SplitSpec, ValidateSpec, ValidationLev
 from service import datasets
 from service.answers import Answer
 from service.datasets import Dataset
-from service.queries import folder_of
 from service.records import DataStep
+from service.steps import Lineage, Steps, folder_of, names_of, source_of
 from service.store import Store
 
 _MANIFEST = "manifest.json"
-_MANIFEST_MAX_BYTES = 16 * 2**20  # with the digests of about 150,000 pictures
-
-Lineage = list[tuple[str, DataStep | None]]
+_MANIFEST_MAX_BYTES = 16 * 2**20  # with the names of some 500,000 videos
 
 
-class Source(Answer, frozen=True, kw_only=True):
-    """The export a dataset goes back to. `sources` are all of them where several were merged, as the manifest says it.
+class Export(Answer, frozen=True, kw_only=True):
+    """An export that went into a dataset, by the name of its upload.
 
     `mask_order` is the order that was found or declared, and `mask_order_reason` why.
     """
 
-    upload: str | None
-    sha256: str
-    format: str
-    mask_order: str
-    mask_order_reason: str
+    sha256: str = ""
+    upload: str = ""
+    format: str = ""
+    mask_order: str = ""
+    mask_order_reason: str = ""
+
+
+class Source(Export, frozen=True, kw_only=True):
+    """The export a dataset goes back to: the one that was merged in last, where `sources` are several."""
+
     software_version: str
     videos: int | None
     options: dict[str, Any]
-    sources: tuple[Any, ...]
+    sources: tuple[Export, ...]
 
 
 class Origin(Answer, frozen=True, kw_only=True):
@@ -89,11 +92,13 @@ class DatasetDetail(Dataset, frozen=True, kw_only=True):
 
 async def detail(store: Store, root: DataRoot, name: str, prefix: str) -> DatasetDetail:
     """Raises UnknownDataset. `prefix` is that of the addresses of reports."""
-    maker = await store.maker_of(_confined(root, name))
-    listed = await datasets.summary(store, maker) if maker else None
-    if maker is None or listed is None or not await asyncio.to_thread(root.path_of(maker.dataset).is_dir):
+    steps = await store.newest_steps()
+    folder = _confined(root, name)
+    listed = datasets.summary(steps, folder)
+    if listed is None or not await asyncio.to_thread(root.path_of(folder).is_dir):
         raise UnknownDataset
-    lineage = await store.lineage(maker.dataset)
+    lineage = steps.lineage(folder)
+    made = steps.makers[folder].result
     conversion = lineage[-1][1]
     converted = _converted(conversion)
     return DatasetDetail(
@@ -102,10 +107,10 @@ async def detail(store: Store, root: DataRoot, name: str, prefix: str) -> Datase
         skipped_frames=converted.skipped_frames if converted else None,
         source=await asyncio.to_thread(_source, root, folder_of(lineage[-1][0]), conversion),
         lineage=tuple(_origins(lineage)),
-        splits=await _splits(store, maker.dataset),
+        splits=_splits(steps, folder),
         reports=await _reports(store, root, lineage, prefix),
-        checked=await store.last_validation(listed.split.train_path if listed.split else maker.dataset),
-        divided=maker.result if isinstance(maker.result, SplitResult) else None,
+        checked=steps.last_validation(listed.split.train_path if listed.split else folder),
+        divided=made if isinstance(made, SplitResult) else None,
     )
 
 
@@ -135,11 +140,10 @@ def _origins(lineage: Lineage) -> list[Origin]:
     ]
 
 
-async def _splits(store: Store, name: str) -> tuple[str, ...]:
+def _splits(steps: Steps, name: str) -> tuple[str, ...]:
+    sources = {made: source_of(maker) for made, maker in steps.makers.items()}
     return tuple(
-        maker.dataset.removeprefix("datasets/")
-        for maker in await store.dataset_makers()
-        if isinstance(maker.spec, SplitSpec) and folder_of(maker.spec.data_path) == name
+        made.removeprefix("datasets/") for made, source in sources.items() if source and folder_of(source) == name
     )
 
 
@@ -149,7 +153,7 @@ async def _splits(store: Store, name: str) -> tuple[str, ...]:
 async def _reports(store: Store, root: DataRoot, lineage: Lineage, prefix: str) -> tuple[Report, ...]:
     steps: dict[tuple[str, str], DataStep] = {}
     for ancestor, maker in lineage:
-        for name in dict.fromkeys((ancestor, folder_of(ancestor), *_parts(maker, ancestor))):
+        for name in (*names_of(ancestor), *_parts(maker, ancestor)):
             for step in await store.validations(name, maker):
                 steps[step.job.job_id, step.dataset] = step
     newest_first = sorted(steps.values(), key=lambda step: step.job.submitted_seq, reverse=True)
@@ -187,35 +191,45 @@ def _report(root: DataRoot, step: DataStep, prefix: str) -> Report:
 
 
 class _Manifest(msgspec.Struct, frozen=True, kw_only=True):
-    """What of `manifest.json` is told; the digests of its files are passed over."""
+    """What of `manifest.json` is told."""
 
-    source_sha256: str = ""
-    source_format: str = ""
-    mask_order: str = ""
-    mask_order_reason: str = ""
     software_version: str = ""
     videos: tuple[str, ...] | None = None
     options: dict[str, Any] = {}
-    sources: tuple[Any, ...] = ()
+    sources: tuple[Export, ...] = ()
 
 
 def _source(root: DataRoot, folder: str, conversion: DataStep | None) -> Source | None:
     """From the manifest, or where it is silent, from the conversion; None when neither is there."""
-    manifest, told = _read_manifest(root, folder), _converted(conversion)
+    manifest, told = _read_manifest(root, folder), _told(conversion)
     if manifest is None and told is None:
         return None
-    said, spec = manifest or _Manifest(), conversion.spec if conversion else None
-    newest = said.sources[-1] if said.sources and isinstance(said.sources[-1], dict) else {}
+    said = manifest or _Manifest()
+    newest = [*said.sources[-1:], *([told] if told else [])]
+    facts = {name: next(filter(None, (getattr(each, name) for each in newest)), "") for name in _FACTS}
     return Source(
-        upload=PurePosixPath(spec.sam2_zip_path).name if isinstance(spec, ConvertSpec) else None,
-        sha256=said.source_sha256 or str(newest.get("sha256", "")) or (told.source_sha256 if told else ""),
-        format=said.source_format or (told.source_format if told else ""),
-        mask_order=said.mask_order or str(newest.get("mask_order", "")) or (told.mask_order if told else ""),
-        mask_order_reason=said.mask_order_reason or (told.mask_order_reason if told else ""),
+        **facts,
         software_version=said.software_version,
         videos=None if said.videos is None else len(said.videos),
         options=said.options,
         sources=said.sources,
+    )
+
+
+_FACTS = Export.__struct_fields__
+
+
+def _told(conversion: DataStep | None) -> Export | None:
+    """The export as the conversion told of it."""
+    told, spec = _converted(conversion), conversion.spec if conversion else None
+    if told is None or not isinstance(spec, ConvertSpec):
+        return None
+    return Export(
+        sha256=told.source_sha256,
+        upload=PurePosixPath(spec.sam2_zip_path).name,
+        format=told.source_format,
+        mask_order=told.mask_order,
+        mask_order_reason=told.mask_order_reason,
     )
 
 

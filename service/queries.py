@@ -6,7 +6,6 @@
 import itertools
 import sqlite3
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from pathlib import PurePosixPath
 from typing import Any, Literal
 
 import aiosqlite
@@ -14,7 +13,7 @@ import msgspec
 
 from jobs.lifecycle import LIVE, Status
 from jobs.results import ExportResult, ValidateResult
-from jobs.specs import ExportFormat, Kind, SplitSpec
+from jobs.specs import ExportFormat, Kind
 from service.records import (
     ArtifactRecord,
     CheckpointRecord,
@@ -24,6 +23,7 @@ from service.records import (
     StoredEvent,
     steps_of,
 )
+from service.steps import Lineage, Steps, folder_of, names_of, newest_check, source_of
 from service.transaction import Position
 
 SortBy = Literal["created_at", "duration_seconds", "best_eval_loss"]
@@ -119,27 +119,23 @@ class Queries:
         steps = await self._steps(sql, {"name": name})
         return steps[0] if steps else None
 
-    async def dataset_makers(self) -> list[DataStep]:
-        """Of every dataset folder the step that made it what it is, newest first."""
+    async def newest_steps(self) -> Steps:
+        """Of every dataset folder the step that made it what it is, and of all that was checked the newest check."""
         sql = """
             SELECT name, step, record FROM jobs JOIN (
                 SELECT name, step, max(submitted_seq) AS newest FROM data_steps JOIN jobs USING (job_id)
-                WHERE step IN ('convert', 'split') GROUP BY name
+                GROUP BY name, step = 'validate'
             ) ON submitted_seq = newest ORDER BY newest DESC, step DESC
         """
-        return await self._steps(sql, {})
+        return Steps(await self._steps(sql, {}))
 
-    async def lineage(self, name: str) -> list[tuple[str, DataStep | None]]:
-        """A dataset and what made it, then the dataset it was cut from and what made that, back to a conversion.
-
-        A file stands for its folder. Of a folder that no job we know made, the step is None.
-        """
+    async def lineage(self, name: str) -> Lineage:
+        """A file stands for its folder."""
         found: dict[str, DataStep | None] = {}
-        while name not in found:
-            found[name] = maker = await self.maker_of(folder_of(name))
-            if maker is None or not isinstance(maker.spec, SplitSpec):
-                break
-            name = maker.spec.data_path
+        source: str | None = name
+        while source is not None and source not in found:
+            found[source] = maker = await self.maker_of(folder_of(source))
+            source = source_of(maker)
         return list(found.items())
 
     async def last_validation(self, name: str) -> ValidateResult | None:
@@ -147,13 +143,11 @@ class Queries:
 
         A file stands for its folder, and a split for the dataset it was cut from, unless it was validated itself.
         """
-        for ancestor, maker in await self.lineage(name):
-            for candidate in dict.fromkeys((ancestor, folder_of(ancestor))):
-                for step in await self.validations(candidate, maker, limit=1):
-                    return step.result if isinstance(step.result, ValidateResult) else None
-        return None
+        lineage = await self.lineage(name)
+        names = [each for ancestor, _ in lineage for each in names_of(ancestor)]
+        return newest_check(lineage, {each: step for each in names for step in await self.validations(each, limit=1)})
 
-    async def validations(self, name: str, maker: DataStep | None, limit: int = 50) -> list[DataStep]:
+    async def validations(self, name: str, maker: DataStep | None = None, limit: int = 50) -> list[DataStep]:
         """What was checked under a name since its dataset was made, newest first; a maker may check it itself."""
         sql = """
             SELECT name, step, record FROM jobs JOIN data_steps USING (job_id)
@@ -165,12 +159,13 @@ class Queries:
 
     async def _steps(self, sql: str, values: Mapping[str, Any]) -> list[DataStep]:
         """The one step of each job that a row of (name, step, record) means."""
-        return [
-            step
-            for name, kind, record in await self._rows(sql, values)
-            for step in steps_of(_decode_job(record))
-            if (step.dataset, step.kind) == (name, kind)
-        ]
+        of_job: dict[bytes, list[DataStep]] = {}  # a preparation is there up to three times
+        found = []
+        for name, kind, record in await self._rows(sql, values):
+            if record not in of_job:
+                of_job[record] = steps_of(_decode_job(record))
+            found += [step for step in of_job[record] if (step.dataset, step.kind) == (name, kind)]
+        return found
 
     # -- what jobs left
 
@@ -251,12 +246,6 @@ def _where(**wanted: object) -> tuple[str, dict[str, object]]:
     """A WHERE clause of the conditions whose value is given, and the values by name."""
     given = {name: value for name, value in wanted.items() if value is not None}
     return ("WHERE " + " AND ".join(_CONDITIONS[name] for name in given) if given else ""), given
-
-
-def folder_of(name: str) -> str:
-    """The folder of a dataset, which may be named by a file of rows in it."""
-    path = PurePosixPath(name)
-    return str(path.parent) if path.suffix == ".jsonl" else name
 
 
 def _listed(words: Iterable[str]) -> str:

@@ -133,6 +133,14 @@ class _Index(NamedTuple):
     before: "array[int]"
 
 
+class _Indexing:
+    """The index of a file, once somebody has made it; whoever asks meanwhile waits for its turn."""
+
+    def __init__(self) -> None:
+        self.turn = threading.Lock()
+        self.index: _Index | None = None
+
+
 _decode_row = msgspec.json.Decoder(_Row).decode
 _decode_ref = msgspec.json.Decoder(_Ref).decode
 _decode_id = msgspec.json.Decoder(_OnlyId).decode
@@ -144,8 +152,8 @@ class RowFiles:
 
     def __init__(self, root: DataRoot) -> None:
         self._root = root
-        self._indexes: OrderedDict[tuple[int, ...], _Index] = OrderedDict()
-        self._turn = threading.Lock()
+        self._indexes: OrderedDict[tuple[int, ...], _Indexing] = OrderedDict()
+        self._turn = threading.Lock()  # of the dictionary: looking through a file takes its own
 
     def page(self, data_path: str, after: int, limit: int, prefix: str) -> RowPage:
         """Up to `limit` rows behind the first `after`.
@@ -206,11 +214,14 @@ class RowFiles:
         found = os.fstat(file.fileno())
         key = (found.st_dev, found.st_ino, found.st_mtime_ns, found.st_size)
         with self._turn:
-            index = self._indexes.pop(key, None) or _index(file)
-            self._indexes[key] = index
+            known = self._indexes.setdefault(key, _Indexing())
+            self._indexes.move_to_end(key)
             while len(self._indexes) > _REMEMBERED:
                 self._indexes.popitem(last=False)
-        return index
+        with known.turn:
+            if known.index is None:
+                known.index = _index(file)
+            return known.index
 
     # -- rows
 

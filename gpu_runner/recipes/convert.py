@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import msgspec
 
@@ -12,7 +12,7 @@ from gpu_runner.rows import open_rows
 from gpu_runner.sam2 import advice, growth, manifest, output, probes, readers
 from gpu_runner.sam2.conversion import Conversion, Converted, Converter, Pictureless
 from gpu_runner.sam2.growth import Base, Merger
-from gpu_runner.sam2.manifest import Contents, Manifest, Options
+from gpu_runner.sam2.manifest import Contents, Left, Manifest, Options
 from gpu_runner.sam2.orientation import Orientation
 from gpu_runner.sam2.probes import Survey
 from gpu_runner.sam2.readers import Export
@@ -50,11 +50,12 @@ def fill(work: Work[ConvertSpec], folder: Path) -> ConvertResult:
             surveys = probes.survey(source, export.videos)
             orientation = _orientation(work, source, export, surveys)
             work.journal.phase("converting")
-            writer = CountingWriter(open_writer(work.spec, folder))
+            contents = Contents(manifest.read_left_out(base.rows.dataset) if base else ())
+            writer = CountingWriter(open_writer(work.spec, folder), contents)
             merger = _merger(work, base, writer, folder, export, _frames(surveys)) if base else None
             target = merger or writer
             converter = Converter(source, folder, work.spec, orientation.order)
-            with Conversion(source, work.spec, export.where, target) as conversion:
+            with Conversion(source, work.spec, export.where, target, contents.left_out) as conversion:
                 total = _frames(surveys) + (len(base.rows) if base else 0)
                 for done, made in enumerate(_convert_all(converter, export, surveys, work.cores), start=1):
                     work.stop.check()
@@ -62,11 +63,17 @@ def fill(work: Work[ConvertSpec], folder: Path) -> ConvertResult:
                     work.journal.progress(done, total)
                 files = conversion.finish()
         made_of = manifest.Source(
-            sha256=source.sha256(), mask_order=orientation.order, skipped_frames=conversion.skipped
+            sha256=source.sha256(),
+            upload=PurePosixPath(work.spec.sam2_zip_path).name,
+            format=export.format,
+            mask_order=orientation.order,
+            mask_order_reason=orientation.reason,
         )
-        manifest.write(folder, _manifest(work.spec, base, made_of, writer.contents, files))
+        files |= manifest.write_left_out(folder, contents.left_out)
+        manifest.write_digests(folder, files)
+        manifest.write(folder, _manifest(work.spec, base, made_of, contents, files))
         notes = [*_painted(work, folder), *_known(work.spec, base, made_of)]
-    return _result(work.spec, export, orientation, conversion, made_of, writer.contents, merger, notes)
+    return _result(work.spec, export, orientation, conversion, made_of, contents, merger, notes)
 
 
 def _orientation(work: Work[ConvertSpec], source: Source, export: Export, surveys: Sequence[Survey]) -> Orientation:
@@ -96,10 +103,10 @@ def _frames(surveys: Sequence[Survey]) -> int:
 
 def _convert_all(
     converter: Converter, export: Export, surveys: Sequence[Survey], cores: int
-) -> Iterator[Converted | Pictureless | None]:
+) -> Iterator[Converted | Pictureless | Left]:
     """Every frame in order, by as many processes as there are cores. Each parses the annotations, which is cheap."""
 
-    def convert(share: Share) -> Iterator[Converted | Pictureless | None]:
+    def convert(share: Share) -> Iterator[Converted | Pictureless | Left]:
         before = 0
         for video, survey in zip(export.videos, surveys, strict=True):
             for frame in video.annotations.frames(lambda number, before=before: share.includes(before + number)):
@@ -153,7 +160,7 @@ def _result(
         f"classes: {len(conversion.labels)}. {f'{grown.message(str(spec.add_to))} ' if grown else ''}"
         f"Written to {spec.output_dir}.",
         warnings=(*notes, *export.notes, *_warnings(orientation, conversion), *(grown.warnings() if grown else ())),
-        skipped_frames=conversion.skipped,
+        skipped_frames=len(contents.left_out),
         num_objects=contents.objects,
         labels=largest(contents.labels, MOST_LABELS),
         mask_order=orientation.order,

@@ -17,6 +17,7 @@ from gpu_runner.sam2 import targets
 from gpu_runner.sam2.annotations import AnnotatedFrame
 from gpu_runner.sam2.export import VideoExport
 from gpu_runner.sam2.frames import Oddities, has_objects, row_of
+from gpu_runner.sam2.manifest import Left
 from gpu_runner.sam2.masks import Grid
 from gpu_runner.sam2.sources import Source
 from gpu_runner.sam2.writers import Writer
@@ -52,14 +53,14 @@ class Converter:
         self._order = order
         self._made: set[Path] = set()
 
-    def convert(self, video: VideoExport, grid: Grid, frame: AnnotatedFrame) -> Converted | Pictureless | None:
-        """The row of a frame, named as if no other had its number; None for one that is to be left out.
+    def convert(self, video: VideoExport, grid: Grid, frame: AnnotatedFrame) -> Converted | Pictureless | Left:
+        """The row of a frame, named as if no other had its number, or that it is to be left out.
 
         Raises:
             DatasetInvalid: the frame's mask or picture is broken.
         """
         if not self._spec.keep_empty_frames and not has_objects(frame):
-            return None
+            return Left(video.video_id, frame.frame_index)
         entry = video.image_of(frame)
         if entry is None:
             return Pictureless(video.video_id, frame.frame_index)
@@ -99,11 +100,13 @@ class Conversion:
         empty_masks, boxes_corrected, scaled: what was odd, see `Oddities`; of the scaled the last.
     """
 
-    def __init__(self, source: Source, spec: ConvertSpec, where: str, writer: Writer) -> None:
+    def __init__(self, source: Source, spec: ConvertSpec, where: str, writer: Writer, left_out: set[Left]) -> None:
+        """Frames that are left out are added to `left_out`."""
         self._source = source
         self._spec = spec
         self._where = where
         self._writer = writer
+        self._left_out = left_out
         self._images: dict[str, str] = {}
         self._missing: list[str] = []
         self._times_seen: Counter[tuple[str, int]] = Counter()
@@ -118,10 +121,12 @@ class Conversion:
     def __exit__(self, *_: object) -> None:
         self._writer.close()
 
-    def add(self, made: Converted | Pictureless | None) -> None:
+    def add(self, made: Converted | Pictureless | Left) -> None:
         """Take the next frame. A missing picture is remembered, for `finish` to name them together."""
-        if made is None:
+        if isinstance(made, Left):
             self.skipped += 1
+            if made not in self._times_seen:  # else the frame was stated twice, once with objects
+                self._left_out.add(made)
         elif isinstance(made, Pictureless):
             self._missing.append(_row_id(*made, self._count(*made)))
         else:

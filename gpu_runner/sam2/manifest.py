@@ -1,21 +1,26 @@
-"""`manifest.json` of a dataset folder: what it was made from, how, and the SHA-256 of every file in it.
+"""`manifest.json` of a dataset folder: what it was made from and how. `SHA256SUMS` beside it has every file's digest.
 
-Written by the convert recipe, read again when a dataset grows. Nothing in it depends on the time or the place, so
-converting twice gives equal bytes.
+Written by the convert recipe; read when a dataset grows or is validated, and by the service. It stays small, however
+many pictures there are. Nothing in it depends on the time or the place, so converting twice gives equal bytes.
 """
 
 import hashlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
+from typing import NamedTuple
 
 import msgspec
 
+from gpu_runner.lines import Lines, decode_line
 from gpu_runner.rows import Row
 from jobs.specs import DataFormat, Kind, MaskOrder, TargetTask
 
 MANIFEST = "manifest.json"
+LEFT_OUT = "left_out.jsonl"
+DIGESTS = "SHA256SUMS"  # as `sha256sum -c` reads it
+_ESCAPES = str.maketrans({"\\": "\\\\", "\n": "\\n", "\r": "\\r"})
 
 
 class Options(msgspec.Struct, frozen=True, kw_only=True):
@@ -30,17 +35,30 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Source(msgspec.Struct, frozen=True, kw_only=True):
-    """An export that went in. `mask_order` is the order that was used."""
+    """An export that went in, by the name of its upload. `mask_order` is the order that was used, and why."""
 
     sha256: str
+    upload: str = ""
+    format: str = ""
     mask_order: MaskOrder
-    skipped_frames: int
+    mask_order_reason: str = ""
+
+
+class Left(NamedTuple):
+    """A frame of an export that is not in the dataset, because nothing is annotated in it."""
+
+    video_id: str
+    frame_index: int
 
 
 class Contents:
-    """Counts of what was written into a dataset. `labels` are objects by label, `videos` in order of appearance."""
+    """Counts of what was written into a dataset. `labels` are objects by label, `videos` in order of appearance.
 
-    def __init__(self) -> None:
+    `left_out` are frames known to be left out; one that comes as a row after all is none of them any more.
+    """
+
+    def __init__(self, left_out: Iterable[Left] = ()) -> None:
+        self.left_out = set(left_out)
         self.rows = self.objects = 0
         self.labels: Counter[str] = Counter()
         self.videos: dict[str, None] = {}
@@ -50,10 +68,14 @@ class Contents:
         self.objects += len(row.labels)
         self.labels.update(row.labels)
         self.videos[row.video_id] = None
+        self.left_out.discard(Left(row.video_id, row.frame_index))
 
 
 class Manifest(msgspec.Struct, frozen=True, kw_only=True):
-    """`sources` has one entry an export that was merged in; `files` are SHA-256 in hex by path below the folder."""
+    """`sources` has one entry an export that was merged in; `entries` are the names in its folder.
+
+    `skipped_frames` counts the frames of all its exports that are not in it; `left_out.jsonl` names them.
+    """
 
     made_by: str
     software_version: str
@@ -63,15 +85,12 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     rows: int
     objects: int
     labels: dict[str, int]
-    files: dict[str, str]
-
-    @property
-    def skipped_frames(self) -> int:
-        return sum(source.skipped_frames for source in self.sources)
+    skipped_frames: int = 0
+    entries: tuple[str, ...] = ()
 
 
-def of(options: Options, sources: Sequence[Source], contents: Contents, files: dict[str, str]) -> Manifest:
-    """The manifest of a folder that a conversion wrote."""
+def of(options: Options, sources: Sequence[Source], contents: Contents, files: Iterable[str]) -> Manifest:
+    """The manifest of a folder into which a conversion wrote these files."""
     return Manifest(
         made_by=Kind.CONVERT,
         software_version=software_version(),
@@ -81,7 +100,8 @@ def of(options: Options, sources: Sequence[Source], contents: Contents, files: d
         rows=contents.rows,
         objects=contents.objects,
         labels=dict(contents.labels),
-        files=files,
+        skipped_frames=len(contents.left_out),
+        entries=tuple(sorted({DIGESTS, *(path.split("/")[0] for path in files)})),
     )
 
 
@@ -96,6 +116,38 @@ def read(folder: Path) -> Manifest | None:
 def write(folder: Path, manifest: Manifest) -> None:
     content = msgspec.json.format(msgspec.json.encode(manifest, order="sorted"), indent=2)
     (folder / MANIFEST).write_bytes(content + b"\n")
+
+
+def read_left_out(folder: Path) -> Iterator[Left]:
+    """The frames that a dataset was made without. Raises DatasetInvalid."""
+    file = folder / LEFT_OUT
+    if file.is_file():
+        lines = Lines(file)
+        for index in range(len(lines)):
+            yield decode_line(_LEFT, lines, index, LEFT_OUT)
+
+
+def write_left_out(folder: Path, left_out: Iterable[Left]) -> dict[str, str]:
+    """Remember them for when the dataset grows; the digest by name of what was written."""
+    ordered = sorted(left_out)
+    if not ordered:
+        return {}
+    file = HashedFile(folder / LEFT_OUT)
+    for left in ordered:
+        file.write(msgspec.json.encode(left) + b"\n")
+    file.close()
+    return {LEFT_OUT: file.sha256}
+
+
+_LEFT = msgspec.json.Decoder(Left)
+
+
+def write_digests(folder: Path, files: Mapping[str, str]) -> None:
+    """SHA-256 in hex by path below the folder, as coreutils write them: names that would break a line are escaped."""
+    with (folder / DIGESTS).open("w", encoding="utf-8") as lines:
+        for path, sha256 in sorted(files.items()):
+            escaped = path.translate(_ESCAPES)
+            lines.write(f"{'' if escaped == path else chr(92)}{sha256}  {escaped}\n")
 
 
 class HashedFile:

@@ -26,9 +26,10 @@ SPLIT_FILES = ("train.jsonl", "val.jsonl", "test.jsonl", "guard.jsonl")
 
 
 class _Marker(msgspec.Struct, frozen=True):
-    """What every marker file says; a manifest also lists its files."""
+    """What every marker file says; a manifest also lists what is in its folder, an old one all files."""
 
     made_by: str
+    entries: tuple[str, ...] = ()
     files: dict[str, str] = {}
 
 
@@ -129,7 +130,7 @@ def _own_entries(folder: Path, kind: Kind) -> set[str]:
         return set()
     if said.made_by != kind:
         return set()
-    written = SPLIT_FILES if kind is Kind.SPLIT else {path.split("/")[0] for path in said.files}
+    written = SPLIT_FILES if kind is Kind.SPLIT else {*said.entries, *(path.split("/")[0] for path in said.files)}
     return {marker.name, *written}
 
 

@@ -11,6 +11,7 @@ from litestar.params import Parameter
 from jobs.errors import InvalidInput, UnknownReport
 from jobs.paths import DataRoot
 from jobs.specs import Kind
+from jobs.values import MAX_PICTURE_BYTES
 from service import datasets, pictures, provenance, waiting
 from service.datasets import DatasetList
 from service.problems import documented
@@ -65,7 +66,7 @@ def get_image(
         int | None, Parameter(ge=0, le=_LAST, description="Of a picture inside an .arrow file: its first byte.")
     ] = None,
     bytes: Annotated[  # noqa: A002  # errors name the parameter
-        int | None, Parameter(ge=1, le=pictures.MAX_BYTES, description="And how many it has.")
+        int | None, Parameter(ge=1, le=MAX_PICTURE_BYTES, description="And how many it has.")
     ] = None,
     if_none_match: Annotated[str | None, Parameter(header="if-none-match")] = None,
 ) -> Response[bytes]:

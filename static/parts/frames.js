@@ -48,6 +48,7 @@ export function frames({ query, set }, parts, labels) {
 
   function stop() {
     turn += 1;
+    large.forget();
     [drawn, ending, resized].forEach((observer) => observer.disconnect());
     removeEventListener("themechange", onTheme);
     system.removeEventListener("change", onTheme);
@@ -75,6 +76,7 @@ export function frames({ query, set }, parts, labels) {
   function show(name) {
     part = choose.value = name;
     turn += 1;
+    large.forget();
     set({ part: name === Object.keys(parts)[0] ? null : name });
     tiles.forEach((_, tile) => drawn.unobserve(tile));
     [tiles, rows, next, loading] = [new Map(), [], 0, null];
@@ -148,8 +150,10 @@ export function frames({ query, set }, parts, labels) {
   async function open(rowId) {
     const [, counted] = /^row (\d+)$/.exec(rowId) ?? [];
     if (counted) return openAt(Number(counted) - 1);
+    const asked = turn;
     for (const [name, data_path] of Object.entries(parts)) {
       const [row] = (await api.get("/data/rows", { data_path, row_id: rowId, limit: 1 })).rows;
+      if (asked !== turn) return;
       if (!row) continue;
       if (name !== part) show(name);
       return openAt(row.index);
@@ -161,16 +165,31 @@ export function frames({ query, set }, parts, labels) {
 // One frame large: arrow keys and buttons go to its neighbours. `moved` is told the index, null when it is closed.
 function dialogOf({ colours, shown, rowAt, moved }) {
   let at = 0;
+  let wanted = 0; // where the keys have gone, before the answer
+  let turn = 0; // of frames: an answer for the one before is not shown
   let dialog = null;
-  return { show };
+  return { show, forget };
 
   async function show(index) {
-    const row = index >= 0 && (await rowAt(index));
-    if (!row) return; // beyond the first or the last
+    const asked = ++turn;
+    wanted = index;
+    let row = null;
+    try {
+      row = index >= 0 && (await rowAt(index));
+    } catch (error) {
+      if (asked === turn) throw error;
+    } finally {
+      if (asked === turn) wanted = row ? index : at; // there is none beyond the first or the last
+    }
+    if (asked !== turn || !row) return;
     at = index;
     moved(index);
     if (!dialog) open();
     draw(row);
+  }
+
+  function forget() {
+    turn += 1;
   }
 
   function open() {
@@ -180,6 +199,7 @@ function dialogOf({ colours, shown, rowAt, moved }) {
   }
 
   function onclose() {
+    forget();
     dialog.remove();
     dialog = null;
     moved(null);
@@ -191,7 +211,7 @@ function dialogOf({ colours, shown, rowAt, moved }) {
   }
 
   function go(by) {
-    show(at + by).catch((error) => say(error.message, "bad"));
+    show(wanted + by).catch((error) => say(error.message, "bad"));
   }
 
   function draw(row) {

@@ -173,14 +173,27 @@ async def _made(ledger, history, job_id, spec):
     await _complete(ledger, history(job_id, spec), results[type(spec)])
 
 
+async def _last_validation(store, name):
+    """Of one dataset as of all at once."""
+    found = await store.last_validation(name)
+    assert (await store.newest_steps()).last_validation(name) == found
+    return found
+
+
+async def _lineage(store, name):
+    found = await store.lineage(name)
+    assert (await store.newest_steps()).lineage(name) == found
+    return found
+
+
 async def test_the_last_validation_of_a_split_is_that_of_the_dataset_it_was_cut_from(ledger, store, history):
     await _made(ledger, history, "job_a", ConvertSpec(sam2_zip_path="uploads/x.zip", output_dir="datasets/d"))
-    assert await store.last_validation("datasets/d") is None
+    assert await _last_validation(store, "datasets/d") is None
     await _complete(ledger, history("job_b", ValidateSpec(data_path="datasets/d")), _validated(passed=False))
     await _made(ledger, history, "job_c", SplitSpec(data_path="datasets/d", output_dir="datasets/d/s"))
-    assert (await store.last_validation("datasets/d/s/train.jsonl")).passed is False
-    assert (await store.last_validation("datasets/d/llava_dataset.jsonl")).passed is False
-    assert await store.last_validation("datasets/other") is None
+    assert (await _last_validation(store, "datasets/d/s/train.jsonl")).passed is False
+    assert (await _last_validation(store, "datasets/d/llava_dataset.jsonl")).passed is False
+    assert await _last_validation(store, "datasets/other") is None
 
 
 async def test_the_lineage_of_a_file_leads_over_its_splits_to_the_conversion(ledger, store, history):
@@ -188,19 +201,19 @@ async def test_the_lineage_of_a_file_leads_over_its_splits_to_the_conversion(led
     await _made(ledger, history, "job_b", SplitSpec(data_path="datasets/d", output_dir="datasets/s"))
     again = SplitSpec(data_path="datasets/s/test.jsonl", output_dir="datasets/t")
     await _made(ledger, history, "job_c", again)
-    lineage = await store.lineage("datasets/t/train.jsonl")
+    lineage = await _lineage(store, "datasets/t/train.jsonl")
     assert [(name, step.job.job_id) for name, step in lineage] == [
         ("datasets/t/train.jsonl", "job_c"), ("datasets/s/test.jsonl", "job_b"), ("datasets/d", "job_a"),
     ]  # fmt: skip
-    assert await store.lineage("datasets/strange") == [("datasets/strange", None)]
+    assert await _lineage(store, "datasets/strange") == [("datasets/strange", None)]
 
 
 async def test_datasets_that_were_cut_from_each_other_end_the_search(ledger, store, history):
     for job_id, source, target in (("job_a", "a", "b"), ("job_b", "b", "a")):
         spec = SplitSpec(data_path=f"datasets/{source}", output_dir=f"datasets/{target}")
         await _made(ledger, history, job_id, spec)
-    assert len(await store.lineage("datasets/a")) == 2
-    assert await store.last_validation("datasets/a") is None
+    assert len(await _lineage(store, "datasets/a")) == 2
+    assert await _last_validation(store, "datasets/a") is None
 
 
 async def test_a_folders_writer_is_the_newest_job_that_completed(ledger, store, history):
@@ -212,7 +225,7 @@ async def test_a_folders_writer_is_the_newest_job_that_completed(ledger, store, 
     fault = failed.event(events.JobFailed, n=2, reason="internal", detail="no")
     await ledger.record([failed.submitted(), *failed.started(), fault])
     await _complete(ledger, history("job_e"))
-    assert [step.job.job_id for step in await store.dataset_makers()] == ["job_c", "job_b"]
+    assert [step.job.job_id for step in (await store.newest_steps()).makers.values()] == ["job_c", "job_b"]
 
 
 async def test_a_newer_validation_counts_and_a_new_conversion_forgets_it(ledger, store, history):
@@ -220,10 +233,10 @@ async def test_a_newer_validation_counts_and_a_new_conversion_forgets_it(ledger,
     await _made(ledger, history, "job_a", convert)
     await _complete(ledger, history("job_b", ValidateSpec(data_path="datasets/d")), _validated(passed=False))
     await _complete(ledger, history("job_c", ValidateSpec(data_path="datasets/d")), _validated(passed=True))
-    assert (await store.last_validation("datasets/d")).passed is True
+    assert (await _last_validation(store, "datasets/d")).passed is True
     await _complete(ledger, history("job_d", ValidateSpec(data_path="datasets/d")), _validated(passed=False))
     await _made(ledger, history, "job_e", convert)
-    assert await store.last_validation("datasets/d") is None
+    assert await _last_validation(store, "datasets/d") is None
 
 
 async def test_a_split_that_was_validated_itself_speaks_for_itself(ledger, store, history):
@@ -231,8 +244,8 @@ async def test_a_split_that_was_validated_itself_speaks_for_itself(ledger, store
     await _made(ledger, history, "job_b", SplitSpec(data_path="datasets/d", output_dir="datasets/d/s"))
     train = ValidateSpec(data_path="datasets/d/s/train.jsonl")
     await _complete(ledger, history("job_c", train), _validated(passed=True))
-    assert (await store.last_validation("datasets/d/s/train.jsonl")).passed is True
-    assert (await store.last_validation("datasets/d/s/val.jsonl")).passed is False
+    assert (await _last_validation(store, "datasets/d/s/train.jsonl")).passed is True
+    assert (await _last_validation(store, "datasets/d/s/val.jsonl")).passed is False
 
 
 PREPARE = PrepareSpec(sam2_zip_path="uploads/x.zip", output_dir="datasets/p", split_dir="datasets/p-split")
@@ -252,36 +265,36 @@ def _prepared(*, passed: bool, split: SplitResult | None = DIVIDED) -> PrepareRe
 
 async def test_a_preparation_made_two_datasets_and_checked_one(ledger, store, history):
     await _complete(ledger, history("job_a", PREPARE), _prepared(passed=True))
-    assert [(step.dataset, step.kind) for step in await store.dataset_makers()] == [
+    assert [(step.dataset, step.kind) for step in (await store.newest_steps()).makers.values()] == [
         ("datasets/p-split", Kind.SPLIT), ("datasets/p", Kind.CONVERT),
     ]  # fmt: skip
-    lineage = await store.lineage("datasets/p-split/train.jsonl")
+    lineage = await _lineage(store, "datasets/p-split/train.jsonl")
     assert [(name, step.kind, step.job.job_id) for name, step in lineage] == [
         ("datasets/p-split/train.jsonl", Kind.SPLIT, "job_a"), ("datasets/p", Kind.CONVERT, "job_a"),
     ]  # fmt: skip
-    assert (await store.last_validation("datasets/p-split/val.jsonl")).passed is True
+    assert (await _last_validation(store, "datasets/p-split/val.jsonl")).passed is True
     await _complete(ledger, history("job_b", ValidateSpec(data_path="datasets/p")), _validated(passed=False))
-    assert (await store.last_validation("datasets/p-split/val.jsonl")).passed is False
+    assert (await _last_validation(store, "datasets/p-split/val.jsonl")).passed is False
 
 
 async def test_a_preparation_whose_checks_failed_divided_nothing(ledger, store, history):
     await _made(ledger, history, "job_a", SplitSpec(data_path="datasets/o", output_dir="datasets/p-split"))
     await _complete(ledger, history("job_b", PREPARE), _prepared(passed=False, split=None))
-    assert (await store.last_validation("datasets/p/llava_dataset.jsonl")).passed is False
+    assert (await _last_validation(store, "datasets/p/llava_dataset.jsonl")).passed is False
     assert (await store.maker_of("datasets/p-split")).job.job_id == "job_a"
 
 
 async def test_a_preparation_that_is_forgotten_made_and_checked_nothing(ledger, store, history):
     await _complete(ledger, history("job_a", PREPARE), _prepared(passed=False))
     await store.remove(["job_a"])
-    assert await store.dataset_makers() == []
-    assert await store.last_validation("datasets/p") is None
+    assert (await store.newest_steps()).makers == {}
+    assert await _last_validation(store, "datasets/p") is None
     assert await store._rows("SELECT * FROM data_steps") == []
 
 
 async def test_a_dataset_may_have_a_dot_in_its_name(ledger, store, history):
     await _made(ledger, history, "job_a", ConvertSpec(sam2_zip_path="uploads/x.zip", output_dir="datasets/d.v2"))
-    assert [step.job.job_id for _, step in await store.lineage("datasets/d.v2")] == ["job_a"]
+    assert [step.job.job_id for _, step in await _lineage(store, "datasets/d.v2")] == ["job_a"]
 
 
 async def test_a_database_of_the_first_version_knows_its_datasets_afterwards(ledger, store, history, tmp_path: Path):
@@ -294,8 +307,8 @@ async def test_a_database_of_the_first_version_knows_its_datasets_afterwards(led
     _write_first_version(old, await store.jobs())
     opened = await Store.open(old)
     try:
-        assert [step.dataset for step in await opened.dataset_makers()] == ["datasets/s", "datasets/d"]
-        assert (await opened.last_validation("datasets/s/train.jsonl")).passed is False
+        assert [step.dataset for step in (await opened.newest_steps()).makers.values()] == ["datasets/s", "datasets/d"]
+        assert (await _last_validation(opened, "datasets/s/train.jsonl")).passed is False
         assert await opened.jobs() == await store.jobs()
     finally:
         await opened.close()

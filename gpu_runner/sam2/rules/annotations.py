@@ -60,19 +60,11 @@ class _Options(msgspec.Struct, frozen=True):
     keep_empty_frames: bool = False
 
 
-class _Source(msgspec.Struct, frozen=True):
-    skipped_frames: int = 0
-
-
 class _Manifest(msgspec.Struct, frozen=True):
     """What is read of a manifest, whatever else is in it."""
 
     options: _Options = _Options()
-    sources: tuple[_Source, ...] = ()
-
-    @property
-    def skipped_frames(self) -> int:
-        return sum(source.skipped_frames for source in self.sources)
+    skipped_frames: int = 0
 
 
 def _read_manifest(rows: Rows) -> _Manifest:

@@ -46,8 +46,8 @@ def open_writer(spec: ConvertSpec, folder: Path) -> Writer:
 class CountingWriter:
     """Passes rows on and counts what a dataset holds in the end."""
 
-    def __init__(self, writer: Writer) -> None:
-        self.contents = Contents()
+    def __init__(self, writer: Writer, contents: Contents) -> None:
+        self.contents = contents
         self._writer = writer
 
     def add(self, row: Row) -> None:

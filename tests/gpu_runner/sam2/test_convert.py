@@ -3,6 +3,7 @@
 import hashlib
 import io
 import json
+import subprocess
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +17,7 @@ from PIL import Image
 from pycocotools import mask as coco
 
 from gpu_runner.rows import Mask, open_rows
-from gpu_runner.sam2 import masks
+from gpu_runner.sam2 import manifest, masks
 from gpu_runner.work import Stop, Stopped
 from jobs.errors import DatasetInvalid, FailureReason, OutputTaken
 from jobs.paths import DataRoot
@@ -181,15 +182,24 @@ def test_pictures_are_counted_over_all_processes(
         run(convert(source), cores=cores, settings=Settings(expand_max_bytes=150 * size))
 
 
-def test_the_manifest_names_every_file_with_its_hash(
+def test_every_file_is_listed_with_its_hash_as_coreutils_check_it(
     root: DataRoot, run: Run, make_export: Run, two_frames: Any
 ) -> None:
     run(convert(make_export(two_frames)))
     folder = root.datasets / "out"
-    listed = json.loads((folder / "manifest.json").read_text())["files"]
     found = digest(folder)
-    del found["manifest.json"]
-    assert listed == found
+    for name in ("manifest.json", "SHA256SUMS"):
+        del found[name]
+    lines = (folder / "SHA256SUMS").read_text().splitlines()
+    assert lines == [f"{sha256}  {name}" for name, sha256 in sorted(found.items())]
+    subprocess.run(["sha256sum", "--check", "--strict", "--quiet", "SHA256SUMS"], cwd=folder, check=True)
+
+
+def test_a_name_that_would_break_a_line_is_escaped_as_coreutils_do(tmp_path: Path) -> None:
+    name = "a\\ \n b"
+    (tmp_path / name).write_bytes(b"x")
+    manifest.write_digests(tmp_path, {name: manifest.sha256_of(tmp_path / name)})
+    subprocess.run(["sha256sum", "--check", "--strict", "--quiet", "SHA256SUMS"], cwd=tmp_path, check=True)
 
 
 def test_an_arrow_dataset_opens_with_the_datasets_library_and_carries_its_pictures(

@@ -13,11 +13,11 @@ import pytest
 from PIL import Image
 
 from gpu_runner.rows import open_rows
-from gpu_runner.sam2 import masks
+from gpu_runner.sam2 import manifest, masks
 from gpu_runner.work import Stop, Stopped
 from jobs.errors import DatasetInvalid, OutputTaken
 from jobs.paths import DataRoot
-from jobs.specs import ConvertSpec, DataFormat, PrepareSpec, SplitSpec, TargetTask
+from jobs.specs import ConvertSpec, DataFormat, PrepareSpec, SplitSpec, TargetTask, ValidateSpec
 
 Run = Callable[..., Any]
 FORMATS = [
@@ -119,6 +119,34 @@ def test_each_export_is_a_source_once_and_the_one_that_was_merged_last_comes_las
     assert [source["sha256"] for source in sources] == [other, one]
     assert ["already" in " ".join(result.warnings) for result in made] == [False, False, True, True]
     assert len(open_rows(root, "datasets/birds")) == 2
+
+
+def test_frames_left_out_are_those_that_no_export_has_annotated(
+    convert: Run, run: Run, make_export: Run, build: Any, things: Any, root: DataRoot
+) -> None:
+    bare = [build.frame(0, things.cat), *(build.frame(index) for index in (1, 2, 3))]
+    rest = [build.frame(0), build.frame(1, things.cat), build.frame(2, things.dog), build.frame(4)]
+    first, second = make_export(bare), make_export(rest, name="second.zip")
+
+    def left_out() -> tuple[int, list[str]]:
+        found = run(ValidateSpec(data_path="datasets/birds"), job_id="check")
+        said = [each.message for each in found.warnings if "were left out" in each.message]
+        return manifest.read(root.datasets / "birds").skipped_frames, said
+
+    assert convert(first).skipped_frames == 3
+    assert convert(first, add=True).skipped_frames == 3
+    assert left_out() == (3, ["3 frames (75.0%) of the export have no annotations and were left out."])
+    assert convert(second, add=True).skipped_frames == 2
+    assert left_out() == (2, ["2 frames (40.0%) of the export have no annotations and were left out."])
+    convert(make_export([build.frame(index, things.cat) for index in (3, 4)], name="third.zip"), add=True)
+    assert left_out() == (0, [])
+
+
+def test_a_frame_that_is_stated_twice_is_left_out_only_when_both_are_bare(
+    convert: Run, make_export: Run, build: Any, things: Any
+) -> None:
+    frames = [build.frame(0, things.cat), build.frame(0), build.frame(1), build.frame(1, things.cat)]
+    assert convert(make_export([*frames, build.frame(2), build.frame(2)])).skipped_frames == 1
 
 
 def test_the_result_may_go_elsewhere_and_the_dataset_stays_as_it_was(

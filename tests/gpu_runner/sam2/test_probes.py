@@ -35,7 +35,7 @@ class Metered(Zip):
 def test_a_picture_beyond_the_limit_is_not_read_to_its_end(
     runs: Any, root: DataRoot, build: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(images, "MAX_BYTES", 1 << 19)
+    monkeypatch.setattr(images, "MAX_PICTURE_BYTES", 1 << 19)
     stated = {"object_id": 1, "label": "a", "mask_rle": runs, "bbox": [0, 0, 1, 2]}
     with zipfile.ZipFile(root.uploads / "export.zip", "w") as archive:
         archive.writestr("annotations.json", json.dumps({"annotations": [build.frame(0, stated)]}))

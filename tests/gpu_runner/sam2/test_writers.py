@@ -188,7 +188,7 @@ def test_two_processes_write_the_same_bytes_whatever_their_hash_seed(
         }
         for name in ("one", "two")
     ]
-    assert len(contents[0]) == (5 + 2) + (5 + 3) + 5 + (5 + 5)
+    assert len(contents[0]) == (5 + 3) + (5 + 4) + 6 + (5 + 6)
     assert contents[0] == contents[1]
 
 
@@ -199,7 +199,17 @@ def test_the_manifest_says_what_went_in_how_and_what_came_out(
     result = make(data_format, embeds)
     folder = root.datasets / "out"
     said = json.loads((folder / "manifest.json").read_text())
-    assert said["sources"] == [{"sha256": result.source_sha256, "mask_order": "column", "skipped_frames": 0}]
+    (source,) = said["sources"]
+    told = {name: source[name] for name in ("sha256", "upload", "format", "mask_order", "mask_order_reason")}
+    assert told == {
+        "sha256": result.source_sha256,
+        "upload": "export.zip",
+        "format": result.source_format,
+        "mask_order": "column",
+        "mask_order_reason": result.mask_order_reason,
+    }
+    assert result.source_format
+    assert result.mask_order_reason
     assert said["options"] == {
         "target_format": str(data_format),
         "task": "describe",
@@ -210,8 +220,10 @@ def test_the_manifest_says_what_went_in_how_and_what_came_out(
     }
     assert (said["rows"], said["objects"], said["labels"]) == (10, 20, {"cat": 10, "dog": 10})
     there = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
-    assert set(said["files"]) == there - {"manifest.json"}
-    for name, digest in said["files"].items():
+    assert set(said["entries"]) == {path.name for path in folder.iterdir()} - {"manifest.json"}
+    listed = dict(reversed(line.split("  ")) for line in (folder / "SHA256SUMS").read_text().splitlines())
+    assert set(listed) == there - {"manifest.json", "SHA256SUMS"}
+    for name, digest in listed.items():
         assert digest == hashlib.sha256((folder / name).read_bytes()).hexdigest()
 
 

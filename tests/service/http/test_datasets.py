@@ -1,14 +1,17 @@
 """Datasets: the list, what it tells of conversions and splits, when one is on it; and all that is known of one."""
 
-import json
 import shutil
 
 import msgspec
 import pytest
 
+from gpu_runner.rows import Row
+from gpu_runner.sam2 import manifest
+from gpu_runner.sam2.manifest import Contents, Options
 from jobs import events
 from jobs.results import Finding, Leak, Repair, SplitResult, ValidateResult
 from jobs.specs import Kind, SplitSpec
+from service.queries import Queries
 
 
 @pytest.fixture
@@ -122,6 +125,26 @@ def test_what_a_split_says_of_its_data_is_what_decides_over_a_training(house, ht
     assert http.post("/api/train/start", json={"config": config}).status_code == 409
 
 
+@pytest.mark.parametrize(("path", "most"), [("", 1), ("/l/c0", 6)])
+def test_a_longer_list_asks_the_database_no_more(house, http, made, monkeypatch, path, most) -> None:
+    asked = []
+    read = Queries._rows
+
+    def count(self, sql, values=None):
+        asked.append(sql)
+        return read(self, sql, values)
+
+    monkeypatch.setattr(Queries, "_rows", count)
+    for number in range(4):
+        made.split(made.convert(f"l/d{number}"), f"l/c{number}")
+        made.validate(f"l/d{number}")
+        if number in (0, 3):
+            asked.clear()
+            assert http.get(f"/api/data/datasets{path}").status_code == 200
+            assert len(asked) <= most, asked
+    assert [each["validation"]["result"] for each in _list(http)] == ["passed"] * 8
+
+
 def test_a_dataset_whose_folder_went_away_is_not_listed(house, http, made) -> None:
     made.convert("l/a")
     made.convert("l/b")
@@ -192,31 +215,54 @@ def test_a_preparation_that_is_removed_takes_its_datasets_from_the_list(http, ma
     assert _detail(http, "l/removed").status_code == 404
 
 
-def test_a_dataset_knows_the_export_it_goes_back_to(house, http, made) -> None:
+def _manifest(house, name: str, pictures: int = 1) -> None:
+    """What a conversion writes into the folder of a dataset that two exports went into."""
+    options = Options(
+        target_format="coco", task="classify", mask_order="auto", keep_empty_frames=False, embed_images=True, seed=42
+    )
+    exports = [
+        manifest.Source(
+            sha256=f"{number}", upload=f"{number}.zip", format="sam2", mask_order="row", mask_order_reason="boxes agree"
+        )
+        for number in range(2)
+    ]
+    contents = Contents()
+    for number in range(2):
+        contents.count(Row(id=f"{number}", video_id=f"v{number % 2}", conversations=(), labels=("red",)))
+    files = {f"images/v/frame_{number:06d}.png": "ab" * 32 for number in range(pictures)}
+    folder = house.root.datasets / name
+    manifest.write_digests(folder, files)
+    manifest.write(folder, manifest.of(options, exports, contents, files))
+
+
+@pytest.mark.parametrize("pictures", [2, 170_000])
+def test_a_dataset_knows_the_exports_it_goes_back_to_also_when_the_conversion_is_forgotten(
+    house, http, made, pictures
+) -> None:
     made.convert("l/birds")
-    manifest = {
-        "made_by": "convert", "source_sha256": "ab" * 32, "mask_order": "row", "mask_order_reason": "boxes agree",
-        "software_version": "1", "options": {"seed": 42}, "videos": ["a", "b"], "files": {"x.png": "00"},
-        "sources": [{"sha256": "ab"}, {"sha256": "cd"}],
-    }  # fmt: skip
-    (house.root.datasets / "l/birds/manifest.json").write_text(json.dumps(manifest))
+    _manifest(house, "l/birds", pictures)
     source = _detail(http, "l/birds").json()["source"]
-    assert source == {
-        "upload": "export.zip", "sha256": "ab" * 32, "format": "", "mask_order": "row",
-        "mask_order_reason": "boxes agree", "software_version": "1", "videos": 2, "options": {"seed": 42},
-        "sources": [{"sha256": "ab"}, {"sha256": "cd"}],
-    }  # fmt: skip
+    exports = [
+        {"sha256": f"{number}", "upload": f"{number}.zip", "format": "sam2", "mask_order": "row",
+         "mask_order_reason": "boxes agree"} for number in range(2)
+    ]  # fmt: skip
+    assert {name: source.pop(name) for name in exports[1]} == exports[1]
+    assert (source.pop("sources"), source.pop("videos"), source.pop("options")["seed"]) == (exports, 2, 42)
+    assert source.pop("software_version")
+    assert not source
     made.split("datasets/l/birds", "l/cut")
-    assert _detail(http, "l/cut").json()["source"] == source
+    whole = _detail(http, "l/birds").json()
+    assert http.delete(f"/api/jobs/{whole['job_id']}").status_code == 200
+    assert _detail(http, "l/cut").json()["source"] == whole["source"]
 
 
 @pytest.mark.parametrize(
-    "manifest", ["", "[]", '{"videos": 5}', "[" * 100_000, "\ud800".encode("utf-8", "surrogatepass")]
+    "damaged", ["", "[]", '{"videos": 5}', "[" * 100_000, "\ud800".encode("utf-8", "surrogatepass")]
 )
-def test_a_damaged_manifest_hides_nothing_else(house, http, made, manifest) -> None:
+def test_a_damaged_manifest_hides_nothing_else(house, http, made, damaged) -> None:
     made.convert("l/birds")
     file = house.root.datasets / "l/birds/manifest.json"
-    file.write_bytes(manifest if isinstance(manifest, bytes) else manifest.encode())
+    file.write_bytes(damaged if isinstance(damaged, bytes) else damaged.encode())
     told = _detail(http, "l/birds")
     assert (told.status_code, told.json()["source"]["upload"]) == (200, "export.zip")
 

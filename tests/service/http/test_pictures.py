@@ -5,7 +5,7 @@ import socket
 
 import pytest
 
-from service import pictures
+from jobs.values import MAX_PICTURE_BYTES
 
 PNG = b"\x89PNG\r\n\x1a\n" + b"\x00" * 40
 JPEG = b"\xff\xd8\xff\xe0" + b"\x00" * 40
@@ -72,10 +72,11 @@ def test_what_is_no_picture_stays_here(http, folder, content) -> None:
     assert [each["path"] for each in answer.json()["errors"]] == ["path"]
 
 
-def test_a_picture_that_is_too_large_stays_here(http, folder, monkeypatch) -> None:
-    monkeypatch.setattr(pictures, "MAX_BYTES", 100)
-    (folder / "a.png").write_bytes(PNG + bytes(100))
-    assert _get(http, "pictures/a.png").status_code == 422
+def test_a_picture_as_large_as_a_dataset_may_have_is_shown_and_a_larger_one_stays_here(http, folder) -> None:
+    (folder / "a.png").write_bytes(PNG)
+    for size, status in ((MAX_PICTURE_BYTES, 304), (MAX_PICTURE_BYTES + 1, 422)):
+        os.truncate(folder / "a.png", size)
+        assert _get(http, "pictures/a.png", **{"if-none-match": "*"}).status_code == status
 
 
 @pytest.mark.parametrize(

@@ -1,11 +1,15 @@
 """Rows to look at: of every kind of dataset, from files of any size and in any state."""
 
 import json
+import os
 import secrets
+import threading
 import urllib.parse
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from jobs.values import MAX_PICTURE_BYTES
 from service import rows
 
 PNG = b"\x89PNG\r\n\x1a\n" + b"\x00" * 40
@@ -125,7 +129,7 @@ def test_a_split_of_a_table_shows_the_rows_it_refers_to(house, http, table) -> N
         ({"offset": 8}, "bytes"), ({"bytes": 8}, "offset"), ({"offset": 8, "bytes": 10**6}, "offset"),
         ({"offset": 0, "bytes": 48}, "path"), ({"offset": 8, "bytes": 3}, "path"), ({"offset": 8, "bytes": 0}, "bytes"),
         ({"offset": -1, "bytes": 3}, "offset"), ({"offset": 2**70, "bytes": 3}, "offset"),
-        ({"offset": 2**63 - 1, "bytes": 2**25}, "offset"), ({"offset": 8, "bytes": 2**25 + 1}, "bytes"),
+        ({"offset": 2**63 - 1, "bytes": 2**25}, "offset"), ({"offset": 8, "bytes": MAX_PICTURE_BYTES + 1}, "bytes"),
     ],
     ids=str,
 )  # fmt: skip
@@ -214,7 +218,8 @@ def test_a_million_rows_cost_a_mark_for_each_block(house, http, folder) -> None:
     page = _get(http, _name(house, folder), after=987_654, limit=2).json()
     assert (page["total"], [row["id"] for row in page["rows"]]) == (1_000_000, ["0987654", "0987655"])
     assert _get(http, _name(house, folder), row_id="0999999").json()["rows"][0]["index"] == 999_999
-    (index,) = [index for index in house.app.state.row_files._indexes.values() if index.rows == 1_000_000]
+    known = [each.index for each in house.app.state.row_files._indexes.values() if each.index]
+    (index,) = [index for index in known if index.rows == 1_000_000]
     assert len(index.starts) < 200
     file.unlink()
 
@@ -255,3 +260,33 @@ def test_rows_behind_a_link_are_not_read(house, http, folder, tmp_path) -> None:
     (folder / "llava_dataset.jsonl").symlink_to(tmp_path / "secret.jsonl")
     answer = _get(http, _name(house, folder))
     assert (answer.status_code, answer.json()["code"]) == (422, "path_not_allowed")
+
+
+def test_a_file_that_takes_long_to_look_through_keeps_nobody_else_waiting(house, folder, monkeypatch) -> None:
+    (folder / "slow.jsonl").write_bytes(_numbered(3))
+    (folder / "other.jsonl").write_bytes(_numbered(5))
+    looked, begun, go_on = [], threading.Event(), threading.Event()
+    look_through = rows._index
+
+    def slow(file):
+        looked.append(os.fstat(file.fileno()).st_ino)
+        if looked[-1] == (folder / "slow.jsonl").stat().st_ino:
+            begun.set()
+            assert go_on.wait(10)
+        return look_through(file)
+
+    monkeypatch.setattr(rows, "_index", slow)
+    row_files = rows.RowFiles(house.root)
+
+    def total(name: str) -> int:
+        return row_files.page(f"{_name(house, folder)}/{name}", 0, 1, "/api").total
+
+    with ThreadPoolExecutor() as pool:
+        try:
+            waiting = [pool.submit(total, "slow.jsonl") for _ in range(2)]
+            assert begun.wait(10)
+            assert pool.submit(total, "other.jsonl").result(10) == 5
+        finally:
+            go_on.set()
+        assert [each.result(10) for each in waiting] == [3, 3]
+    assert len(looked) == 2  # whoever asks for the same file meanwhile does not look through it again
