@@ -13,6 +13,7 @@ from functools import cached_property
 
 from gpu_runner.sam2.annotations import AnnotatedFrame, Annotations
 from gpu_runner.sam2.sources import Source
+from jobs.paths import is_plain
 
 _FRAME_FOLDERS = ("images/", "frames/", "data/", "")
 _FRAME_NAMES = ("frame_{:06d}", "frame_{:04d}", "{:06d}", "{:05d}", "{:04d}")
@@ -103,12 +104,14 @@ def unique_ids(names: Sequence[str]) -> list[str]:
 
 
 def _plain(text: str) -> str:
-    """A name that can be that of a folder; where signs were lost that may tell two apart, with a hash of the whole."""
+    """A name that can be that of a folder; where it had to change, so that two might meet, with a hash of the whole."""
     text = unicodedata.normalize("NFC", text)
     kept = "".join(each if each in "._-" or _is_of_a_word(each) else " " for each in text)
     whole = re.sub(" +", "_", kept).strip("._")
     plain = whole[:_LONGEST_ID].encode()[:_LONGEST_ID_BYTES].decode(errors="ignore")
     has_lost = any(there == " " and not each.isascii() for each, there in zip(text, kept, strict=True))
+    if plain and not is_plain(plain):  # a device of Windows: no client could name the folder
+        plain = f"video_{plain}"
     if has_lost or plain != whole or (text and not plain):
         return f"{plain or 'video'}-{hashlib.sha256(text.encode(errors='replace')).hexdigest()[:8]}"
     return plain or "video"

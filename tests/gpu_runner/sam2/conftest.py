@@ -1,5 +1,6 @@
 """What the tests of data preparation share: a data root, a way to run a recipe, and a writer of small exports."""
 
+import hashlib
 import io
 import json
 import zipfile
@@ -130,6 +131,12 @@ def annotations(frames: Sequence[dict[str, Any]], width: int, height: int, filen
     return json.dumps({"video": video, "export_config": {}, "annotations": list(frames)}).encode()
 
 
+def digest(folder: Path) -> dict[str, str]:
+    """The hash of every file below a folder."""
+    files = (path for path in sorted(folder.rglob("*")) if path.is_file())
+    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
 @pytest.fixture
 def make_export(root: DataRoot) -> Callable[..., str]:
     """Write an export with one picture a frame; its name below the data root."""
@@ -165,6 +172,17 @@ def build() -> Any:
     class Builders:
         pass
 
-    for function in (rectangle, plain_runs, encode, png, frame, thing, annotations):
+    for function in (rectangle, plain_runs, encode, png, frame, thing, annotations, digest):
         setattr(Builders, function.__name__, staticmethod(function))
     return Builders
+
+
+@pytest.fixture
+def two_frames() -> list[dict[str, Any]]:
+    """A cat and a dog, then the dog alone."""
+    left = rectangle(20, 30, 2, 4, 8, 6)
+    right = rectangle(20, 30, 15, 1, 10, 12)
+    return [
+        frame(0, thing(left, "cat"), thing(right, "dog", object_id=2)),
+        frame(6, thing(right, "dog", object_id=2)),
+    ]

@@ -7,6 +7,7 @@ import pytest
 
 from gpu_runner.sam2 import export
 from gpu_runner.sam2.export import Pictures, frame_folders, unique_ids
+from jobs.paths import is_plain
 
 
 @pytest.mark.parametrize(
@@ -27,7 +28,15 @@ def test_a_name_keeps_its_letters_in_every_script(name: str, video_id: str) -> N
 
 
 @pytest.mark.parametrize(
-    ("one", "other"), [("🐈", "🐕"), ("clip 🐈", "clip 🐕"), ("a" * 200 + "1", "a" * 200 + "2"), ("", "."), ("☃", "")]
+    ("one", "other"),
+    [
+        ("🐈", "🐕"),
+        ("clip 🐈", "clip 🐕"),
+        ("a" * 200 + "1", "a" * 200 + "2"),
+        ("", "."),
+        ("☃", ""),
+        ("con", "video_con"),
+    ],
 )
 def test_names_that_cannot_stay_as_they_are_do_not_meet_in_one(one: str, other: str) -> None:
     """Each is named by itself: they come from different exports."""
@@ -35,12 +44,16 @@ def test_names_that_cannot_stay_as_they_are_do_not_meet_in_one(one: str, other: 
     assert unique_ids([one]) == unique_ids([one])
 
 
-@pytest.mark.parametrize("name", ["..", "../../etc", "视" * 300, "a" * 300, "\0", "\u202egpj", ".hidden", "🐈" * 300])
-def test_any_name_makes_a_folder(name: str) -> None:
+_ODD = ["..", "../../etc", "视" * 300, "a" * 300, "\0", "\u202egpj", ".hidden", "🐈" * 300, "con", "Aux.2"]
+
+
+@pytest.mark.parametrize("name", _ODD)
+def test_any_name_makes_a_folder_that_clients_may_name(name: str) -> None:
     (video_id,) = unique_ids([name])
     assert 0 < len(video_id.encode()) <= 200
     assert "/" not in video_id
     assert not video_id.startswith(".")
+    assert is_plain(video_id)
     assert video_id.isprintable()
 
 
