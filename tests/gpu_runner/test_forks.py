@@ -74,6 +74,16 @@ def test_the_death_of_a_process_is_heard_and_a_kill_is_lack_of_memory() -> None:
         list(_dies_at(500, signal.SIGTERM))
 
 
+def test_a_kill_in_the_middle_of_a_message_is_heard_as_one() -> None:
+    results = forks.map_in_order(lambda number: bytes(1 << 20), 1000, 2)
+    next(results)
+    time.sleep(0.2)  # more is on its way than a pipe takes: both processes stand within a message
+    for process in multiprocessing.active_children():
+        process.kill()
+    with pytest.raises(MemoryError):
+        list(results)
+
+
 def test_whoever_stops_early_leaves_no_process() -> None:
     made = forks.map_in_order(lambda number: os.getpid(), 100_000, 2)
     pid = next(made)

@@ -28,7 +28,10 @@ DEEP = b"[" * 100_000 + b"]" * 100_000
 
 @dataclass(frozen=True)
 class Case:
-    """`spoil` gets the rows, or with `of` "folder" or "arrow" the folder of the finished dataset."""
+    """`spoil` gets the rows, or with `of` "folder" or "arrow" the folder of the finished dataset.
+
+    `split` is what dividing it must say, where it must refuse.
+    """
 
     name: str
     spoil: Callable[[Any], object]
@@ -37,6 +40,7 @@ class Case:
     says: str = ""
     of: str = "rows"
     path: str = "datasets/d"
+    split: str = ""
 
     def is_answered_by(self, findings: Iterable[tuple[str, str, str]], refusal: str) -> bool:
         """Whether a validation said what it must: (rule, severity, message) by finding, or a refusal of the whole."""
@@ -242,13 +246,39 @@ def _state(**state: Any) -> Callable[[Path], object]:
     return _file("state.json", json.dumps(state).encode())
 
 
+def _text_beyond_the_table(folder: Path) -> None:
+    """The second id ends 2 GiB behind its begin: whoever believes that reads memory that is not there."""
+    content = bytearray(_arrow_file(folder).read_bytes())
+    source = pa.py_buffer(content)
+    offsets = pa.ipc.open_stream(source).read_next_batch().column("id").buffers()[1]
+    place = offsets.address - source.address + 2 * 4
+    del offsets
+    struct.pack_into("<i", content, place, 2**31 - 1)
+    _arrow_file(folder).write_bytes(content)
+
+
+def _column_twice(folder: Path) -> None:
+    table = pa.ipc.open_stream(_arrow_file(folder).read_bytes()).read_all()
+    _write_table(folder, table.append_column("labels", table.column("labels")))
+
+
+def _other_bytes(folder: Path) -> None:
+    """Pictures are numbers."""
+    table = pa.ipc.open_stream(_arrow_file(folder).read_bytes()).read_all()
+    pictures = pa.array([{"bytes": number, "path": "a.png"} for number in range(len(table))])
+    _write_table(folder, table.set_column(table.schema.get_field_index("image"), "image", pictures))
+
+
+def _write_table(folder: Path, table: pa.Table) -> None:
+    with pa.OSFile(str(_arrow_file(folder)), "wb") as file, pa.ipc.new_stream(file, table.schema) as stream:
+        stream.write_table(table)
+
+
 def _table(**columns: Any) -> Callable[[Path], object]:
     """The table has these columns and no others."""
 
     def make(folder: Path) -> None:
-        table = pa.table(columns)
-        with pa.OSFile(str(_arrow_file(folder)), "wb") as file, pa.ipc.new_stream(file, table.schema) as stream:
-            stream.write_table(table)
+        _write_table(folder, pa.table(columns))
 
     return make
 
@@ -411,6 +441,9 @@ CASES = [
         of="arrow",
         path="datasets/s/val.jsonl",
     ),
+    Case("a text that ends beyond its table", _text_beyond_the_table, "rows", of="arrow", split="no Arrow dataset"),
+    Case("a table with a column twice", _column_twice, REFUSED, of="arrow", says="each once", split="each once"),
+    Case("a table whose pictures are numbers", _other_bytes, REFUSED, of="arrow", says="columns", split="columns"),
     Case("a table of other columns", _table(a=[1, 2]), REFUSED, of="arrow", says="columns"),
     Case(
         "a table of numbers", _table(id=[1, 2], image=[3, 4], conversations=[5, 6]), REFUSED, of="arrow", says="columns"

@@ -1,6 +1,7 @@
 """Every hostile dataset has its answer, and no more: no fault, no write elsewhere, little memory, little time."""
 
 import multiprocessing
+import re
 import resource
 import sys
 import time
@@ -26,6 +27,7 @@ class Outcome(NamedTuple):
     findings: list[tuple[str, str, str]]
     refusal: str
     fault: str
+    split_refusal: str
     grown_mb: float
     cpu_s: float
 
@@ -33,7 +35,7 @@ class Outcome(NamedTuple):
 def _validate(run: Callable[..., Any], path: str, answers: Any) -> None:
     """In a process of its own: what it takes is its own too. A split of the same rows must not fail otherwise."""
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    findings, refusal, fault = [], "", ""
+    findings, refusal, fault, split_refusal = [], "", "", ""
     try:
         result = run(ValidateSpec(data_path=path, level="strict"))
         findings = [(each.rule, each.severity, each.message) for each in (*result.errors, *result.warnings)]
@@ -43,13 +45,15 @@ def _validate(run: Callable[..., Any], path: str, answers: Any) -> None:
         fault = repr(error)
     try:
         run(SplitSpec(data_path=path, output_dir="datasets/parts-of-it"), job_id="split")
-    except (DatasetInvalid, OutputTaken):
-        pass
+    except (DatasetInvalid, OutputTaken) as error:
+        split_refusal = error.message
     except BaseException as error:
         fault += f" split: {error!r}"
     grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
     grown_mb = grown / (1 << 20 if sys.platform == "darwin" else 1 << 10)
-    answers.send(Outcome(findings, refusal, fault, grown_mb, time.process_time()))  # a process begins with none
+    answers.send(
+        Outcome(findings, refusal, fault, split_refusal, grown_mb, time.process_time())
+    )  # a process begins with none
 
 
 def _contents(root: DataRoot) -> dict[str, tuple[int, int]]:
@@ -110,6 +114,7 @@ def test_a_hostile_dataset_gets_its_answer(
     answer = outcome(case.path)
 
     assert not answer.fault
+    assert bool(re.search(case.split, answer.split_refusal))
     assert answer.grown_mb < MOST_MB
     assert answer.cpu_s < MOST_S
     assert _contents(root) == before

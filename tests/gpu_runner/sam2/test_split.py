@@ -9,7 +9,9 @@ import msgspec
 import pytest
 
 from gpu_runner.rows import open_rows
+from gpu_runner.sam2 import split_config
 from gpu_runner.sam2.splits import PARTS
+from gpu_runner.sam2.statistics import MOST_LABELS, OTHERS
 from jobs.errors import DatasetInvalid, OutputTaken
 from jobs.paths import DataRoot
 from jobs.results import Leak
@@ -280,3 +282,18 @@ def test_a_split_of_other_rows_cannot_be_kept(
     path.write_text(path.read_text().replace('"id":"', '"id":"other-'))
     with pytest.raises(DatasetInvalid, match="No row of keep"):
         run(split("datasets/d", keep="datasets/parts"))
+
+
+def test_of_very_many_classes_the_most_frequent_are_told(root: DataRoot, run: Callable[..., Any]) -> None:
+    often = [f"often {number}" for number in range(MOST_LABELS)]
+    lines = [
+        {"id": f"{number}", "conversations": [], "labels": [*often, *(f"once {number} {k}" for k in range(100))]}
+        for number in range(20)
+    ]
+    (root.datasets / "d").mkdir()
+    (root.datasets / "d" / "llava_dataset.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    result = run(SplitSpec(data_path="datasets/d", output_dir="datasets/s", strategy="random"))
+    said = split_config.read(root.datasets / "s")
+    for shares in (result.class_shares, said.class_shares):
+        assert {part: set(told) for part, told in shares.items()} == {part: {*often, OTHERS} for part in PARTS}
+        assert shares["train"][OTHERS] == 0.8
