@@ -15,13 +15,7 @@ from PIL import Image
 from pycocotools import mask as coco
 
 from gpu_runner.rows import Mask, open_rows
-<<<<<<< HEAD
 from gpu_runner.sam2 import manifest, masks
-from gpu_runner.work import Stop, Stopped
-from jobs.errors import DatasetInvalid, FailureReason, OutputTaken
-=======
-from gpu_runner.sam2 import masks
->>>>>>> names4
 from jobs.paths import DataRoot
 from jobs.specs import ConvertSpec, DataFormat, MaskOrder, TargetTask
 
@@ -126,13 +120,12 @@ def test_converting_twice_gives_the_same_bytes(
     assert build.digest(root.datasets / "one") == build.digest(root.datasets / "two")
 
 
-<<<<<<< HEAD
 def test_every_file_is_listed_with_its_hash_as_coreutils_check_it(
-    root: DataRoot, run: Run, make_export: Run, two_frames: Any
+    root: DataRoot, run: Run, make_export: Run, two_frames: Any, build: Any
 ) -> None:
     run(convert(make_export(two_frames)))
     folder = root.datasets / "out"
-    found = digest(folder)
+    found = build.digest(folder)
     for name in ("manifest.json", "SHA256SUMS"):
         del found[name]
     lines = (folder / "SHA256SUMS").read_text().splitlines()
@@ -145,17 +138,6 @@ def test_a_name_that_would_break_a_line_is_escaped_as_coreutils_do(tmp_path: Pat
     (tmp_path / name).write_bytes(b"x")
     manifest.write_digests(tmp_path, {name: manifest.sha256_of(tmp_path / name)})
     subprocess.run(["sha256sum", "--check", "--strict", "--quiet", "SHA256SUMS"], cwd=tmp_path, check=True)
-=======
-def test_the_manifest_names_every_file_with_its_hash(
-    root: DataRoot, run: Run, make_export: Run, two_frames: Any, build: Any
-) -> None:
-    run(convert(make_export(two_frames)))
-    folder = root.datasets / "out"
-    listed = json.loads((folder / "manifest.json").read_text())["files"]
-    found = build.digest(folder)
-    del found["manifest.json"]
-    assert listed == found
->>>>>>> names4
 
 
 def test_an_arrow_dataset_opens_with_the_datasets_library_and_carries_its_pictures(
