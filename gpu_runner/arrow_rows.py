@@ -8,7 +8,7 @@ import itertools
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 import numpy as np
@@ -61,8 +61,7 @@ class ArrowRows(Rows):
     def _read(self, index: int) -> Row:
         batch, at = self._locate(index)
         cells = {name: batch.column(name)[at].as_py() for name in batch.schema.names if name != "image"}
-        pictures = batch.column("image")
-        cells["image"] = (pictures.field("path") if self._embeds else pictures)[at].as_py()
+        cells["image"] = self._name_of_picture(batch.column("image"), at, index)
         try:
             cells["attributes"] = [msgspec.json.decode(text) for text in cells.get("attributes") or ()]
             return msgspec.convert({name: value for name, value in cells.items() if value is not None}, Row)
@@ -79,6 +78,14 @@ class ArrowRows(Rows):
 
     def image_file(self, image: str) -> Path | None:
         return None if self._embeds else super().image_file(image)
+
+    def _name_of_picture(self, pictures: Any, at: int, index: int) -> str | None:
+        """Its path; of bytes that others wrote without one, a name of ours."""
+        if not self._embeds:
+            return cast("str | None", pictures[at].as_py())
+        path: str | None = pictures.field("path")[at].as_py()
+        has_content = path is None and pictures.field("bytes")[at].is_valid
+        return f"picture {index + 1}" if has_content else path
 
     def _embedded(self, index: int) -> pa.Buffer:
         batch, at = self._locate(index)

@@ -6,12 +6,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import datasets
 import pytest
+from datasets import Dataset
 
 from gpu_runner.rows import Turn, open_rows
 from jobs.errors import DatasetInvalid
 from jobs.paths import DataRoot
-from jobs.specs import ConvertSpec, DataFormat, SplitSpec
+from jobs.specs import ConvertSpec, DataFormat, SplitSpec, ValidateSpec
 
 TURNS = [{"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": "a cat"}]
 
@@ -174,3 +176,17 @@ def test_an_arrow_folder_that_is_broken_is_refused(root: DataRoot) -> None:
     (folder / "state.json").write_text('{"_data_files": [{"filename": "../../secret"}]}')
     with pytest.raises(DatasetInvalid, match="no Arrow dataset that can be read"):
         open_rows(root, "datasets/broken")
+
+
+def test_a_picture_in_a_table_needs_no_path(root: DataRoot, run: Callable[..., Any], build: Any) -> None:
+    """`datasets` writes none for pictures that it was given as bytes."""
+    rows = [
+        {"id": f"{number}", "conversations": TURNS, "image": {"bytes": content, "path": None}}
+        for number, content in enumerate([build.png(5, 4), build.png(6, 3)])
+    ]
+    folder = root.datasets / "foreign"
+    Dataset.from_list(rows).cast_column("image", datasets.Image(decode=False)).save_to_disk(str(folder))
+    opened = open_rows(root, "datasets/foreign")
+    assert [opened.open_image(index).size for index in (0, 1)] == [(5, 4), (6, 3)]
+    found = run(ValidateSpec(data_path="datasets/foreign"))
+    assert found.statistics["total_images"] == 2
