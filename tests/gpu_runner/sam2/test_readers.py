@@ -236,7 +236,7 @@ def test_several_processes_read_what_one_reads(name: str, lay: Run, run: Run, ro
     alone = {path: path.read_bytes() for path in (root.datasets / "out").rglob("*") if path.is_file()}
     run(spec, cores=3)
     assert alone == {path: path.read_bytes() for path in (root.datasets / "out").rglob("*") if path.is_file()}
-    assert len(alone) == 172
+    assert len(alone) == 173
 
 
 def test_where_several_formats_are_there_the_tools_own_is_read_and_the_other_named(
