@@ -4,10 +4,11 @@ import json
 import re
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+
+from gpu_runner.sam2 import sample
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "data.md"
 ADDRESS = "http://127.0.0.1:8000"
@@ -17,9 +18,7 @@ pytestmark = pytest.mark.skipif(not (shutil.which("curl") and shutil.which("jq")
 
 def test_the_commands_upload_prepare_divide_repair_and_grow(house, tmp_path) -> None:
     for name, videos in (("export", 3), ("more", 4)):
-        archive = tmp_path / f"{name}.zip"
-        command = [sys.executable, "-m", "gpu_runner.sam2.sample", str(archive), "--videos", str(videos)]
-        subprocess.run([*command, "--frames", "20"], check=True, stdout=subprocess.DEVNULL)
+        sample.write_sample(tmp_path / f"{name}.zip", videos=videos, frames=20)
     more = house.client.upload(tmp_path / "more.zip")["file_path"]
     prepare, divide, grow = re.findall(r"```sh\n(.*?)```", DOCUMENT.read_text(), re.DOTALL)
     upload, _, prepare = prepare.partition("\n")

@@ -80,14 +80,6 @@ def convert(run: Callable[..., Any], root: DataRoot) -> Callable[[Path], None]:
     return into_dataset
 
 
-@pytest.mark.parametrize("name", ["bedroom_classical.zip", "idoctor40_as_exported.zip", "sav_000001_manual.zip"])
-def test_the_frames_of_genuine_exports_wear_no_paint(
-    name: str, sample_zip: Callable[[str], Path], convert: Callable[[Path], None], warned: Callable[[], list[str]]
-) -> None:
-    convert(sample_zip(name))
-    assert warned() == []
-
-
 def test_our_own_sample_wears_no_paint(
     tmp_path: Path, convert: Callable[[Path], None], warned: Callable[[], list[str]]
 ) -> None:

@@ -26,9 +26,16 @@ def test_the_program_writes_the_same_bytes_each_time_and_others_for_another_seed
     assert written[0] == written[1] != written[2]
 
 
+@pytest.fixture(scope="module")
+def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    written = tmp_path_factory.mktemp("sample") / "sample.zip"
+    sample.write_sample(written)
+    return written
+
+
 @pytest.fixture
-def dataset(root: DataRoot, run: Callable[..., Any]) -> Any:
-    sample.write_sample(root.uploads / "sample.zip")
+def dataset(archive: Path, root: DataRoot, run: Callable[..., Any]) -> Any:
+    (root.uploads / "sample.zip").write_bytes(archive.read_bytes())
     return run(ConvertSpec(sam2_zip_path="uploads/sample.zip", output_dir="datasets/sample", task=TargetTask.CLASSIFY))
 
 
