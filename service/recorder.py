@@ -188,9 +188,9 @@ class Recorder(Ledger):
     def _progress(self, event: JobProgressed, body: bytes) -> None:
         record = self._live.get(event.job_id)
         following = projection.progress(record, event) if record else None
-        if following is not None and following is not record:
+        if record is not None and following is not None and following is not record:
             self._live[event.job_id] = following
-            self._hub.publish([Published(None, event.job_id, events.type_of(event), body)])
+            self._hub.publish([Published(None, event.job_id, events.type_of(event), body, record.tags)])
 
     def _hear(self, report: RunnerReported, age_s: float) -> None:
         """Note a report and when it was said: one that lay in the stream for long is no sign of life."""
