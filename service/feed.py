@@ -96,6 +96,9 @@ class Feed:
             reason = "lagging"
 
     async def _misses_too_much(self, head: int) -> bool:
+        """More events than are told again, or some that are gone; whoever begins at 0 gets what there is."""
+        if 0 < self.position < head and await self._store.has_thinned(self.interest, self.position):
+            return True
         if head - self.position <= TOO_FAR_BEHIND:
             return False
         return await self._store.count_of(self.interest, self.position, TOO_FAR_BEHIND + 1) > TOO_FAR_BEHIND

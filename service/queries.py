@@ -6,13 +6,14 @@
 import itertools
 import sqlite3
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from datetime import datetime
 from pathlib import PurePosixPath
 from typing import Any, Literal
 
 import aiosqlite
 import msgspec
 
-from jobs.lifecycle import LIVE, Status
+from jobs.lifecycle import LIVE, TERMINAL, Status
 from jobs.results import ExportResult, ValidateResult
 from jobs.specs import ExportFormat, Kind, SplitSpec
 from service.records import (
@@ -241,6 +242,24 @@ class Queries:
         sql = f"SELECT count(*) FROM (SELECT 1 FROM events {where} LIMIT :limit)"
         rows = await self._rows(sql, {**values, "limit": limit})
         return int(rows[0][0])
+
+    async def has_thinned(self, interest: Interest, after: int) -> bool:
+        """Whether points behind a cursor are gone since they were thinned out."""
+        if interest.types is not None and "metrics.logged" not in interest.types:
+            return False
+        where, values = _where(after=after, **_wanted(Interest(jobs=interest.jobs, tag=interest.tag)))
+        return bool(await self._rows(f"SELECT 1 FROM thinned {where} LIMIT 1", values))
+
+    async def to_thin(self, ended_before: datetime, limit: int) -> list[str]:
+        """Jobs that ended before then and whose points were not thinned out yet, the oldest first."""
+        sql = """
+            SELECT job_id FROM jobs LEFT JOIN thinned USING (job_id)
+            WHERE thinned.job_id IS NULL AND kind = :kind AND status IN (SELECT value FROM json_each(:statuses))
+                AND julianday(json_extract(CAST(record AS TEXT), '$.completed_at')) < julianday(:ended_before)
+            ORDER BY submitted_seq LIMIT :limit
+        """
+        values = {"kind": Kind.FINETUNE, "statuses": _listed(TERMINAL), "ended_before": ended_before.isoformat()}
+        return [job_id for (job_id,) in await self._rows(sql, {**values, "limit": limit})]
 
     async def head_seq(self) -> int:
         """The last seq ever given, also when its event was deleted."""

@@ -9,7 +9,7 @@ import itertools
 import sqlite3
 import time
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import msgspec
@@ -34,6 +34,7 @@ _BLOCK_S = 1.0
 _RETRY_S = 0.5
 _GATHER_S = 0.01  # between two reads: what runners say in quick succession shares a commit
 _TIDY_EVERY_S = 60.0
+_THINNED_AT_ONCE = 10  # jobs; each is a transaction that others wait for
 _DEAD_LETTER_BYTES = 1 << 16  # of an entry nobody can read, this much is kept
 _JOURNAL = "journal"  # stands for the stream's epoch in dead letters that were read from a disk
 _decode_line = msgspec.json.Decoder(Line).decode
@@ -217,12 +218,21 @@ class Recorder(Ledger):
                 log.warning("tidy.failed", error=str(error))
 
     async def tidy(self) -> None:
-        """Keep the write-ahead log and the event stream short: drop what is recorded."""
+        """Keep database, write-ahead log and event stream short: drop what is old or recorded."""
+        await self._thin_old()
         await self._store.checkpoint()
         position = self._position
         if position is not None and position.epoch == await self._bus.epoch():
             await self.commit(Write(position=position))
             await self._bus.forget_events(position.after)
+
+    async def _thin_old(self) -> None:
+        days = self._settings.points_kept_days
+        if not days:
+            return
+        for job_id in await self._store.to_thin(datetime.now(UTC) - timedelta(days=days), _THINNED_AT_ONCE):
+            await self._store.thin(job_id)
+            log.info("points.thinned", job_id=job_id)
 
 
 class _Intake:
