@@ -21,7 +21,7 @@ from jobs.errors import Misconfigured, Unavailable
 from jobs.events import JobProgressed, RunnerReported
 from jobs.paths import DataRoot
 from jobs.settings import Settings
-from service import projection
+from service import projection, thinning
 from service.hub import Hub, Published
 from service.ledger import Ledger, Write
 from service.records import JobRecord, RunnerView
@@ -231,7 +231,8 @@ class Recorder(Ledger):
         if not days:
             return
         for job_id in await self._store.to_thin(datetime.now(UTC) - timedelta(days=days), _THINNED_AT_ONCE):
-            await self._store.thin(job_id)
+            steps = await asyncio.to_thread(thinning.kept_steps, await self._store.metrics(job_id))
+            await self._store.thin(job_id, steps)
             log.info("points.thinned", job_id=job_id)
 
 

@@ -5,7 +5,7 @@ Opened by the app's lifespan; written by the recorder alone. All SQL is here, in
 
 import asyncio
 import sqlite3
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
@@ -27,7 +27,7 @@ _READERS = 2
 _BUSY_MS = 5000
 
 T = TypeVar("T")
-Statements = list[tuple[str, list[tuple[object, ...]]]]
+Statements = Sequence[tuple[str, Sequence[Sequence[object] | Mapping[str, object]]]]
 """SQL, and the rows it runs for."""
 
 _encode = msgspec.json.Encoder().encode
@@ -69,35 +69,17 @@ _DELETE_JOB = tuple(
     f"DELETE FROM {table} WHERE job_id = ?"
     for table in ("events", "metrics", "checkpoints", "artifacts", "tags", "data_steps", "thinned", "jobs")
 )
-POINTS_KEPT = 1000
-"""So many points of a series at least stay: the lowest and the highest of each of half as many stretches of steps."""
-_COUNT_POINTS = "SELECT count(*) FROM events WHERE job_id = :job_id AND type = 'metrics.logged'"
-_THIN_POINTS = """
-    DELETE FROM metrics WHERE job_id = :job_id AND step NOT IN (
-        WITH stretched AS (
-            SELECT series, step, value, ntile(:stretches) OVER (PARTITION BY series ORDER BY step) AS stretch
-            FROM metrics WHERE job_id = :job_id
-        ), ranked AS (
-            SELECT step,
-                row_number() OVER (PARTITION BY series, stretch ORDER BY value IS NULL, value, step) AS lowest,
-                row_number() OVER (PARTITION BY series, stretch ORDER BY value IS NULL, value DESC, step) AS highest,
-                row_number() OVER (PARTITION BY series, stretch ORDER BY value IS NOT NULL, step) AS broken,
-                row_number() OVER (PARTITION BY series ORDER BY step) AS first,
-                row_number() OVER (PARTITION BY series ORDER BY step DESC) AS last
-            FROM stretched
-        )
-        SELECT step FROM ranked WHERE 1 IN (lowest, highest, broken, first, last)
-    )
-"""
+_THIN_POINTS = "DELETE FROM metrics WHERE job_id = :job_id AND step NOT IN (SELECT value FROM json_each(:steps))"
 _IS_THINNED_OUT = """
-    job_id = :job_id AND type = 'metrics.logged' AND (attempt, json_extract(CAST(body AS TEXT), '$.step'))
-        NOT IN (SELECT attempt, step FROM metrics WHERE job_id = :job_id)
+    job_id = :job_id AND type = 'metrics.logged' AND attempt || ':' || json_extract(CAST(body AS TEXT), '$.step')
+        NOT IN (SELECT attempt || ':' || step FROM metrics WHERE job_id = :job_id)
 """
 _INSERT_THINNED = f"""
     INSERT OR REPLACE INTO thinned (job_id, seq)
-    SELECT :job_id, coalesce(max(seq), 0) FROM events WHERE :count > :kept AND {_IS_THINNED_OUT}
+    SELECT :job_id, coalesce(max(seq), 0) FROM events WHERE {_IS_THINNED_OUT}
 """
 _DELETE_THINNED = f"DELETE FROM events WHERE {_IS_THINNED_OUT}"
+_THIN = (_THIN_POINTS, _INSERT_THINNED, _DELETE_THINNED)
 
 
 class Store(Queries):
@@ -144,12 +126,13 @@ class Store(Queries):
         await _in(self._thread, self._run, lambda: [(sql, rows) for sql in _DELETE_JOB])
         self._validations = {}
 
-    async def thin(self, job_id: str) -> None:
-        """Of the points of an ended job keep the lowest and highest of each stretch, and the events that say those.
+    async def thin(self, job_id: str, steps: Collection[int]) -> None:
+        """Of the points of an ended job keep those of these steps, and the events that say them.
 
-        What is no finite number, the first and the last of a series stay, too. It is noted, so it happens once.
+        It is noted, so that nobody who missed what is gone believes to have everything.
         """
-        await _in(self._thread, self._thin, job_id)
+        values = {"job_id": job_id, "steps": _encode(sorted(steps)).decode()}
+        await _in(self._thread, self._run, lambda: [(sql, [values]) for sql in _THIN])
 
     async def last_validation(self, name: str) -> ValidateResult | None:
         """As in `Queries`, remembered until a job that makes or judges datasets ends or is forgotten."""
@@ -161,21 +144,6 @@ class Store(Queries):
     async def checkpoint(self) -> None:
         """Move what the write-ahead log holds into the database file."""
         await _in(self._thread, lambda: self._writer.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall())
-
-    def _thin(self, job_id: str) -> None:
-        ((count,),) = self._writer.execute(_COUNT_POINTS, {"job_id": job_id})
-        values = {"job_id": job_id, "count": count, "kept": POINTS_KEPT, "stretches": POINTS_KEPT // 2}
-        self._writer.execute("BEGIN IMMEDIATE")
-        try:
-            if count > POINTS_KEPT:
-                self._writer.execute(_THIN_POINTS, values)
-            self._writer.execute(_INSERT_THINNED, values)
-            if count > POINTS_KEPT:
-                self._writer.execute(_DELETE_THINNED, values)
-            self._writer.execute("COMMIT")
-        except BaseException:
-            self._writer.rollback()
-            raise
 
     def _run(self, statements: Callable[[], Statements]) -> None:
         """A transaction, in the thread as a whole: going there costs more than a statement does."""

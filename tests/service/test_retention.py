@@ -8,7 +8,7 @@ import pytest
 
 from jobs.events import JobCompleted, JobNoted, MetricsLogged
 from jobs.results import FinetuneResult
-from service import store as stores
+from service import thinning
 from service.feed import Feeds, Gap
 from service.records import Interest
 
@@ -18,7 +18,7 @@ STEPS = 300
 
 @pytest.fixture(autouse=True)
 def _few(monkeypatch):
-    monkeypatch.setattr(stores, "POINTS_KEPT", 20)
+    monkeypatch.setattr(thinning, "POINTS_KEPT", 20)
 
 
 def _curve(seed: int, steps: int = STEPS) -> dict[str, dict[int, float | None]]:
@@ -48,6 +48,10 @@ async def _train(ledger, job, curve, *, ends: bool = True) -> None:
     await ledger.record(said)
 
 
+async def _thin(store, job_id: str) -> None:
+    await store.thin(job_id, thinning.kept_steps(await store.metrics(job_id)))
+
+
 async def _steps(store, job_id: str) -> dict[str, dict[int, float | None]]:
     series = await store.metrics(job_id)
     return {name: {step: value for step, _, value in points} for name, points in series.items()}
@@ -58,7 +62,7 @@ async def test_lowest_highest_first_last_and_broken_points_stay(ledger, store, h
     job, curve = history("job_a"), _curve(seed)
     await _train(ledger, job, curve)
     before = await _steps(store, "job_a")
-    await store.thin("job_a")
+    await _thin(store, "job_a")
     after = await _steps(store, "job_a")
     for name, points in before.items():
         kept = after[name]
@@ -80,7 +84,7 @@ async def test_events_say_the_points_that_stay_and_everything_else(ledger, store
     job = history("job_a")
     await _train(ledger, job, _curve(1))
     before = await store.events("job_a", limit=1000)
-    await store.thin("job_a")
+    await _thin(store, "job_a")
     after = await store.events("job_a", limit=1000)
     assert [event for event in after if event.type != "metrics.logged"] == [
         event for event in before if event.type != "metrics.logged"
@@ -94,7 +98,7 @@ async def test_events_say_the_points_that_stay_and_everything_else(ledger, store
 async def test_the_same_points_stay_every_time_and_it_happens_once(ledger, store, history):
     for name in ("job_a", "job_b"):
         await _train(ledger, history(name), _curve(2))
-        await store.thin(name)
+        await _thin(store, name)
     once = await _steps(store, "job_a")
     assert once == await _steps(store, "job_b")
     assert await store.to_thin(LATER, 10) == []
@@ -111,14 +115,14 @@ async def test_only_trainings_that_ended_before_then_are_thinned(ledger, store, 
 async def test_a_short_training_stays_whole(ledger, store, history):
     await _train(ledger, history("job_a"), _curve(1, 15))
     before = await store.events("job_a"), await _steps(store, "job_a")
-    await store.thin("job_a")
+    await _thin(store, "job_a")
     assert (await store.events("job_a"), await _steps(store, "job_a")) == before
     assert not await store.has_thinned(Interest.of("job_a"), 1)
 
 
 async def test_whoever_missed_points_that_are_gone_is_told_to_load_a_snapshot(ledger, store, history):
     await _train(ledger, history("job_a"), _curve(1))
-    await store.thin("job_a")
+    await _thin(store, "job_a")
     stored = await store.events("job_a", limit=1000)
 
     async def first(interest: Interest, after: int):
@@ -152,6 +156,6 @@ async def test_keeping_house_thins_after_the_days_that_were_set(core_at, history
 
 async def test_a_thinned_job_can_be_deleted(ledger, store, history):
     await _train(ledger, history("job_a"), _curve(1))
-    await store.thin("job_a")
+    await _thin(store, "job_a")
     await ledger.delete("job_a")
     assert not await store.has_thinned(Interest(), 1)
