@@ -1,12 +1,15 @@
 """Many WebSockets in a process of their own: how late each event was, and whether every socket got all in order.
 
-`python -m benchmarks.listeners ADDRESS PATH SOCKETS EVENTS WITHIN_S`, started by `live`. It says "ready" once all
-sockets are open, then waits until each has had so many `metrics.logged`, whose `step` counts from 1; its last line is
-a `Heard` as JSON. The sockets share one reading of a message they all get, so that this process is no bottleneck.
+`python -m benchmarks.listeners` reads a `Task` as JSON from its input; `live` starts it. It says "ready" once all
+sockets are subscribed, then waits until each has had so many events. Without a number of events it measures how long
+it takes until all are caught up. Its last line is a `Heard` as JSON. The sockets share one reading of a message they
+all get, so that this process is no bottleneck.
 """
 
 import asyncio
+import os
 import resource
+import socket
 import sys
 import time
 from datetime import datetime
@@ -15,9 +18,27 @@ from urllib.parse import urlsplit
 import msgspec
 import uvloop
 
+from jobs import frames
+
 OPENING_AT_ONCE = 50
 _TEXT, _PING, _PONG = 1, 9, 10
 _READINGS_KEPT = 64
+
+
+class Task(msgspec.Struct, frozen=True, kw_only=True):
+    """Which sockets to open. With `after` they come back at once with that cursor, else they begin with now.
+
+    So many of them are `stalled`: they take nothing once they are open. Without a `subscribe` the address decides.
+    """
+
+    address: str
+    path: str
+    sockets: int
+    events: int = 0
+    within_s: float = 60
+    stalled: int = 0
+    after: int | None = None
+    subscribes: bool = True
 
 
 class Heard(msgspec.Struct, frozen=True, kw_only=True):
@@ -30,6 +51,10 @@ class Heard(msgspec.Struct, frozen=True, kw_only=True):
     p99_ms: float
     worst_ms: float
     cpu_s: float
+    caught_up_s: float = 0.0
+    """From the first connection until the last socket was told that nothing is missing."""
+    replayed: int = 0
+    """Events that a socket was told until then, at least."""
 
 
 class _Event(msgspec.Struct, frozen=True):
@@ -40,21 +65,30 @@ class _Event(msgspec.Struct, frozen=True):
 
 class _Numbered(msgspec.Struct, frozen=True):
     event: _Event
+    seq: int = 0
+
+
+class _Points(msgspec.Struct, frozen=True):
+    at: tuple[datetime, ...]
 
 
 class _Message(_Event, frozen=True):
     """A frame of ours, or an event by itself."""
 
+    frame: str = ""
     events: tuple[_Numbered, ...] = ()
+    points: tuple[_Points, ...] = ()
+    from_seq: int = 0
+    to_seq: int = 0
+    seq: int = 0
 
 
 class _Reading(msgspec.Struct, frozen=True):
-    """Steps `first` to `last`, and when each was said."""
+    """When each event of a message was said, and where it stands: behind `begin` up to `end`."""
 
-    first: int
-    last: int
+    begin: int
+    end: int
     said_at: tuple[float, ...]
-    is_dense: bool
 
 
 _decode = msgspec.json.Decoder(_Message).decode
@@ -65,12 +99,16 @@ class Tally:
 
     def __init__(self, expected: int) -> None:
         self.expected = expected
+        self.fresh = 0
+        self.replayed = sys.maxsize
         self.complete = 0
         self.messages = 0
         self.done = asyncio.Event()
         self.open: set[Listener] = set()
         self._late_ms = [0] * 60_000
         self._readings: dict[bytes, _Reading | None] = {}
+        self.all_fresh = asyncio.Event()
+        self.waiting_for = 0
 
     def take(self, listener: "Listener", payload: bytes, now: float) -> None:
         if payload not in self._readings:
@@ -83,13 +121,21 @@ class Tally:
         self.messages += 1
         for said_at in reading.said_at:
             self._late_ms[min(int((now - said_at) * 1000), len(self._late_ms) - 1)] += 1
-        listener.in_order &= reading.is_dense and reading.first == listener.position + 1
-        listener.position = reading.last
-        if listener.position == self.expected:
+        listener.in_order &= listener.position in (None, reading.begin)
+        listener.position = reading.end
+        listener.count += len(reading.said_at)
+        if listener.count == self.expected:
             self.complete += listener.in_order
             self.open.discard(listener)
             if not self.open:
                 self.done.set()
+
+    def is_fresh(self, listener: "Listener") -> None:
+        """It was told that nothing is missing, for the first time."""
+        self.fresh += 1
+        self.replayed = min(self.replayed, listener.count)
+        if self.fresh == self.waiting_for:
+            self.all_fresh.set()
 
     def late_ms(self, share: float) -> float:
         """So many of the deliveries were at most so late, to the millisecond."""
@@ -104,13 +150,18 @@ class Tally:
 class Listener(asyncio.Protocol):
     """One socket: just enough of RFC 6455 for a server that behaves."""
 
-    def __init__(self, tally: Tally, host: str, path: str) -> None:
-        self.position = 0
+    def __init__(self, tally: Tally, task: Task, *, stalls: bool = False) -> None:
+        self.position: int | None = None
+        self.count = 0
         self.in_order = True
+        self.stalls = stalls
+        self.is_fresh = False
         self.opened = asyncio.get_running_loop().create_future()
         self._tally = tally
+        self._task = task
         self._request = (
-            f"GET {path} HTTP/1.1\r\nHost: {host}\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
+            f"GET {task.path} HTTP/1.1\r\nHost: {urlsplit(task.address).netloc}\r\n"
+            "Connection: Upgrade\r\nUpgrade: websocket\r\n"
             "Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n"
         )
         self._rest = b""
@@ -126,10 +177,26 @@ class Listener(asyncio.Protocol):
         while begin >= 0 and (frame := _frame(data, begin)) is not None:
             opcode, payload, begin = frame
             if opcode == _TEXT:
-                self._tally.take(self, payload, now)
+                self._hear(payload, now)
             elif opcode == _PING:
-                self._transport.write(bytes((0x80 | _PONG, 0x80 | len(payload), 0, 0, 0, 0)) + payload)
+                self._say(_PONG, payload)
         self._rest = data[max(begin, 0) :]
+
+    def _hear(self, payload: bytes, now: float) -> None:
+        if payload.startswith(b'{"frame":"ping"'):
+            self._say(_TEXT, frames.encode(frames.Pong()))
+        elif not self.is_fresh and payload.startswith(b'{"frame":"bookmark"'):
+            self.is_fresh = True
+            self._tally.is_fresh(self)
+            if self.stalls:
+                self._transport.pause_reading()
+        else:
+            self._tally.take(self, payload, now)
+
+    def _say(self, opcode: int, payload: bytes) -> None:
+        """A frame with a mask of zeros."""
+        length = bytes((0x80 | len(payload),)) if len(payload) < 126 else b"\xfe" + len(payload).to_bytes(2, "big")
+        self._transport.write(bytes((0x80 | opcode,)) + length + bytes(4) + payload)
 
     def connection_lost(self, error: Exception | None) -> None:
         self._tally.open.discard(self)
@@ -143,6 +210,9 @@ class Listener(asyncio.Protocol):
         if b" 101 " not in head:
             raise RuntimeError(f"no socket: {head!r}")
         self.opened.set_result(None)
+        if self._task.subscribes:
+            wish = frames.Subscribe(sub="a", all=True, after=self._task.after, initial="none")
+            self._say(_TEXT, frames.encode(wish))
         return len(head) + len(found)
 
 
@@ -160,47 +230,63 @@ def _frame(data: bytes, begin: int) -> tuple[int, bytes, int] | None:
 
 def _read(payload: bytes) -> _Reading | None:
     message = _decode(payload)
-    told = [numbered.event for numbered in message.events] or [message]
-    events = [event for event in told if event.type == "metrics.logged" and event.at]
-    if not events:
-        return None
-    first, last = events[0].step, events[-1].step
-    is_dense = [event.step for event in events] == list(range(first, last + 1))
-    return _Reading(first, last, tuple(event.at.timestamp() for event in events if event.at), is_dense)
+    if message.frame == "events":
+        said = [one.event.at for one in message.events if one.seq] + [at for block in message.points for at in block.at]
+        return _Reading(message.from_seq, message.to_seq, tuple(at.timestamp() for at in said if at))
+    if message.type and message.at:  # of the baseline, whose events are numbered by their steps
+        return _Reading(message.step - 1, message.step, (message.at.timestamp(),))
+    return None
 
 
-async def listen(address: str, path: str, sockets: int, events: int, within_s: float) -> Heard:
-    tally, place = Tally(events), urlsplit(address)
+async def listen(task: Task) -> Heard:
+    tally, place = Tally(task.events), urlsplit(task.address)
+    tally.waiting_for = task.sockets if task.subscribes else 0
     loop = asyncio.get_running_loop()
-    for begin in range(0, sockets, OPENING_AT_ONCE):
-        batch = [Listener(tally, place.netloc, path) for _ in range(begin, min(begin + OPENING_AT_ONCE, sockets))]
-        for listener in batch:
-            await loop.create_connection(lambda one=listener: one, place.hostname, place.port)
-        await asyncio.gather(*(listener.opened for listener in batch))
-        tally.open.update(batch)
+    began, began_cpu = time.monotonic(), time.process_time()
+    listeners = [Listener(tally, task, stalls=number < task.stalled) for number in range(task.sockets)]
+
+    async def open_one(listener: Listener) -> None:
+        plain = socket.create_connection((place.hostname, place.port))
+        if listener.stalls:
+            plain.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        plain.setblocking(False)
+        await loop.create_connection(lambda: listener, sock=plain)
+        await listener.opened
+
+    at_once = task.sockets if task.after is not None else OPENING_AT_ONCE
+    for begin in range(0, task.sockets, at_once):
+        await asyncio.gather(*(open_one(listener) for listener in listeners[begin : begin + at_once]))
+    tally.open = {listener for listener in listeners if not listener.stalls}
+    if task.subscribes:
+        await asyncio.wait_for(tally.all_fresh.wait(), task.within_s)
+    caught_up_s = time.monotonic() - began
     print("ready", flush=True)
-    began = time.process_time()
-    try:
-        await asyncio.wait_for(tally.done.wait(), within_s)
-    except TimeoutError:
-        print(f"{len(tally.open)} sockets did not get everything", flush=True)
+    if task.events:
+        began_cpu = time.process_time()
+        try:
+            await asyncio.wait_for(tally.done.wait(), task.within_s)
+        except TimeoutError:
+            print(f"{len(tally.open)} sockets did not get everything", flush=True)
     return Heard(
-        sockets=sockets,
+        sockets=task.sockets - task.stalled,
         complete=tally.complete,
         messages=tally.messages,
         p50_ms=tally.late_ms(0.5),
         p99_ms=tally.late_ms(0.99),
         worst_ms=tally.late_ms(1.0),
-        cpu_s=time.process_time() - began,
+        cpu_s=time.process_time() - began_cpu,
+        caught_up_s=caught_up_s,
+        replayed=tally.replayed if task.subscribes else 0,
     )
 
 
-def main(address: str, path: str, sockets: str, events: str, within_s: str) -> None:
+def main() -> None:
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
-    heard = uvloop.run(listen(address, path, int(sockets), int(events), float(within_s)))
-    print(msgspec.json.encode(heard).decode())
+    heard = uvloop.run(listen(msgspec.json.decode(sys.stdin.buffer.read(), type=Task)))
+    print(msgspec.json.encode(heard).decode(), flush=True)
+    os._exit(0)  # a thousand sockets need no goodbye
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    main()

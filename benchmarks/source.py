@@ -11,7 +11,7 @@ from typing import Any
 from jobs import bus as streams
 from jobs import events, tasks
 from jobs.commands import Start
-from jobs.events import Device, Held, MetricsLogged, RunnerReported
+from jobs.events import Device, Held, JobNoted, MetricsLogged, RunnerReported
 from jobs.specs import Slot
 
 NAME = "bench"
@@ -42,14 +42,18 @@ class Source:
         """Return once it has been given all its jobs."""
         await asyncio.wait_for(self._all_started.wait(), 30)
 
-    async def log_metrics(self, publish: Publish, count: int, rate: float) -> None:
-        """Say so many events, evenly spread over the jobs and over time."""
+    async def log_metrics(self, publish: Publish, count: int, rate: float, *, note_every: int = 0) -> None:
+        """Say so many events, evenly spread over the jobs and over time; every so many of them is a note."""
         loop, jobs = asyncio.get_running_loop(), list(self._lines)
         began, said = loop.time(), 0
         while said < count:
             await asyncio.sleep(began + said / rate - loop.time())
             due = min(count, int((loop.time() - began) * rate) + 1)
-            await publish([self._metrics(jobs[step % len(jobs)], step) for step in range(said + 1, due + 1)])
+            steps = range(said + 1, due + 1)
+            notes = {step for step in steps if note_every and step % note_every == 0}
+            await publish(
+                [(self._note if step in notes else self._metrics)(jobs[step % len(jobs)], step) for step in steps]
+            )
             said = due
 
     def _metrics(self, job_id: str, step: int) -> bytes:
@@ -60,6 +64,9 @@ class Source:
             "samples_per_s": 412.5,
         }
         return events.encode(MetricsLogged(step=step, epoch=step / 1000, values=values, **self._envelope(job_id)))
+
+    def _note(self, job_id: str, step: int) -> bytes:
+        return events.encode(JobNoted(message=f"Step {step} was as good as any.", **self._envelope(job_id)))
 
     def _envelope(self, job_id: str) -> dict[str, Any]:
         self._lines[job_id] = self._lines.get(job_id, 0) + 1

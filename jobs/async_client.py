@@ -115,8 +115,10 @@ class AsyncClient(Connection):
         """
         return self._listen(Subscription(job_id, after, (), self._backoff()))
 
-    def all_events(self, after: int | None = None, types: Iterable[str] = ()) -> AsyncIterator[Heard]:
-        return self._listen(Subscription(None, after, types, self._backoff()))
+    def all_events(
+        self, after: int | None = None, types: Iterable[str] = (), tag: str | None = None
+    ) -> AsyncIterator[Heard]:
+        return self._listen(Subscription(None, after, types, self._backoff(), tag=tag))
 
     async def upload(self, path: Path, on_bytes: OnBytes = quiet) -> Json:
         call, form = calls.upload(), Form(path, on_bytes)
@@ -141,12 +143,15 @@ class AsyncClient(Connection):
     async def _listen(self, subscription: Subscription) -> AsyncIterator[Heard]:
         while not subscription.is_over:
             try:
-                async with connect(**self._socket_options(subscription)) as socket:
-                    subscription.opened()
+                async with connect(**self._socket_options()) as socket:
+                    await socket.send(subscription.opened(), text=True)
                     while subscription.is_listening:
                         async with asyncio.timeout(SILENCE_S):
                             message = await socket.recv()
-                        for heard in subscription.hear(message):
+                        told = subscription.hear(message)
+                        if reply := subscription.reply():
+                            await socket.send(reply, text=True)
+                        for heard in told:
                             yield heard
             except LOST as error:
                 await asyncio.sleep(self._pause_of(subscription, error))

@@ -44,7 +44,7 @@ class Backoff:
             raise error
         longest = min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2**self._tries)
         self._tries = min(self._tries + 1, 16)
-        return max(random.uniform(0, longest), at_least_s * random.uniform(1, 1.5))
+        return max(random.uniform(0, longest), at_least_s)  # what a service asks for is at random already
 
 
 def _is_passing(error: TrainingError) -> bool:

@@ -138,9 +138,12 @@ class Client(Connection):
         """The job's events behind a cursor, as (`seq`, event), until the one it ends with."""
         return self._listen(Subscription(job_id, after, (), self._backoff()))
 
-    def all_events(self, after: int | None = None, types: Iterable[str] = ()) -> Iterator[Heard]:
-        """Events of all jobs, of these types or of all, without end; without a cursor those from now on."""
-        return self._listen(Subscription(None, after, types, self._backoff()))
+    def all_events(
+        self, after: int | None = None, types: Iterable[str] = (), tag: str | None = None
+    ) -> Iterator[Heard]:
+        """Events of all jobs or of those with a tag, of these types or of all, without end; without a cursor those
+        from now on."""
+        return self._listen(Subscription(None, after, types, self._backoff(), tag=tag))
 
     def upload(self, path: Path, on_bytes: OnBytes = quiet) -> Json:
         """Upload a ZIP; the answer's `file_path` names it in later requests."""
@@ -168,10 +171,13 @@ class Client(Connection):
     def _listen(self, subscription: Subscription) -> Iterator[Heard]:
         while not subscription.is_over:
             try:
-                with connect(**self._socket_options(subscription)) as socket:
-                    subscription.opened()
+                with connect(**self._socket_options()) as socket:
+                    socket.send(subscription.opened(), text=True)
                     while subscription.is_listening:
-                        yield from subscription.hear(socket.recv(SILENCE_S))
+                        heard = subscription.hear(socket.recv(SILENCE_S))
+                        if reply := subscription.reply():
+                            socket.send(reply, text=True)
+                        yield from heard
             except LOST as error:
                 time.sleep(self._pause_of(subscription, error))
             while subscription.must_read_pages:

@@ -13,7 +13,7 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus, WebSocketExce
 from jobs import calls
 from jobs.backoff import Backoff
 from jobs.errors import InvalidInput, TrainingError, Unreachable
-from jobs.subscription import Subscription
+from jobs.subscription import PATH, Subscription
 
 OnRetry = Callable[[TrainingError, float], None]
 """Gets what went wrong and the seconds until the next try."""
@@ -72,10 +72,10 @@ class Connection:
             lost = self._unreachable(error)
         return self._retry_pause(subscription.backoff, lost, subscription.come_back_after_s)
 
-    def _socket_options(self, subscription: Subscription) -> dict[str, Any]:
-        """How to open the subscription's next socket. Compression would cost memory on both sides."""
+    def _socket_options(self) -> dict[str, Any]:
+        """How to open a subscription's next socket. Compression would cost memory on both sides."""
         return {
-            "uri": f"ws{self.address.removeprefix('http')}{subscription.path}",
+            "uri": f"ws{self.address.removeprefix('http')}{PATH}",
             "additional_headers": self._headers,
             "proxy": None,
             "compression": None,

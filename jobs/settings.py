@@ -76,6 +76,14 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         Annotated[float, msgspec.Meta(gt=0)] | None,
         _says("Hours a download link lives after it was asked for; it is signed then. Without end when not given."),
     ] = None
+    points_kept_days: Annotated[
+        float,
+        msgspec.Meta(ge=0),
+        _says(
+            "Days after a training's end in which each point it logged stays in the database; then the lowest and "
+            "highest of each stretch stay, and the journal in its folder keeps all. 0 keeps them for ever."
+        ),
+    ] = 30.0
     log_level: Annotated[Literal["debug", "info", "warning", "error"], _says("debug, info, warning or error.")] = "info"
     hf_offline: Annotated[bool, _says("Never ask a model hub; use only local models.")] = False
     url: Annotated[

@@ -7,12 +7,11 @@ the rest of the job's events page by page.
 """
 
 from collections.abc import Iterable
-from urllib.parse import quote, urlencode
 
 import msgspec
 import structlog
 
-from jobs import calls, frames
+from jobs import calls, columns, frames
 from jobs.backoff import Backoff
 from jobs.calls import Call, Page
 from jobs.errors import RemoteProblem, TrainingError, Unreachable
@@ -28,6 +27,7 @@ SILENCE_S = 45.0
 Heard = tuple[int | None, JobEvent]
 """An event and its `seq`, which `job.progressed` has not."""
 
+_PONG = frames.encode(frames.Pong())
 _ENDED = (JobCompleted, JobFailed, JobCancelled)
 _STOPS = {frames.CLOSE_BAD_FRAME: 400, frames.CLOSE_UNAUTHENTICATED: 401, frames.CLOSE_NO_SUCH_JOB: 404}
 _SENTENCES = {
@@ -37,13 +37,25 @@ _SENTENCES = {
 }
 
 
+PATH = "/api/ws"
+_SUB = "1"  # the name of the one subscription on a client's socket
+
+
 class Subscription:
-    """The events of one job to its end, or of all jobs (`job_id` None) for ever.
+    """The events of one job to its end, or of all jobs (`job_id` None) or those with a tag for ever.
 
     `after` None begins with what happens from now on.
     """
 
-    def __init__(self, job_id: str | None, after: int | None, types: Iterable[str], backoff: Backoff) -> None:
+    def __init__(
+        self,
+        job_id: str | None,
+        after: int | None,
+        types: Iterable[str],
+        backoff: Backoff,
+        *,
+        tag: str | None = None,
+    ) -> None:
         self.is_over = False
         self.is_listening = False  # the open socket has more to say
         self.must_read_pages = False  # before another socket is opened
@@ -51,20 +63,33 @@ class Subscription:
         self.backoff = backoff
         self.come_back_after_s = 0.0  # what the service asked for when it said goodbye
         self._job_id = job_id
-        self._types = ",".join(types)
+        self._types = tuple(types) or None
+        self._tag = tag
         self._has_ended = False
+        self._owes_pong = False
         self._refusal: frames.Problem | None = None
 
-    @property
-    def path(self) -> str:
-        """Where to open the next socket."""
-        where = "/api/ws" if self._job_id is None else f"/api/train/{quote(self._job_id, safe='')}/ws"
-        query: dict[str, str | int] = {"after": "now" if self.position is None else self.position}
-        return f"{where}?{urlencode(query | ({'types': self._types} if self._types else {}))}"
-
-    def opened(self) -> None:
+    def opened(self) -> bytes:
+        """What to say on a socket that was just opened."""
         self.is_listening = True
         self.come_back_after_s = 0.0
+        self._refusal = None
+        return frames.encode(
+            frames.Subscribe(
+                sub=_SUB,
+                jobs=None if self._job_id is None else (self._job_id,),
+                tag=self._tag if self._job_id is None else None,
+                all=self._job_id is None and self._tag is None,
+                types=self._types,
+                after=self.position,
+                initial="none" if self._job_id is None else "snapshot",  # which says whether the job has ended
+            )
+        )
+
+    def reply(self) -> bytes | None:
+        """What to answer to what was heard; None when nothing was asked."""
+        owed, self._owes_pong = self._owes_pong, False
+        return _PONG if owed else None
 
     def hear(self, message: str | bytes) -> list[Heard]:
         """What a message of the socket tells that is new.
@@ -80,7 +105,9 @@ class Subscription:
             raise RemoteProblem(text, status=200, code="bad_frame") from error
         match frame:
             case frames.Welcome():
-                self._greet(frame)
+                self.backoff.greeted()
+            case frames.Snapshot():
+                self._learn(frame)
             case frames.Events():
                 return self._take(frame)
             case frames.Bookmark():
@@ -89,7 +116,9 @@ class Subscription:
             case frames.Reset():
                 self._reset(frame)
             case frames.Problem():
-                self._refusal = frame
+                self._refuse(frame)
+            case frames.Ping():
+                self._owes_pong = True
             case frames.Bye():
                 self.come_back_after_s = frame.retry_after_s
         return []
@@ -115,19 +144,23 @@ class Subscription:
         told = self._refusal or frames.Problem(code="refused", message=_SENTENCES[status])
         return RemoteProblem(told.message, status=status, code=told.code)
 
-    def _greet(self, welcome: frames.Welcome) -> None:
-        self.backoff.greeted()
-        if self.position is None:
-            self.position = welcome.after
-        if self._job_id is not None and welcome.status in TERMINAL:  # what is left can be read at once
+    def _learn(self, snapshot: frames.Snapshot) -> None:
+        if any(job.get("status") in TERMINAL for job in snapshot.jobs):  # what is left can be read at once
             self._has_ended = self.must_read_pages = True
             self.is_listening = False
+
+    def _refuse(self, problem: frames.Problem) -> None:
+        """Raises RemoteProblem for a subscription that there cannot be; for anything else the socket is closed."""
+        self._refusal = problem
+        if problem.sub is not None:
+            status = 404 if problem.code == "job_not_found" else 400
+            raise RemoteProblem(problem.message, status=status, code=problem.code)
 
     def _take(self, frame: frames.Events) -> list[Heard]:
         if self.position is not None and frame.from_seq > self.position:
             raise ConnectionError(f"events between {self.position} and {frame.from_seq} are missing")
         self.backoff.contact()
-        heard = self._fresh(frame.events)
+        heard = self._fresh(columns.unfold(frame))
         self._move(frame.to_seq)
         return heard
 

@@ -181,9 +181,10 @@ async def _token_of_first_frame(receive: Receive) -> str | None:
     try:
         async with asyncio.timeout(AUTH_WITHIN_S):
             message: Any = await receive()
-        return frames.decode_client(message.get("text") or "").token
+        frame = frames.decode_client(message.get("text") or "")
     except (TimeoutError, msgspec.MsgspecError, RecursionError):
         return None
+    return frame.token if isinstance(frame, frames.Auth) else None
 
 
 def _headers(scope: HTTPScope | WebSocketScope) -> dict[bytes, str]:

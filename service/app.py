@@ -21,16 +21,17 @@ from jobs.paths import DataRoot
 from jobs.settings import Settings
 from service import bodies, pages, problems, routes, uploads
 from service.access import Access
+from service.conversation import OpenSockets
 from service.dispatch import Dispatch
+from service.feed import Feeds
 from service.hub import Hub
 from service.links import Links
 from service.reconcile import Reconciler
 from service.recorder import Recorder
-from service.routes.live import OpenSockets
 from service.rows import RowFiles
 from service.store import Store
 
-_BY_NAME = ("settings", "root", "store", "recorder", "hub", "bus", "dispatch", "sockets", "links", "row_files")
+_BY_NAME = ("settings", "root", "store", "recorder", "hub", "feeds", "bus", "dispatch", "sockets", "links", "row_files")
 """What a handler gets by naming a parameter so; `_lifespan` puts them into the application's state."""
 
 Lifespan = Callable[[Litestar], AbstractAsyncContextManager[None]]
@@ -78,8 +79,8 @@ def _lifespan(settings: Settings) -> Lifespan:
         app.state.update(
             {
                 "settings": settings, "root": root, "store": store, "recorder": recorder,
-                "hub": hub, "bus": bus, "dispatch": dispatch, "sockets": OpenSockets(), "links": links,
-                "row_files": RowFiles(root),
+                "hub": hub, "feeds": Feeds(store, hub), "bus": bus, "dispatch": dispatch, "sockets": OpenSockets(),
+                "links": links, "row_files": RowFiles(root),
             }
         )  # fmt: skip
         try:

@@ -7,90 +7,124 @@ tick's end, as one piece that all of them share and that is encoded once.
 
 import asyncio
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import msgspec
 
-from jobs import frames
-from service.records import JobRecord
+from jobs import columns, frames
+from service.records import Interest, JobRecord, Types
 
 Item = tuple[int | None, str, bytes]
 """(seq, type, event as JSON); `job.progressed` has no seq."""
 
-Types = frozenset[str] | None
-Interest = tuple[str | None, Types]
-"""Events of one job or of all, of these types or of all."""
-
 TICK_S = 0.04
+CALM_TICK_S = 0.1
 QUIET_S = 15.0
 PIECE_BYTES = 256 * 1024  # of event JSON; common clients refuse a message beyond 1 MiB
-QUEUE_BYTES = 1 << 20
+PIECE_EVENTS = 500
+QUEUE_BYTES = 1 << 20  # of one client, over all it listens to
 AT_ONCE = 50  # listeners woken in one turn of the event loop
+
+_BEGINNING = '{"frame":"events",'
 
 
 class Published(msgspec.Struct, frozen=True):
-    """One event for the subscribers."""
+    """One event for the subscribers; `tags` are its job's."""
 
     seq: int | None
     job_id: str
     type: str
     body: bytes
+    tags: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
 class Piece:
     """Everything with from_seq < seq ≤ to_seq that a listener asked for, in order.
 
-    Without items it says that nothing came for a while, and that the listener is fresh up to `to_seq`.
+    Without items it says that the listener is fresh up to `to_seq`: nothing came for a while, or a replay is over.
     """
 
     items: Sequence[Item]
     from_seq: int
     to_seq: int
+    superseded: bool = False
+    """Whether older progress was left out."""
+    _named: dict[str, str] = field(default_factory=dict)
 
     @cached_property
     def frame(self) -> str:
-        """As a WebSocket tells it."""
+        """As a WebSocket without a handshake tells it: every event by itself."""
         if not self.items:
             return frames.encode(frames.Bookmark(seq=self.to_seq)).decode()
-        numbered = tuple(frames.Numbered(event=msgspec.Raw(body), seq=seq) for seq, _, body in self.items)
+        numbered = tuple(numbered for numbered, _ in self._numbered())
         return frames.encode(frames.Events(events=numbered, from_seq=self.from_seq, to_seq=self.to_seq)).decode()
+
+    def frame_of(self, sub: str) -> str:
+        """As a named subscription tells it: points in columns. Encoded once, whatever the names."""
+        if sub not in self._named:
+            self._named[sub] = self._frame_of(sub)
+        return self._named[sub]
 
     @cached_property
     def size(self) -> int:
         return sum(len(body) for _, _, body in self.items)
 
+    def _frame_of(self, sub: str) -> str:
+        if not self.items:
+            return frames.encode(frames.Bookmark(seq=self.to_seq, sub=sub)).decode()
+        return f'{_BEGINNING}"sub":{msgspec.json.encode(sub).decode()},{self._merged[len(_BEGINNING) :]}'
 
-def in_pieces(items: Iterable[Item], from_seq: int, to_seq: int) -> Iterator[Piece]:
+    @cached_property
+    def _merged(self) -> str:
+        single, points = columns.merge(self._numbered())
+        merged = bool(points) or self.superseded
+        frame = frames.Events(events=single, from_seq=self.from_seq, to_seq=self.to_seq, points=points, merged=merged)
+        return frames.encode(frame).decode()
+
+    def _numbered(self) -> Iterator[tuple[frames.Numbered, str]]:
+        return ((frames.Numbered(event=msgspec.Raw(body), seq=seq), kind) for seq, kind, body in self.items)
+
+
+def in_pieces(items: Iterable[Item], from_seq: int, to_seq: int, *, superseded: bool = False) -> Iterator[Piece]:
     """Items in pieces of a size that every client takes; without items, none."""
     gathered: list[Item] = []
     size, reached = 0, from_seq
     for item in items:
-        if gathered and size + len(item[2]) > PIECE_BYTES:
-            yield Piece(gathered, from_seq, reached)
+        if gathered and (size + len(item[2]) > PIECE_BYTES or len(gathered) == PIECE_EVENTS):
+            yield Piece(gathered, from_seq, reached, superseded)
             gathered, size, from_seq = [], 0, reached
         gathered.append(item)
         size += len(item[2])
         reached = item[0] or reached
     if gathered:
-        yield Piece(gathered, from_seq, to_seq)
+        yield Piece(gathered, from_seq, to_seq, superseded)
+
+
+class Backlog:
+    """What waits for one client, over all its subscriptions."""
+
+    def __init__(self) -> None:
+        self.bytes = 0
 
 
 class Subscription:
-    """The pieces that one listener has not taken yet, at most `QUEUE_BYTES`.
+    """The pieces that one listener has not taken yet; with those of the client's other ones at most `QUEUE_BYTES`.
 
-    The iteration ends when the hub closes, when `close` is called, or when the listener was too slow: then `lagging`
-    is True, what waited is dropped, and the listener goes on from the store.
+    The iteration ends when the hub closes, when `close` is called, or when the client was too slow: then `lagging`
+    is True, what waited is dropped, and the listener goes on from the store, which holds no progress and tells
+    points in columns.
     """
 
-    def __init__(self, hub: "Hub", interest: Interest) -> None:
+    def __init__(self, hub: "Hub", key: "Key", backlog: Backlog) -> None:
         self.lagging = False
-        self.interest = interest
+        self.key = key
         self._hub = hub
         self._waiting: deque[Piece] = deque()
-        self._waiting_bytes = 0
+        self._backlog = backlog
         self._news = asyncio.Event()
         self._closed = False
 
@@ -99,6 +133,7 @@ class Subscription:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+        self._drop()
 
     def __aiter__(self) -> "Subscription":
         return self
@@ -110,7 +145,7 @@ class Subscription:
             self._news.clear()
             await self._news.wait()
         piece = self._waiting.popleft()
-        self._waiting_bytes -= piece.size
+        self._backlog.bytes -= piece.size
         return piece
 
     def close(self) -> None:
@@ -120,23 +155,38 @@ class Subscription:
         self._news.set()
 
     def push(self, piece: Piece) -> None:
+        if self._closed:  # within this very turn, by the piece before it: what comes now would hide the gap
+            return
         self._waiting.append(piece)
-        self._waiting_bytes += piece.size
+        self._backlog.bytes += piece.size
         self._news.set()
-        if self._waiting_bytes > QUEUE_BYTES:
+        if self._backlog.bytes > QUEUE_BYTES:
             self.lagging = True
-            self._waiting.clear()
+            self._drop()
             self.close()
+
+    def _drop(self) -> None:
+        self._backlog.bytes -= sum(piece.size for piece in self._waiting)
+        self._waiting.clear()
+
+
+class Key(msgspec.Struct, frozen=True):
+    """What those who share their pieces have in common; whoever is `calm` hears less often."""
+
+    interest: Interest
+    calm: bool = False
 
 
 class Group:
     """Those who listen to the same events. Of `job.progressed` only the newest of each job waits for the tick."""
 
-    def __init__(self, hub: "Hub") -> None:
+    def __init__(self, hub: "Hub", key: Key) -> None:
         self.members: set[Subscription] = set()
         self._hub = hub
+        self._is_calm = key.calm
         self._told = hub.head  # the end of the last piece, where the next one begins
         self._pending: dict[int | str, Item] = {}
+        self._superseded = False
         self._pieces: Sequence[Piece] = ()
         self._left: list[Subscription] = []  # the members that have not got `_pieces` yet
         self._is_quiet = True
@@ -147,7 +197,8 @@ class Group:
     def take(self, events: Iterable[Published]) -> None:
         for event in events:
             key = event.job_id if event.seq is None else event.seq
-            self._pending.pop(key, None)  # the newer progress also comes later
+            if self._pending.pop(key, None) is not None:  # the newer progress also comes later
+                self._superseded = True
             self._pending[key] = (event.seq, event.type, event.body)
         if self._is_quiet and self._pending:
             self._tell()
@@ -167,10 +218,12 @@ class Group:
 
     def _tell(self) -> None:
         self._is_quiet = False
-        pieces = list(in_pieces(self._pending.values(), self._told, self._hub.head))
+        items = self._pending.values()
+        pieces = list(in_pieces(items, self._told, self._hub.head, superseded=self._superseded))
         self._told = self._hub.head
         self._pending.clear()
-        self._begin(pieces, TICK_S)
+        self._superseded = False
+        self._begin(pieces, CALM_TICK_S if self._is_calm else TICK_S)
 
     def _tick(self) -> None:
         if self._pending:
@@ -214,26 +267,42 @@ class Hub:
         self.closing = asyncio.Event()
         self.head = 0
         """The newest event that was handed out."""
-        self._groups: dict[Interest, Group] = {}
+        self._groups: dict[Key, Group] = {}
         self._expected: dict[str, set[asyncio.Future[JobRecord]]] = {}
+        self._at_close: set[Callable[[], None]] = set()
 
     def subscribe(self, job_id: str | None = None, types: Types = None) -> Subscription:
         """Events of one job or of all, of these types or of all, from now on; maybe some from just before, too."""
-        subscription = Subscription(self, (job_id, types))
+        return self.listen(Interest.of(job_id, types))
+
+    def listen(self, interest: Interest, *, calm: bool = False, backlog: Backlog | None = None) -> Subscription:
+        """The same for any interest. What waits counts to the backlog of its client."""
+        subscription = Subscription(self, Key(interest, calm), backlog or Backlog())
         if self.closing.is_set():
             subscription.close()
         else:
-            if subscription.interest not in self._groups:
-                self._groups[subscription.interest] = Group(self)
-            self._groups[subscription.interest].members.add(subscription)
+            if subscription.key not in self._groups:
+                self._groups[subscription.key] = Group(self, subscription.key)
+            self._groups[subscription.key].members.add(subscription)
         return subscription
 
     def forget(self, subscription: Subscription) -> None:
-        group = self._groups.get(subscription.interest)
+        group = self._groups.get(subscription.key)
         if group is not None:
             group.members.discard(subscription)
             if not group.members:
-                self._groups.pop(subscription.interest).dissolve()
+                self._groups.pop(subscription.key).dissolve()
+
+    @contextmanager
+    def at_close(self, call: Callable[[], None]) -> Iterator[None]:
+        """Within it, closing the hub calls this; so does a hub that is closed already."""
+        self._at_close.add(call)
+        try:
+            if self.closing.is_set():
+                call()
+            yield
+        finally:
+            self._at_close.discard(call)
 
     def expect(self, job_id: str) -> "asyncio.Future[JobRecord]":
         """The job's record at its end; cancel the future to stop waiting. Call it before the job can end."""
@@ -248,9 +317,8 @@ class Hub:
         for event in events:
             by_job.setdefault(event.job_id, []).append(event)
             self.head = event.seq or self.head
-        for (job_id, types), group in list(self._groups.items()):
-            about = events if job_id is None else by_job.get(job_id, [])
-            group.take(event for event in about if types is None or event.type in types)
+        for key, group in list(self._groups.items()):
+            group.take(_of_interest(key.interest, events, by_job))
         for record in ended:
             for future in list(self._expected.get(record.job_id, ())):
                 if not future.done():
@@ -261,9 +329,26 @@ class Hub:
         self.closing.set()
         for group in list(self._groups.values()):
             group.close()
+        for call in list(self._at_close):
+            call()
 
     def _expect_no_more(self, job_id: str, future: "asyncio.Future[JobRecord]") -> None:
         futures = self._expected.get(job_id, set())
         futures.discard(future)
         if not futures:
             self._expected.pop(job_id, None)
+
+
+def _of_interest(
+    interest: Interest, events: Sequence[Published], by_job: Mapping[str, Sequence[Published]]
+) -> Iterable[Published]:
+    jobs, tag, types = interest.jobs, interest.tag, interest.types
+    if jobs is not None:
+        concerned = [job_id for job_id in by_job if job_id in jobs]
+        if len(concerned) < 2:
+            events = by_job[concerned[0]] if concerned else ()
+        else:
+            events = [event for event in events if event.job_id in jobs]
+    if tag is None and types is None:
+        return events
+    return (event for event in events if (tag is None or tag in event.tags) and (types is None or event.type in types))

@@ -6,12 +6,13 @@
 import itertools
 import sqlite3
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from datetime import datetime
 from typing import Any, Literal
 
 import aiosqlite
 import msgspec
 
-from jobs.lifecycle import LIVE, Status
+from jobs.lifecycle import LIVE, TERMINAL, Status
 from jobs.results import ExportResult, ValidateResult
 from jobs.specs import ExportFormat, Kind
 from service.records import (
@@ -19,8 +20,10 @@ from service.records import (
     CheckpointRecord,
     DataStep,
     ExportRecord,
+    Interest,
     JobRecord,
     StoredEvent,
+    Types,
     steps_of,
 )
 from service.steps import Lineage, Steps, folder_of, names_of, newest_check, source_of
@@ -40,12 +43,14 @@ _CONDITIONS = {
     "after": "seq > :after",
     "before": "submitted_seq < (SELECT submitted_seq FROM jobs WHERE job_id = :before)",
     "job_id": "job_id = :job_id",
+    "job_ids": "job_id IN (SELECT value FROM json_each(:job_ids))",
     "kinds": "kind IN (SELECT value FROM json_each(:kinds))",
     "label": "label = :label",
     "parent_id": "parent_id = :parent_id",
     "status": "status = :status",
     "tag": "job_id IN (SELECT job_id FROM tags WHERE tag = :tag)",
     "types": "type IN (SELECT value FROM json_each(:types))",
+    "up_to": "seq <= :up_to",
 }
 
 _decode_job = msgspec.json.Decoder(JobRecord).decode
@@ -78,11 +83,13 @@ class Queries:
         kinds: Collection[Kind] = (),
         status: Status | None = None,
         label: str | None = None,
+        tag: str | None = None,
         limit: int = 100,
         before: str | None = None,
     ) -> list[JobRecord]:
         """Newest submitted first; `before` is the id of the last job of the page before."""
-        where, values = _where(kinds=_listed(kinds) if kinds else None, status=status, label=label, before=before)
+        listed = _listed(kinds) if kinds else None
+        where, values = _where(kinds=listed, status=status, label=label, tag=tag, before=before)
         sql = f"SELECT record FROM jobs {where} ORDER BY submitted_seq DESC LIMIT :limit"
         return await self._jobs(sql, {**values, "limit": limit})
 
@@ -206,19 +213,48 @@ class Queries:
     # -- the log
 
     async def events(
-        self, job_id: str | None = None, after: int = 0, limit: int = 500, types: frozenset[str] | None = None
+        self, job_id: str | None = None, after: int = 0, limit: int = 500, types: Types = None
     ) -> list[StoredEvent]:
         """Events behind a cursor in the order of `seq`, of one job or of all, of these types or of all."""
-        where, values = _where(after=after, job_id=job_id, types=None if types is None else _listed(types))
+        return await self.events_of(Interest.of(job_id, types), after=after, limit=limit)
+
+    async def events_of(
+        self, interest: Interest, after: int = 0, up_to: int | None = None, limit: int = -1
+    ) -> list[StoredEvent]:
+        """Events with after < seq ≤ up_to in the order of `seq`."""
+        where, values = _where(after=after, up_to=up_to, **_wanted(interest))
         sql = f"SELECT seq, job_id, type, body FROM events {where} ORDER BY seq LIMIT :limit"
         rows = await self._rows(sql, {**values, "limit": limit})
         return [StoredEvent(seq=seq, job_id=job, type=name, body=body) for seq, job, name, body in rows]
 
     async def event_count(self, job_id: str | None = None, after: int = 0) -> int:
         """How many events stand behind a cursor."""
-        where, values = _where(after=after, job_id=job_id)
-        rows = await self._rows(f"SELECT count(*) FROM events {where}", values)
+        return await self.count_of(Interest.of(job_id), after)
+
+    async def count_of(self, interest: Interest, after: int, limit: int = -1) -> int:
+        """How many events stand behind a cursor, counted up to a limit."""
+        where, values = _where(after=after, **_wanted(interest))
+        sql = f"SELECT count(*) FROM (SELECT 1 FROM events {where} LIMIT :limit)"
+        rows = await self._rows(sql, {**values, "limit": limit})
         return int(rows[0][0])
+
+    async def has_thinned(self, interest: Interest, after: int) -> bool:
+        """Whether points behind a cursor are gone since they were thinned out."""
+        if interest.types is not None and "metrics.logged" not in interest.types:
+            return False
+        where, values = _where(after=after, **_wanted(Interest(jobs=interest.jobs, tag=interest.tag)))
+        return bool(await self._rows(f"SELECT 1 FROM thinned {where} LIMIT 1", values))
+
+    async def to_thin(self, ended_before: datetime, limit: int) -> list[str]:
+        """Jobs that ended before then and whose points were not thinned out yet, the oldest first."""
+        sql = """
+            SELECT job_id FROM jobs LEFT JOIN thinned USING (job_id)
+            WHERE thinned.job_id IS NULL AND kind = :kind AND status IN (SELECT value FROM json_each(:statuses))
+                AND julianday(json_extract(CAST(record AS TEXT), '$.completed_at')) < julianday(:ended_before)
+            ORDER BY submitted_seq LIMIT :limit
+        """
+        values = {"kind": Kind.FINETUNE, "statuses": _listed(TERMINAL), "ended_before": ended_before.isoformat()}
+        return [job_id for (job_id,) in await self._rows(sql, {**values, "limit": limit})]
 
     async def head_seq(self) -> int:
         """The last seq ever given, also when its event was deleted."""
@@ -246,6 +282,15 @@ def _where(**wanted: object) -> tuple[str, dict[str, object]]:
     """A WHERE clause of the conditions whose value is given, and the values by name."""
     given = {name: value for name, value in wanted.items() if value is not None}
     return ("WHERE " + " AND ".join(_CONDITIONS[name] for name in given) if given else ""), given
+
+
+def _wanted(interest: Interest) -> dict[str, object]:
+    """An interest as values of `_where`. One job is asked for by itself: its index then gives the order, too."""
+    jobs = interest.jobs
+    types = None if interest.types is None else _listed(sorted(interest.types))
+    if jobs is not None and len(jobs) == 1:
+        return {"job_id": next(iter(jobs)), "tag": interest.tag, "types": types}
+    return {"job_ids": None if jobs is None else _listed(sorted(jobs)), "tag": interest.tag, "types": types}
 
 
 def _listed(words: Iterable[str]) -> str:

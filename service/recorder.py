@@ -9,7 +9,7 @@ import itertools
 import sqlite3
 import time
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import msgspec
@@ -21,7 +21,7 @@ from jobs.errors import Misconfigured, Unavailable
 from jobs.events import JobProgressed, RunnerReported
 from jobs.paths import DataRoot
 from jobs.settings import Settings
-from service import projection
+from service import projection, thinning
 from service.hub import Hub, Published
 from service.ledger import Ledger, Write
 from service.records import JobRecord, RunnerView
@@ -34,6 +34,7 @@ _BLOCK_S = 1.0
 _RETRY_S = 0.5
 _GATHER_S = 0.01  # between two reads: what runners say in quick succession shares a commit
 _TIDY_EVERY_S = 60.0
+_THINNED_AT_ONCE = 10  # jobs; each is a transaction that others wait for
 _DEAD_LETTER_BYTES = 1 << 16  # of an entry nobody can read, this much is kept
 _JOURNAL = "journal"  # stands for the stream's epoch in dead letters that were read from a disk
 _decode_line = msgspec.json.Decoder(Line).decode
@@ -188,9 +189,9 @@ class Recorder(Ledger):
     def _progress(self, event: JobProgressed, body: bytes) -> None:
         record = self._live.get(event.job_id)
         following = projection.progress(record, event) if record else None
-        if following is not None and following is not record:
+        if record is not None and following is not None and following is not record:
             self._live[event.job_id] = following
-            self._hub.publish([Published(None, event.job_id, events.type_of(event), body)])
+            self._hub.publish([Published(None, event.job_id, events.type_of(event), body, record.tags)])
 
     def _hear(self, report: RunnerReported, age_s: float) -> None:
         """Note a report and when it was said: one that lay in the stream for long is no sign of life."""
@@ -217,12 +218,22 @@ class Recorder(Ledger):
                 log.warning("tidy.failed", error=str(error))
 
     async def tidy(self) -> None:
-        """Keep the write-ahead log and the event stream short: drop what is recorded."""
+        """Keep database, write-ahead log and event stream short: drop what is old or recorded."""
+        await self._thin_old()
         await self._store.checkpoint()
         position = self._position
         if position is not None and position.epoch == await self._bus.epoch():
             await self.commit(Write(position=position))
             await self._bus.forget_events(position.after)
+
+    async def _thin_old(self) -> None:
+        days = self._settings.points_kept_days
+        if not days:
+            return
+        for job_id in await self._store.to_thin(datetime.now(UTC) - timedelta(days=days), _THINNED_AT_ONCE):
+            steps = await asyncio.to_thread(thinning.kept_steps, await self._store.metrics(job_id))
+            await self._store.thin(job_id, steps)
+            log.info("points.thinned", job_id=job_id)
 
 
 class _Intake:

@@ -19,6 +19,23 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Base of all records. Times are UTC; paths are names below the data root."""
 
 
+Types = frozenset[str] | None
+"""Types of events, or all."""
+
+
+class Interest(msgspec.Struct, frozen=True, kw_only=True):
+    """Which events somebody wants: of these jobs or of all, of jobs with this tag, of these types or of all."""
+
+    jobs: frozenset[str] | None = None
+    tag: str | None = None
+    types: Types = None
+
+    @classmethod
+    def of(cls, job_id: str | None = None, types: Types = None) -> "Interest":
+        """In one job, or in all."""
+        return cls(jobs=None if job_id is None else frozenset((job_id,)), types=types)
+
+
 class JobRecord(Record, frozen=True, kw_only=True):
     """Everything known of one job.
 

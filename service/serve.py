@@ -22,12 +22,12 @@ from jobs.paths import DataRoot
 from jobs.settings import REFUSED, Settings
 from service import access
 from service.app import create_app, database_file
+from service.conversation import FRAME_MAX_BYTES
 
 log = structlog.get_logger()
 
 _FAREWELL_WITHIN_S = 1.0
 _SHUTDOWN_WITHIN_S = 5
-_SOCKET_MAX_BYTES = 64 * 1024  # a client sends its token and nothing else
 
 
 def main(arguments: list[str]) -> int:
@@ -69,7 +69,7 @@ def configure(app: Litestar, settings: Settings) -> Server:
         port=settings.port,
         lifespan="on",
         ws="websockets-sansio",
-        ws_max_size=_SOCKET_MAX_BYTES,
+        ws_max_size=FRAME_MAX_BYTES,
         ws_per_message_deflate=False,
         timeout_graceful_shutdown=_SHUTDOWN_WITHIN_S,
         server_header=False,

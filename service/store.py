@@ -5,7 +5,7 @@ Opened by the app's lifespan; written by the recorder alone. All SQL is here, in
 
 import asyncio
 import sqlite3
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
@@ -27,7 +27,7 @@ _READERS = 2
 _BUSY_MS = 5000
 
 T = TypeVar("T")
-Statements = list[tuple[str, list[tuple[object, ...]]]]
+Statements = Sequence[tuple[str, Sequence[Sequence[object] | Mapping[str, object]]]]
 """SQL, and the rows it runs for."""
 
 _encode = msgspec.json.Encoder().encode
@@ -67,8 +67,19 @@ _UPSERT_POSITION = "INSERT OR REPLACE INTO stream (only, epoch, after) VALUES (1
 _ABOUT_DATA = (Kind.CONVERT, Kind.VALIDATE, Kind.SPLIT, Kind.PREPARE)
 _DELETE_JOB = tuple(
     f"DELETE FROM {table} WHERE job_id = ?"
-    for table in ("events", "metrics", "checkpoints", "artifacts", "tags", "data_steps", "jobs")
+    for table in ("events", "metrics", "checkpoints", "artifacts", "tags", "data_steps", "thinned", "jobs")
 )
+_THIN_POINTS = "DELETE FROM metrics WHERE job_id = :job_id AND step NOT IN (SELECT value FROM json_each(:steps))"
+_IS_THINNED_OUT = """
+    job_id = :job_id AND type = 'metrics.logged' AND attempt || ':' || json_extract(CAST(body AS TEXT), '$.step')
+        NOT IN (SELECT attempt || ':' || step FROM metrics WHERE job_id = :job_id)
+"""
+_INSERT_THINNED = f"""
+    INSERT OR REPLACE INTO thinned (job_id, seq)
+    SELECT :job_id, coalesce(max(seq), 0) FROM events WHERE {_IS_THINNED_OUT}
+"""
+_DELETE_THINNED = f"DELETE FROM events WHERE {_IS_THINNED_OUT}"
+_THIN = (_THIN_POINTS, _INSERT_THINNED, _DELETE_THINNED)
 
 
 class Store(Queries):
@@ -114,6 +125,14 @@ class Store(Queries):
         rows = [(job_id,) for job_id in job_ids]
         await _in(self._thread, self._run, lambda: [(sql, rows) for sql in _DELETE_JOB])
         self._validations = {}
+
+    async def thin(self, job_id: str, steps: Collection[int]) -> None:
+        """Of the points of an ended job keep those of these steps, and the events that say them.
+
+        It is noted, so that nobody who missed what is gone believes to have everything.
+        """
+        values = {"job_id": job_id, "steps": _encode(sorted(steps)).decode()}
+        await _in(self._thread, self._run, lambda: [(sql, [values]) for sql in _THIN])
 
     async def last_validation(self, name: str) -> ValidateResult | None:
         """As in `Queries`, remembered until a job that makes or judges datasets ends or is forgotten."""

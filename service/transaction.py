@@ -96,7 +96,9 @@ class Transaction:
 
     @property
     def published(self) -> list[Published]:
-        return [Published(row.seq, row.job_id, row.type, row.body) for row in self.events]
+        return [
+            Published(row.seq, row.job_id, row.type, row.body, self.records[row.job_id].tags) for row in self.events
+        ]
 
     @property
     def is_empty(self) -> bool:

@@ -98,7 +98,7 @@ function resultOf({ job_id }, leaving) {
       stop();
       reject(new Error("The job was removed before it was done."));
     };
-    const stop = follow({ path: `/train/${job_id}/ws`, types: ["job.completed", "job.failed", "job.cancelled"], load: look, onEvents: () => look().catch(reject), onGone });
+    const stop = follow({ jobs: [job_id], types: ["job.completed", "job.failed", "job.cancelled"], load: look, onEvents: () => look().catch(reject), onGone });
     leaving.addEventListener("abort", () => (stop(), resolve(null)), { once: true });
   });
 }

@@ -41,7 +41,7 @@ export function render(root, params) {
   const loading = h("p", { class: "loading" }, "Loading …");
   root.append(loading);
   const stopKeys = keys({ x: ["Cancel the job", () => root.querySelector('[data-action="cancel"]')?.click()] });
-  const stopListening = follow({ path: `/train/${encodeURIComponent(id)}/ws`, load, onEvents, onGone });
+  const stopListening = follow({ jobs: [id], load, onEvents, onGone });
   const clock = setInterval(() => job && head.tick(job), 1000);
   const looks = setInterval(() => document.hidden || !job || look.quietly(job.job_id), LOOK_MS);
   return stop;

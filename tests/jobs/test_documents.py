@@ -1,10 +1,12 @@
 """Generated pages are what the code says now."""
 
+import json
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
-from jobs import documents
+from jobs import documents, frames
 from jobs.errors import Misconfigured
 
 STALE = "is stale: run `make docs` and commit what it writes."
@@ -16,14 +18,23 @@ def test_the_page_of_events_is_up_to_date() -> None:
     assert page.read_text() == documents.events_page(), f"docs/events.md {STALE}"
 
 
+def test_the_schema_of_frames_is_up_to_date_and_knows_all_of_them() -> None:
+    text = (documents.CHECKOUT / "docs" / documents.SCHEMA).read_text()
+    assert text == documents.frames_schema(), f"docs/{documents.SCHEMA} {STALE}"
+    definitions = json.loads(text)["$defs"]
+    for name, union in {"ServerFrame": frames.ServerFrame, "ClientFrame": frames.ClientFrame}.items():
+        assert len(definitions[name]["anyOf"]) == len(get_args(union))
+    assert definitions["Numbered"]["properties"]["event"] == {"$ref": "#/$defs/JobEvent"}
+
+
 def test_the_table_of_settings_is_up_to_date() -> None:
     readme = (documents.CHECKOUT / "README.md").read_text()
     assert readme == documents.with_settings(readme), f"The table of settings in README.md {STALE}"
 
 
-def test_writing_brings_both_pages_up_to_date_once(tmp_path: Path) -> None:
+def test_writing_brings_all_of_them_up_to_date_once(tmp_path: Path) -> None:
     (tmp_path / "README.md").write_text("a\n<!-- settings -->\nyesterday's\n<!-- /settings -->\nb\n")
-    assert {path.name for path in documents.write(tmp_path)} == {"events.md", "README.md"}
+    assert {path.name for path in documents.write(tmp_path)} == {"events.md", documents.SCHEMA, "README.md"}
     assert documents.write(tmp_path) == []
     readme = (tmp_path / "README.md").read_text()
     assert "`TRAINING_PORT` | `8000`" in readme

@@ -7,12 +7,14 @@ import msgspec
 import pytest
 
 from jobs import frames
-from jobs.frames import Auth, Bookmark, Bye, Events, Numbered, Problem, Reset, ServerFrame, Welcome
+from jobs.frames import Auth, Bookmark, Bye, Events, Numbered, Ping, Problem, Reset, ServerFrame, Snapshot, Welcome
 
 EXAMPLES: list[ServerFrame] = [
     Welcome(server_time=datetime(2026, 1, 1, tzinfo=UTC), after=3, status="running"),
     Events(events=(Numbered(event=msgspec.Raw(b'{"type":"x"}'), seq=4),), from_seq=3, to_seq=4),
     Bookmark(seq=4),
+    Snapshot(sub="page", seq=4, jobs=({"job_id": "j"},), before="j"),
+    Ping(at=datetime(2026, 1, 1, tzinfo=UTC)),
     Reset(reason="lagging", snapshot_url="/api/jobs/j"),
     Problem(code="bad_cursor", message="after must be a number."),
     Bye(code="restarting", retry_after_s=1.5),
@@ -32,10 +34,21 @@ def test_an_event_is_embedded_as_the_bytes_it_was_said_in() -> None:
 
 
 @pytest.mark.parametrize(
-    "said", [b"", b"{}", b'{"frame":"auth"}', b'{"frame":"bye","code":"x","retry_after_s":1}', b"\xff"]
+    "said",
+    [
+        b"",
+        b"{}",
+        b'{"frame":"auth"}',
+        b'{"frame":"bye","code":"slow","retry_after_s":1}',
+        b'{"frame":"subscribe","sub":""}',
+        b'{"frame":"subscribe","sub":"a","after":-1}',
+        b"\xff",
+    ],
 )
-def test_a_client_can_only_say_its_token(said: bytes) -> None:
+def test_what_is_no_frame_of_a_client_is_refused(said: bytes) -> None:
     with pytest.raises((msgspec.MsgspecError, UnicodeDecodeError)):
         frames.decode_client(said)
     asked: Any = frames.decode_client(b'{"frame":"auth","token":"t"}')
     assert asked == Auth(token="t")
+    everything = frames.decode_client(b'{"frame":"subscribe","sub":"a","all":true}')
+    assert everything == frames.Subscribe(sub="a", all=True)

@@ -2,7 +2,6 @@
 
 import json
 import random
-import re
 import threading
 from collections.abc import Iterator
 from http import HTTPStatus
@@ -46,11 +45,12 @@ class _Moody:
         self.script: list[Any] = []
         self.status = "running"
         self.asked: list[str] = []
+        self.wishes: list[dict[str, Any]] = []
         self.tokens: set[str | None] = set()
 
     @property
     def so_far(self) -> list[dict[str, Any]]:
-        connections = sum("/ws?" in path for path in self.asked)
+        connections = sum("/ws" in path for path in self.asked)
         return self.history[: 30 * connections] if self.script else self.history
 
     def answer(self, connection: ServerConnection, request: Request) -> Response | None:
@@ -69,11 +69,14 @@ class _Moody:
         return None
 
     def converse(self, socket: ServerConnection) -> None:
-        query = parse_qs(urlsplit(socket.request.path).query)
-        after = 0 if query["after"] == ["now"] else int(query["after"][0])
         behave = self.script.pop(0) if self.script else _tell_all
         try:
-            _send(socket, "welcome", server_time=AT, after=after, status=self.status)
+            _send(socket, "welcome", server_time=AT, after=0)
+            wish = json.loads(socket.recv())
+            self.wishes.append(wish)
+            after = wish.get("after", 0)
+            if wish["initial"] == "snapshot":
+                _send(socket, "snapshot", sub=wish["sub"], seq=after, jobs=[{"job_id": "j1", "status": self.status}])
             behave(socket, after, self.so_far)
         except ConnectionClosed:
             return
@@ -178,7 +181,8 @@ def test_each_way_to_end_leaves_no_gap_behind(moody, client_of, end) -> None:
     heard = list(client_of(moody.address).events("j1"))
     assert _stored(heard) == [each["seq"] for each in moody.history]
     assert any(isinstance(event, events.JobProgressed) for _, event in heard)
-    assert any("after=30" in path for path in moody.asked), "it went on where it was"
+    asked = [wish["after"] for wish in moody.wishes]
+    assert 30 in asked or any("after=30" in path for path in moody.asked), "it went on where it was"
 
 
 def test_what_lies_behind_the_cursor_is_all_that_is_heard(moody, client_of) -> None:
@@ -190,7 +194,7 @@ def test_the_events_of_a_job_that_has_ended_are_read_without_waiting(moody, clie
     client = client_of(moody.address)
     assert _stored(list(client.events("j1"))) == [each["seq"] for each in moody.history]
     assert list(client.events("j1", after=moody.history[-1]["seq"])) == []
-    socket, page = "/api/train/j1/ws", "/api/jobs/j1/events"
+    socket, page = "/api/ws", "/api/jobs/j1/events"
     pages = len(moody.history) // calls.PAGE + 1
     assert [urlsplit(path).path for path in moody.asked] == [socket, *[page] * pages, socket, page], "and no bookmark"
 
@@ -254,12 +258,40 @@ def test_events_of_all_jobs_begin_now_and_go_on_from_where_they_were(moody, clie
         if isinstance(each[1], events.JobFailed):
             break
     assert _stored(heard) == [each["seq"] for each in moody.history], "a job's end ends nothing here"
-    assert [re.sub(r"&.*", "", path) for path in moody.asked] == [
-        "/api/ws?after=now",
-        "/api/ws?after=30",
-        "/api/ws?after=60",
-    ]
-    assert moody.asked[0].endswith("&types=job.started%2Cjob.failed")
+    assert [wish.get("after") for wish in moody.wishes] == [None, 30, 60]
+    assert moody.wishes[0] == {
+        "frame": "subscribe", "sub": "1", "all": True, "types": ["job.started", "job.failed"], "initial": "none",
+    }  # fmt: skip
+
+
+def test_a_tag_is_asked_for_by_its_name(moody, client_of) -> None:
+    next(iter(client_of(moody.address).all_events(after=0, tag="birds")))
+    assert (moody.wishes[0]["tag"], "all" in moody.wishes[0], "jobs" in moody.wishes[0]) == ("birds", False, False)
+
+
+def test_a_ping_is_answered(moody, client_of) -> None:
+    answers: list[Any] = []
+
+    def ask(socket: ServerConnection, after: int, history: list[dict[str, Any]]) -> None:
+        _send(socket, "ping", at=AT)
+        answers.append(json.loads(socket.recv()))
+        _tell_all(socket, after, history)
+
+    moody.script = [ask]
+    moody.history = moody.history[:20] + moody.history[-1:]
+    assert list(client_of(moody.address).events("j1"))
+    assert answers == [{"frame": "pong"}]
+
+
+def test_a_subscription_that_cannot_be_ends_the_listening(moody, client_of) -> None:
+    def refuse(socket: ServerConnection, *_: Any) -> None:
+        _send(socket, "error", sub="1", code="job_not_found", message="There is none.")
+        socket.recv()
+
+    moody.script = [refuse]
+    with pytest.raises(RemoteProblem, match="There is none") as caught:
+        list(client_of(moody.address).events("j1"))
+    assert (caught.value.status, caught.value.code) == (404, "job_not_found")
 
 
 def test_events_of_all_jobs_that_are_lost_are_said_to_be(moody, client_of) -> None:

@@ -14,14 +14,14 @@ import pytest
 import redis
 
 from jobs import bus as streams
-from jobs import redis_server
+from jobs import frames, redis_server
 from jobs.events import Event, JobPlaced, JobStarted, JobSubmitted
 from jobs.paths import DataRoot
 from jobs.settings import Settings
 from jobs.specs import FinetuneSpec, JobSpec
 from jobs.training_config import TrainingConfig
 from service.dispatch import Dispatch
-from service.hub import Hub
+from service.hub import Hub, Piece
 from service.ledger import Ledger
 from service.reconcile import Reconciler
 from service.recorder import Recorder
@@ -148,6 +148,32 @@ async def ledger(store: Store) -> AsyncIterator[Ledger]:
     await opened.open()
     yield opened
     await opened.close()
+
+
+@pytest.fixture(autouse=True)
+def _every_frame_is_as_documented(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both ways, wherever a test makes the service say or hear one."""
+    schema = _load(Path(__file__).parent / "frame_schema.py")
+    encode, frame_of, decode = frames.encode, Piece.frame_of, frames.decode_client
+
+    def checked(frame: frames.Frame) -> bytes:
+        text = encode(frame)
+        schema.check(text, "ClientFrame" if isinstance(frame, frames.ClientFrame) else "ServerFrame")
+        return text
+
+    def named(piece: Piece, sub: str) -> str:
+        text = frame_of(piece, sub)
+        schema.check(text)
+        return text
+
+    def heard(text: str) -> frames.ClientFrame:
+        frame = decode(text)
+        schema.check(text, "ClientFrame")
+        return frame
+
+    monkeypatch.setattr(frames, "encode", checked)
+    monkeypatch.setattr(Piece, "frame_of", named)
+    monkeypatch.setattr(frames, "decode_client", heard)
 
 
 def _load(path: Path) -> Any:

@@ -7,7 +7,8 @@ import pytest
 
 from jobs.events import JobNoted, MetricsLogged
 from service import feed, hub
-from service.feed import Feed
+from service.feed import Feeds
+from service.records import Interest
 
 NOTES = frozenset({"job.noted"})
 ROUNDS = 60
@@ -17,7 +18,8 @@ LISTENERS = 25
 @pytest.fixture(autouse=True)
 def _small(monkeypatch):
     """Limits so small that everything happens: pages, split pieces, slow listeners, bookmarks, ticks."""
-    monkeypatch.setattr(feed, "PAGE", 7)
+    monkeypatch.setattr(feed, "WINDOW", 16)
+    monkeypatch.setattr(feed, "SMALL_WINDOW", 4)
     for name, value in {
         "AT_ONCE": 3,
         "TICK_S": 0.004,
@@ -34,7 +36,7 @@ async def test_whoever_comes_whenever_hears_every_event_once_and_in_order(ledger
     jobs = [history("job_a"), history("job_b")]
     for job in jobs:
         await ledger.record([job.submitted(), *job.started()])
-    done = asyncio.Event()
+    done, feeds = asyncio.Event(), Feeds(store, ledger._hub)
 
     async def record() -> None:
         for number in range(ROUNDS):
@@ -46,10 +48,10 @@ async def test_whoever_comes_whenever_hears_every_event_once_and_in_order(ledger
                 await asyncio.sleep(chance.random() / 100)
         done.set()
 
-    async def listen(pause_s: float, job_id: str | None, types: hub.Types) -> None:
+    async def listen(pause_s: float, interest: Interest) -> None:
         await asyncio.sleep(chance.random() / 3)
         after = chance.choice([0, chance.randint(0, ledger._hub.head), ledger._hub.head])
-        mine = Feed(store, ledger._hub, job_id=job_id, types=types, after=after)
+        mine = feeds.feed(interest, after)
         heard, told = [], after
         async for piece in mine.follow():
             seqs = [seq for seq, _, _ in piece.items]
@@ -60,11 +62,19 @@ async def test_whoever_comes_whenever_hears_every_event_once_and_in_order(ledger
             await asyncio.sleep(pause_s * chance.random())
             if done.is_set() and mine.position == ledger._hub.head:
                 break
-        wanted = await store.events(job_id, after=after, limit=10_000, types=types)
+        wanted = await store.events_of(interest, after=after)
         assert heard == [event.seq for event in wanted]
 
-    interests = [(None, None), ("job_a", None), (None, NOTES), ("job_b", NOTES)]
-    listeners = [listen(chance.choice([0, 0, 0.02]), *chance.choice(interests)) for _ in range(LISTENERS)]
+    interests = [
+        Interest(),
+        Interest.of("job_a"),
+        Interest(types=NOTES),
+        Interest.of("job_b", NOTES),
+        Interest(jobs=frozenset({"job_a", "job_b"})),
+        Interest(tag="birds", types=NOTES),
+        Interest(tag="nobody's"),
+    ]
+    listeners = [listen(chance.choice([0, 0, 0.02]), chance.choice(interests)) for _ in range(LISTENERS)]
     async with asyncio.timeout(20):
         await asyncio.gather(record(), *listeners)
     assert not ledger._hub._groups
@@ -78,8 +88,8 @@ async def test_who_joined_between_two_ticks_soon_shares_the_pieces_of_its_group(
     heard: tuple[list[hub.Piece], list[hub.Piece]] = ([], [])
 
     async def listen(pieces: list[hub.Piece]) -> None:
-        async for piece in Feed(store, ledger._hub, job_id="job_a", types=None, after=3).follow():
-            pieces.append(piece)
+        async for piece in Feeds(store, ledger._hub).feed(Interest.of("job_a"), 3).follow():
+            pieces += [piece] if piece.items else []
 
     async with asyncio.TaskGroup() as tasks:
         listening = [tasks.create_task(listen(heard[0]))]

@@ -1,14 +1,44 @@
 """The fan-out: who hears what, and what happens to the slow."""
 
 import asyncio
+from datetime import UTC, datetime
+from typing import Any
 
+from jobs import columns, events, frames
 from jobs.events import JobCancelled
 from service import hub as fan_out
-from service.hub import QUEUE_BYTES, Hub, Piece, Published
+from service.hub import QUEUE_BYTES, Backlog, Hub, Piece, Published
+from service.records import Interest
+
+AT = datetime(2026, 1, 1, tzinfo=UTC)
 
 
-def _event(seq: int | None, job_id: str = "job_a", name: str = "metrics.logged", body: bytes = b"{}") -> Published:
-    return Published(seq, job_id, name, body)
+def _event(
+    seq: int | None,
+    job_id: str = "job_a",
+    name: str = "metrics.logged",
+    body: bytes = b"{}",
+    tags: tuple[str, ...] = (),
+) -> Published:
+    return Published(seq, job_id, name, body, tags)
+
+
+def _said(kind: type[events.Event], n: int, **fields: Any) -> bytes:
+    return events.encode(kind(job_id="job_a", attempt=1, at=AT, n=n, **fields))
+
+
+def _point(n: int) -> bytes:
+    return _said(events.MetricsLogged, n, step=n, epoch=n / 10, values={"train_loss": 1 / n, "learning_rate": 2e-4})
+
+
+def _note(n: int) -> bytes:
+    return _said(events.JobNoted, n, message="so it is")
+
+
+def _progress(step: int) -> bytes:
+    return events.encode(
+        events.JobProgressed(job_id="job_a", attempt=1, at=AT, step=step, total_steps=9, fraction=step / 9)
+    )
 
 
 def _seqs(piece: Piece) -> list[int]:
@@ -53,7 +83,7 @@ async def test_who_was_quiet_hears_at_once_and_then_what_a_tick_brings_together(
 async def test_those_who_listen_to_the_same_share_one_encoded_piece():
     hub = Hub()
     with hub.subscribe("job_a") as first, hub.subscribe("job_a") as second:
-        hub.publish([_event(1), _event(2, "job_b")])
+        hub.publish([_event(1, body=_point(1)), _event(2, "job_b")])
         piece = await anext(first)
         assert piece is await anext(second)
         assert piece.frame is piece.frame
@@ -99,6 +129,79 @@ async def test_a_slow_listener_is_let_go_and_told_and_the_others_are_not_disturb
         assert slow.lagging
         assert [piece async for piece in slow] == []
         assert not quick.lagging
+
+
+async def test_who_was_let_go_within_a_turn_is_not_told_the_rest_of_it(monkeypatch):
+    monkeypatch.setattr(fan_out, "PIECE_BYTES", QUEUE_BYTES)
+    hub = Hub()
+    with hub.subscribe("job_a") as slow:
+        hub.publish([_event(1, body=b"x" * (QUEUE_BYTES + 1)), _event(2)])
+        assert slow.lagging
+        assert [piece async for piece in slow] == [], "a piece behind the gap would hide it"
+
+
+async def test_what_waits_for_a_client_counts_over_all_its_subscriptions(monkeypatch):
+    hub, backlog = Hub(), Backlog()
+    one = hub.listen(Interest.of("job_a"), backlog=backlog)
+    other = hub.listen(Interest.of("job_b"), backlog=backlog)
+    hub.publish([_event(1, body=b"x" * (QUEUE_BYTES * 2 // 3))])
+    assert not one.lagging
+    hub.publish([_event(2, "job_b", body=b"x" * (QUEUE_BYTES * 2 // 3))])
+    assert other.lagging
+    assert not one.lagging
+    assert _seqs(await anext(one)) == [1]
+    assert backlog.bytes == 0
+    hub.close()
+
+
+async def test_who_listens_to_several_jobs_or_a_tag_hears_them_in_one_order():
+    hub = Hub()
+    several = hub.listen(Interest(jobs=frozenset({"job_a", "job_c"})))
+    tagged = hub.listen(Interest(tag="birds", types=frozenset({"job.started"})))
+    birds = {"tags": ("big", "birds")}
+    hub.publish(
+        [
+            _event(1, "job_a"),
+            _event(2, "job_b", **birds),
+            _event(3, "job_c"),
+            _event(4, "job_a", "job.started", **birds),
+        ]
+    )
+    assert _seqs(await anext(several)) == [1, 3, 4]
+    assert _seqs(await anext(tagged)) == [4]
+    hub.close()
+
+
+async def test_who_is_calm_hears_the_same_in_fewer_pieces(monkeypatch):
+    monkeypatch.setattr(fan_out, "TICK_S", 0.01)
+    monkeypatch.setattr(fan_out, "CALM_TICK_S", 0.5)
+    hub = Hub()
+    calm, quick = hub.listen(Interest(), calm=True), hub.listen(Interest())
+    for seq in range(1, 6):
+        hub.publish([_event(seq)])
+        await asyncio.sleep(0.03)
+    assert [len(_seqs(await anext(quick))) for _ in range(5)] == [1] * 5
+    assert [_seqs(await anext(calm)), _seqs(await anext(calm))] == [[1], [2, 3, 4, 5]]
+    hub.close()
+
+
+async def test_points_of_a_named_subscriptions_frame_stand_in_columns_and_lose_nothing():
+    hub = Hub()
+    with hub.subscribe("job_a") as news:
+        hub.publish([_event(1, name="job.noted", body=_note(1))])
+        for seq in range(2, 6):
+            hub.publish([_event(None, name="job.progressed", body=_progress(seq)), _event(seq, body=_point(seq))])
+        await anext(news)
+        piece = await anext(news)
+    frame = frames.decode_server(piece.frame_of("curves"))
+    assert isinstance(frame, frames.Events)
+    assert (frame.sub, frame.merged, len(frame.points), len(frame.events)) == ("curves", True, 1, 1)
+    unfolded = [(one.seq, bytes(one.event)) for one in columns.unfold(frame)]
+    assert unfolded == [*((seq, _point(seq)) for seq in range(2, 6)), (None, _progress(5))]
+    plain = frames.decode_server(piece.frame)
+    assert isinstance(plain, frames.Events)
+    assert (plain.merged, len(plain.events)) == (False, 5), "without a handshake every event stands by itself"
+    assert len(piece.frame_of("curves")) < len(piece.frame)
 
 
 async def test_a_group_ends_with_its_last_listener_also_when_that_was_too_slow():

@@ -306,6 +306,41 @@ async def test_flushing_redis_in_the_middle_loses_nothing(core, fakes, training,
     assert [step for step, _, _ in (await core.store.metrics(job.job_id))["train_loss"]] == list(range(1, 61))
 
 
+@pytest.mark.parametrize("redis_is_lost_too", [False, True])
+async def test_a_service_that_was_stopped_while_jobs_train_loses_no_point(
+    core_at, fakes, training, redis_url, wiped, redis_is_lost_too
+):
+    steps, going_on = 200, asyncio.Event()
+
+    async def long(attempt):
+        await attempt.begin()
+        for step in range(1, steps + 1):
+            await attempt.say(events.MetricsLogged, step=step, values={"train_loss": 1 / step})
+            if step == 20:
+                await going_on.wait()
+            await asyncio.sleep(0.002)
+        await attempt.complete(FinetuneResult(steps=steps))
+
+    async with fakes.FakeRunner(redis_url) as runner:
+        runner.scripts[Kind.FINETUNE] = long
+        async with core_at() as core:
+            jobs = [await core.dispatch.submit(training) for _ in range(3)]
+            for job in jobs:
+                await core.until(job.job_id, lambda record: record.step == 20)
+        going_on.set()
+        await asyncio.sleep(0.3)
+        if redis_is_lost_too:
+            wiped()
+        await asyncio.sleep(0.5)  # the service is away, and they train on
+        async with core_at() as core:
+            for job in jobs:
+                record = await core.ended(job.job_id)
+                assert (record.status, record.attempt, record.recorded_n) == (Status.COMPLETED, 1, steps + 2)
+                points = (await core.store.metrics(job.job_id))["train_loss"]
+                assert [step for step, _, _ in points] == list(range(1, steps + 1))
+                assert len(await core.store.events(job.job_id, types=frozenset({"metrics.logged"}))) == steps
+
+
 async def test_a_runner_that_falls_silent_loses_its_job_to_another_which_goes_on(core_at, fakes, training):
     async with core_at(lease_s=0.6) as core:
         async with _serve(core, fakes, name="first") as runner:

@@ -14,8 +14,8 @@ from websockets.sync.client import connect
 from jobs import events, frames
 from jobs.lifecycle import Status
 from jobs.specs import Kind
-from service import feed, hub
-from service.routes import live
+from service import conversation, feed, hub
+from service.records import Interest
 
 
 def _socket(house, job_id: str, query: str = "", prefix: str = "/api"):
@@ -24,7 +24,14 @@ def _socket(house, job_id: str, query: str = "", prefix: str = "/api"):
 
 def _frame(socket) -> dict:
     frame = json.loads(socket.recv(timeout=10))
-    assert frame["frame"] in {"welcome", "events", "bookmark", "reset", "error", "bye"}
+    assert frame["frame"] in {
+        "welcome",
+        "events",
+        "bookmark",
+        "reset",
+        "error",
+        "bye",
+    }  # none of those that only a handshake brings
     return frame
 
 
@@ -110,12 +117,14 @@ def test_frames_follow_one_another_without_a_hole_also_where_others_have_events(
         assert _frame(socket)["after"] == 0
         first = _frame(socket)
         assert first["from_seq"] == 0
+        assert _frame(socket)["frame"] == "bookmark", "the replay is over"
         gate.set()
         assert _frame(socket)["from_seq"] == first["to_seq"]
 
 
 def test_a_long_log_is_replayed_in_pages(house, http, dataset, monkeypatch) -> None:
-    monkeypatch.setattr(feed, "PAGE", 7)
+    monkeypatch.setattr(hub, "PIECE_EVENTS", 7)
+    monkeypatch.setattr(feed, "WINDOW", 16)
     house.runner.scripts[Kind.FINETUNE] = _logs_metrics(50)
     job_id = _start(http, dataset)
     house.wait_for(job_id, lambda job: job.has_ended)
@@ -172,7 +181,7 @@ def test_a_cursor_that_can_be_none_closes_with_4400(house, trained, after) -> No
 
 
 @pytest.mark.parametrize(
-    "said", ["hello", "[" * 50_000, '{"frame": "subscribe"}', b"\x00\xff"], ids=lambda x: str(x)[:9]
+    "said", ["hello", "[" * 50_000, '{"frame": "subscribe"}', '{"frame": "bye"}', b"\x00\xff"], ids=lambda x: str(x)[:9]
 )
 def test_a_frame_that_is_none_closes_with_4400(house, trained, said) -> None:
     with _socket(house, trained) as socket:
@@ -200,7 +209,7 @@ def _everything(house, query: str = "", prefix: str = "/api"):
 @pytest.mark.parametrize("prefix", ["/api", "/api/training"])
 def test_a_socket_of_all_jobs_begins_now_unless_told_otherwise(house, http, trained, dataset, prefix) -> None:
     head = _stored(http, trained)[-1]["seq"]
-    with _everything(house, prefix=prefix) as socket:
+    with _everything(house, "?after=now", prefix) as socket:
         welcome = _frame(socket)
         assert (welcome["frame"], welcome["after"], welcome.get("status")) == ("welcome", head, None)
         first, second = _start(http, dataset), _start(http, dataset)
@@ -242,8 +251,9 @@ def test_a_departed_listener_is_noticed(house, trained) -> None:
 
 
 def test_a_client_that_takes_nothing_is_dropped_without_delaying_others(house, http, dataset, monkeypatch) -> None:
-    monkeypatch.setattr(live, "SEND_WITHIN_S", 0.2)
-    monkeypatch.setattr(live, "FAREWELL_WITHIN_S", 0.2)
+    monkeypatch.setattr(conversation, "SEND_WITHIN_S", 0.2)
+    monkeypatch.setattr(conversation, "LOOK_EVERY_S", 0.1)
+    monkeypatch.setattr(conversation, "FAREWELL_WITHIN_S", 0.2)
     gate = threading.Event()
 
     async def train(attempt) -> None:
@@ -266,7 +276,7 @@ def test_a_client_that_takes_nothing_is_dropped_without_delaying_others(house, h
 
 
 def test_a_departed_stream_frees_its_place(house, http) -> None:
-    listeners, mine = house.app.state.hub._groups, (None, frozenset({"nobody.says"}))
+    listeners, mine = house.app.state.hub._groups, hub.Key(Interest.of(types=frozenset({"nobody.says"})))
     with http.stream("GET", "/api/events?types=nobody.says") as answer:
         lines = answer.iter_lines()  # kept: an iterator that is dropped closes the connection
         assert next(lines) == "retry: 2000"
@@ -285,10 +295,12 @@ def test_at_shutdown_sockets_get_a_goodbye_and_streams_end(build) -> None:
         while "job.completed" not in next(lines):
             pass
         house.stop()
-        bye = _frame(socket)
+        while (bye := _frame(socket))["frame"] == "bookmark":
+            pass
         assert (bye["frame"], bye["code"]) == ("bye", "restarting")
+        assert 1 <= bye["retry_after_s"] <= 10
         assert _closed(socket) == frames.CLOSE_RESTARTING
-        assert not [line for line in lines if line]
+        assert not [line for line in lines if line and not line.startswith(":")]
 
 
 def test_a_stream_replays_and_ends_with_its_job(house, http, dataset) -> None:
