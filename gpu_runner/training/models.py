@@ -25,7 +25,7 @@ from transformers import (
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
 from transformers.utils import logging as transformers_logging
 
-from gpu_runner.training import adapters, checkpoints, demo_model, device, lineage
+from gpu_runner.training import adapters, checkpoints, conversation, demo_model, device, lineage, without_video
 from gpu_runner.training.adapters import ADAPTER_CONFIG
 from gpu_runner.training.checkpoints import Checkpoint
 from gpu_runner.training.device import Compute
@@ -72,8 +72,14 @@ class Loaded:
         is_large = sum(parameter.numel() for parameter in self.model.parameters()) > models.CPU_LIMIT_PARAMETERS
         return 1 if is_large and self.compute.device.type == "cuda" else most
 
-    def encoder(self, max_length: int) -> RowEncoder:
-        return RowEncoder(self.processor, max_length, self.end_ids)
+    def encoder(self, max_length: int, max_pixels: int | None = None) -> RowEncoder:
+        return RowEncoder(
+            self.processor,
+            max_length,
+            self.end_ids,
+            image_token_id=image_token_id(self.model.config),
+            max_pixels=max_pixels,
+        )
 
 
 def source_of(name: str, root: DataRoot, settings: Settings) -> ModelSource:
@@ -132,14 +138,23 @@ def load_base(
 
 def load_processor(location: str | Path, *, sees_images: bool, offline: bool = False) -> Any:
     """The processor, or the tokeniser of a text model; it always has a padding token."""
+    without_video.allow()
     kind = AutoProcessor if sees_images else AutoTokenizer
     processor = kind.from_pretrained(location, trust_remote_code=False, local_files_only=offline)
     tokenizer = getattr(processor, "tokenizer", processor)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
+    if type(processor).__name__ == "PaliGemmaProcessor" and not processor.chat_template:
+        processor.chat_template = conversation.PREFIX_TEMPLATE
     if not processor.chat_template:
         raise ModelUnavailable(f"{location} has no chat template: use its instruction-tuned variant.")
     return processor
+
+
+def image_token_id(config: PretrainedConfig) -> int | None:
+    """The placeholder that the model puts a picture's feature in; None where it reads text only."""
+    token: int | None = getattr(config, "image_token_id", None)
+    return token
 
 
 def load_checkpoint(

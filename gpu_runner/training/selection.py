@@ -25,13 +25,11 @@ class Selection:
     def __len__(self) -> int:
         return len(self.indices)
 
-    def open(self, index: int) -> tuple[Row, Image.Image | None]:
-        """A row with its picture. Raises DatasetInvalid when the picture is missing or broken."""
+    def open(self, index: int) -> tuple[Row, tuple[Image.Image, ...]]:
+        """A row with its pictures. Raises DatasetInvalid when one is missing or broken."""
         row = self.rows[index]
-        if row.image is None:
-            return row, None
-        image = self.rows.open_image(index)
-        return row, Image.new("RGB", image.size, GREY) if self.grey else image
+        images = self.rows.open_images(index)
+        return row, tuple(Image.new("RGB", image.size, GREY) for image in images) if self.grey else images
 
     def batches(self, size: int) -> Iterator[tuple[int, ...]]:
         for start in range(0, len(self.indices), size):
