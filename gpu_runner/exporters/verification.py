@@ -40,6 +40,7 @@ class Probes:
 
     rows: tuple[tuple[Row, tuple[Image.Image, ...]], ...]
     max_length: int
+    max_pixels: int | None = None
     are_built_in: bool = False
 
 
@@ -60,7 +61,7 @@ def probes(root: DataRoot, config: TrainingConfig, *, sees_images: bool) -> Prob
     except (TrainingError, OSError):
         opened = ()
     if opened:
-        return Probes(opened, config.max_length)
+        return Probes(opened, config.max_length, config.max_pixels)
     images = (Image.new("RGB", (_GREY_PIXELS, _GREY_PIXELS), selection.GREY),) if sees_images else ()
     row = _GREY_ROW if sees_images else Row(id=_GREY_ROW.id, conversations=_GREY_ROW.conversations)
     return Probes(((row, images),), MAX_LENGTH_LIMIT, are_built_in=True)
@@ -72,7 +73,7 @@ def observe(loaded: Loaded, asked: Probes) -> Evidence:
     Raises:
         JobFailed: the model answers with numbers that are none.
     """
-    encoder = loaded.encoder(asked.max_length)
+    encoder = loaded.encoder(asked.max_length, asked.max_pixels)
     encoded = tuple(encoder.encode(row, images) for row, images in asked.rows)
     logits = tuple(_logits(loaded, row) for row in encoded)
     if not all(bool(row.isfinite().all()) for row in logits):

@@ -177,7 +177,7 @@ class RowEncoder:
             alone = [{"role": "user", "content": [{"type": "image", "image": Image.new("RGB", size)}]}]
             ids = self._render(alone)["input_ids"]
             self._lengths_by_size[size] = (
-                int(self._is_placeholder(ids).sum()),
+                int(self.is_placeholder(ids).sum()),
                 len(ids) - len(self._text_ids(alone)) + 1,
             )
         return self._lengths_by_size[size]
@@ -227,7 +227,7 @@ class RowEncoder:
         alone = [{"role": "user", "content": [{"type": "image", "image": Image.new("RGB", (64, 64))}]}]
         rendered = self._render(alone)
         types = rendered.get("token_type_ids")
-        return types is not None and not bool(types[self._is_placeholder(rendered["input_ids"])].any())
+        return types is not None and not bool(types[self.is_placeholder(rendered["input_ids"])].any())
 
     def _answer_mask(self, row: Row, messages: list[Message], rendered: dict[str, Tensor]) -> Tensor:
         """(tokens,) bool: the answers. The template's own marks where they hold exactly the answers, else found
@@ -272,19 +272,20 @@ class RowEncoder:
     def _says(self, ids: Tensor, answers: Sequence[str]) -> bool:
         """Whether the tokens say the answers and nothing else, spaces and special tokens aside."""
         said = self.tokenizer.decode(ids, skip_special_tokens=True)
-        is_text = len(ids) > 0 and not bool(self._is_placeholder(ids).any())
+        is_text = len(ids) > 0 and not bool(self.is_placeholder(ids).any())
         return is_text and "".join(said.split()) == "".join("".join(answers).split())
 
     def _check_images(self, row: Row, ids: Tensor, messages: Sequence[Message]) -> None:
         expected = [self.image_tokens(image) for image in conversation.images_of(messages)]
-        found = int(self._is_placeholder(ids).sum())
+        found = int(self.is_placeholder(ids).sum())
         if found != sum(expected) or 0 in expected:
             raise ModelUnavailable(
                 f"Row {row.id!r} holds {found} image tokens where its pictures take {sum(expected)}: "
                 "the model's chat template does not place the pictures."
             )
 
-    def _is_placeholder(self, ids: Tensor) -> Tensor:
+    def is_placeholder(self, ids: Tensor) -> Tensor:
+        """(tokens,) bool: which of them stand for pictures."""
         return ids == (-1 if self._image_token_id is None else self._image_token_id)
 
     def _encoded(self, row: Row, messages: Sequence[Message], rendered: dict[str, Tensor], trained: Tensor) -> Encoded:
@@ -298,7 +299,7 @@ class RowEncoder:
             labels=ids.masked_fill(~trained, NOT_TRAINED),
             per_token=per_token,
             pictures={name: value for name, value in rendered.items() if value.shape != ids.shape},
-            image_tokens=int(self._is_placeholder(ids).sum()),
+            image_tokens=int(self.is_placeholder(ids).sum()),
             images=len(conversation.images_of(messages)),
             whole_length=len(ids),
         )
@@ -348,7 +349,7 @@ class RowEncoder:
         return kept if bool(kept.any()) else trained
 
     def _is_cut_through_a_picture(self, encoded: Encoded) -> bool:
-        return bool(self._is_placeholder(encoded.input_ids[self.max_length :]).any())
+        return bool(self.is_placeholder(encoded.input_ids[self.max_length :]).any())
 
     def _within_length(self, encoded: Encoded) -> Encoded:
         """Cut at max_length from the right, where the last answer is."""

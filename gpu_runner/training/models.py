@@ -20,6 +20,7 @@ from transformers import (
     AutoModelForImageTextToText,
     AutoProcessor,
     AutoTokenizer,
+    GenerationConfig,
     PretrainedConfig,
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
@@ -57,9 +58,7 @@ class Loaded:
     @property
     def end_ids(self) -> frozenset[int]:
         """Tokens after which the model stops."""
-        configured = self.model.generation_config.eos_token_id
-        more = configured if isinstance(configured, list) else [configured]
-        return frozenset(token for token in (self.tokenizer.eos_token_id, *more) if token is not None)
+        return end_ids(self.processor, self.model.generation_config)
 
     @property
     def longest(self) -> int | None:
@@ -134,6 +133,27 @@ def load_base(
         adapters.check_four_bit(model)
         adapters.keep_gradients(model)
     return Loaded(model.eval(), processor, source, Compute(torch.device(device), dtype))
+
+
+def load_encoder(source: ModelSource, max_length: int, max_pixels: int | None, *, offline: bool = False) -> RowEncoder:
+    """What makes tensors of rows for a model, without its weights. Raises ModelUnavailable."""
+    config = _config(source, offline)
+    with _told_plainly(source):
+        processor = load_processor(source.location, sees_images=_sees_images(config), offline=offline)
+        try:
+            generation = GenerationConfig.from_pretrained(source.location, local_files_only=offline)
+        except OSError:  # many have none
+            generation = GenerationConfig.from_model_config(config)
+    ends = end_ids(processor, generation)
+    return RowEncoder(processor, max_length, ends, image_token_id=image_token_id(config), max_pixels=max_pixels)
+
+
+def end_ids(processor: Any, generation: GenerationConfig) -> frozenset[int]:
+    """Tokens after which the model stops."""
+    configured = generation.eos_token_id
+    more = configured if isinstance(configured, list) else [configured]
+    own = getattr(processor, "tokenizer", processor).eos_token_id
+    return frozenset(token for token in (own, *more) if token is not None)
 
 
 def load_processor(location: str | Path, *, sees_images: bool, offline: bool = False) -> Any:

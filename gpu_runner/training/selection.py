@@ -51,5 +51,10 @@ def spread(rows: Rows, limit: int, *, grey: bool = False) -> Selection:
 
 def image_name(root: DataRoot, rows: Rows, row: Row) -> str | None:
     """The picture's name below the data root; None where it has no file of its own."""
-    file = rows.image_file(row.image) if row.image is not None else None
-    return root.name_of(file) if file is not None else None
+    return next(iter(image_names(root, rows, row)), None)
+
+
+def image_names(root: DataRoot, rows: Rows, row: Row) -> tuple[str, ...]:
+    """The names of its pictures below the data root; none where they have no files of their own."""
+    files = [rows.image_file(name) for name in row.pictures]
+    return tuple(root.name_of(file) for file in files if file is not None)

@@ -1,8 +1,11 @@
 """What the rows of a run hold, found out before the first step: too long rows, missing images.
 
-Called by the recipe finetune while it loads, so that a run does not end after hours for what was there to see.
+Called by the recipe finetune while it loads, so that a run does not end after hours for what was there to see, and by
+the recipe preview, which shows some of it.
 """
 
+import heapq
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -15,12 +18,16 @@ from jobs.errors import DatasetInvalid
 
 MOST_ROWS = 20_000  # of a larger set that many are looked at, evenly spaced: about ten seconds
 _NAMED = 10  # row ids in a message
+_KEPT = 100  # of the longest rows
 
 
 @dataclass
 class Survey:
     """`truncated` rows of `looked_at` are longer than max_length; `longest` is in tokens, images included, and so are
-    the `lengths` of the rows looked at, in their order."""
+    the `lengths` of the rows looked at, in their order.
+
+    `by_length` are the indices of the longest rows, the longest first; of equals the first.
+    """
 
     looked_at: int = 0
     truncated: int = 0
@@ -28,17 +35,21 @@ class Survey:
     lengths: list[int] = field(default_factory=list)
     without_image: list[str] = field(default_factory=list)
     nothing_left: list[str] = field(default_factory=list)
+    by_length: list[int] = field(default_factory=list)
 
 
-def survey(chosen: Selection, encoder: RowEncoder) -> Survey:
-    """Look at every chosen row's length and image, reading no picture.
+def survey(chosen: Selection, encoder: RowEncoder, beat: Callable[[], None] = lambda: None) -> Survey:
+    """Look at every chosen row's length and image, reading no picture; `beat` is called for each and may end it.
 
     Raises:
         DatasetInvalid: there are no rows, images are missing, or rows would have nothing left to learn.
     """
     found, rows = Survey(), chosen.rows
     for index in chosen.indices:
+        beat()
         _look_at(rows, rows[index], encoder, found)
+    longest = heapq.nlargest(_KEPT, range(len(found.lengths)), key=found.lengths.__getitem__)
+    found.by_length = [chosen.indices[at] for at in longest]
     if not found.looked_at:
         raise DatasetInvalid(f"{rows.name} has no rows: convert or split again.")
     if found.without_image:
