@@ -140,6 +140,8 @@ class RowEncoder:
             rendered = self._render(messages, marks=self._marks_answers)
             self._check_images(row, rendered["input_ids"], messages)
             trained = self._answer_mask(row, messages, rendered)
+        if not bool(trained.any()):
+            raise ModelUnavailable(_not_told_apart(row.id))
         rendered, trained = self._with_end(rendered, trained)
         encoded = self._encoded(row, messages, rendered, trained)
         self._check(encoded, conversation.answers_of(messages))
