@@ -10,12 +10,13 @@ import torch
 from PIL import Image
 from tiny_models import FAMILIES, SEEING, TEXT_ONLY
 from torch import Tensor
+from torch.nn import functional
 
 from gpu_runner.rows import Row, Turn
 from gpu_runner.training import adapters, generation, models
 from gpu_runner.training.encoding import NOT_TRAINED, Encoded, RowEncoder, collate
+from gpu_runner.training.loss import summed_loss
 from gpu_runner.training.models import Loaded
-from gpu_runner.training.optimisation import summed_loss
 from jobs.errors import DatasetInvalid, ModelUnavailable
 from jobs.training_config import TrainingConfig
 
@@ -127,6 +128,19 @@ def test_a_row_costs_the_same_in_any_company(family: str, loaded_of: LoadedOf) -
         together, count = summed_loss(loaded, collate(rows, pad))
     assert together.item() == pytest.approx(alone, rel=1e-5)
     assert count == sum(int((each.labels != NOT_TRAINED).sum()) for each in rows)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_logits_of_the_trained_tokens_alone_give_the_model_its_own_loss(family: str, loaded_of: LoadedOf) -> None:
+    loaded = loaded_of(family)
+    encoder = loaded.encoder(LONGEST)
+    batch = collate([encoder.encode(*each) for each in mixed(family)], loaded.tokenizer.pad_token_id)
+    inputs = {name: value for name, value in batch.items() if name != "labels"}
+    with torch.no_grad():
+        logits = loaded.model(**inputs, use_cache=False).logits[:, :-1].flatten(0, 1)
+        whole = functional.cross_entropy(logits, batch["labels"][:, 1:].flatten(), reduction="sum")
+        loss, _ = summed_loss(loaded, batch)
+    assert loss.item() == pytest.approx(whole.item(), rel=1e-5)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -12,8 +12,8 @@ from torch import Tensor
 from gpu_runner.rows import Row, Turn
 from gpu_runner.training import models
 from gpu_runner.training.encoding import NOT_TRAINED, RowEncoder, collate
+from gpu_runner.training.loss import summed_loss
 from gpu_runner.training.models import Loaded
-from gpu_runner.training.optimisation import summed_loss
 from jobs.errors import DatasetInvalid, ModelUnavailable
 
 PICTURE = Image.effect_noise((60, 50), 60).convert("RGB")
