@@ -225,7 +225,7 @@ def _our_collator(folder: Path, rows: Rows) -> stock.Collator:
     encoder = RowEncoder(processor, 4096, frozenset({processor.tokenizer.eos_token_id}))
 
     def make(indices: Any) -> dict[str, Any]:
-        encoded = [encoder.encode(rows[index], rows.open_image(index)) for index in indices]
+        encoded = [encoder.encode(rows[index], rows.open_images(index)) for index in indices]
         return collate(encoded, processor.tokenizer.pad_token_id)
 
     return make

@@ -10,7 +10,7 @@ Read in this order: `errors` · `settings` · `logs` · `tasks` · `keys` · `pa
 Glossary
 --------
 job         one piece of work: an immutable *spec* (its tag is the *kind*), a *status*, events, artifacts
-kind        convert · validate · split · prepare · finetune · evaluate · generate · export
+kind        convert · validate · split · prepare · preview · finetune · evaluate · generate · export
 experiment  a finetune job seen as an experiment: name, tags, config, metrics, checkpoints;
             `experiment_id == job_id`
 attempt     the n-th try of a job; rises only after an interruption or a pause; it is the fencing token, and

@@ -176,6 +176,17 @@ class FinetuneSpec(Spec, frozen=True, kw_only=True, tag="finetune"):
     tags: Annotated[tuple[Tag, ...], Meta(max_length=50)] = ()
 
 
+class PreviewSpec(Spec, frozen=True, kw_only=True, tag="preview"):
+    """Show what a training would learn, piece by piece, from its first and its longest rows; no weights are loaded."""
+
+    config: TrainingConfig
+    rows: Annotated[
+        tuple[Annotated[str, Meta(min_length=1, max_length=512)], ...],
+        Meta(max_length=20, description="Ids of the rows to show; none: the first and the longest."),
+    ] = ()
+    each: Annotated[int, Meta(ge=1, le=10, description="How many first ones, and how many longest ones.")] = 2
+
+
 class EvaluateSpec(Spec, frozen=True, kw_only=True, tag="evaluate"):
     """Score a trained model on rows it may not have seen.
 
@@ -224,7 +235,17 @@ class ExportSpec(Spec, frozen=True, kw_only=True, tag="export"):
     merge_adapters: bool = False
 
 
-JobSpec = ConvertSpec | ValidateSpec | SplitSpec | PrepareSpec | FinetuneSpec | EvaluateSpec | GenerateSpec | ExportSpec
+JobSpec = (
+    ConvertSpec
+    | ValidateSpec
+    | SplitSpec
+    | PrepareSpec
+    | PreviewSpec
+    | FinetuneSpec
+    | EvaluateSpec
+    | GenerateSpec
+    | ExportSpec
+)
 
 
 class Kind(StrEnum):
@@ -234,6 +255,7 @@ class Kind(StrEnum):
     VALIDATE = "validate"
     SPLIT = "split"
     PREPARE = "prepare"
+    PREVIEW = "preview"
     FINETUNE = "finetune"
     EVALUATE = "evaluate"
     GENERATE = "generate"

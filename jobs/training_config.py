@@ -51,6 +51,14 @@ class TrainingConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
             le=MAX_LENGTH_LIMIT,
         ),
     ] = 2048
+    max_pixels: Annotated[
+        Annotated[int, Meta(ge=1024, le=50_000_000)] | None,
+        _data(
+            "Largest picture",
+            "Pixels; larger pictures are scaled down to it. Lower it where pictures take too many tokens.",
+            advanced=True,
+        ),
+    ] = None
     continue_from: Annotated[
         JobId | None,
         _data(

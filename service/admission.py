@@ -17,6 +17,7 @@ from jobs.specs import (
     GenerateSpec,
     JobSpec,
     PrepareSpec,
+    PreviewSpec,
     SplitSpec,
     ValidateSpec,
     parts_of,
@@ -68,6 +69,9 @@ class Admission:
             return Admitted(self._prepare(spec))
         if isinstance(spec, FinetuneSpec):
             return await self._finetune(spec)
+        if isinstance(spec, PreviewSpec):
+            config, notes = await self._training(spec.config)  # its data may be invalid: it is only looked at
+            return Admitted(_replace(spec, config=config), notes)
         if isinstance(spec, ExportSpec):
             return Admitted(await self._export(spec))
         return await self._use(spec)
@@ -111,7 +115,13 @@ class Admission:
         )
 
     async def _finetune(self, spec: FinetuneSpec) -> Admitted:
-        config = spec.config
+        config, notes = await self._training(spec.config)
+        if not config.allow_invalid_data:
+            await self._refuse_failed_data(config)
+        return Admitted(_replace(spec, config=config), (*_warnings(config), *notes))
+
+    async def _training(self, config: TrainingConfig) -> tuple[TrainingConfig, tuple[str, ...]]:
+        """A configuration with its names made sure of, and sentences about them."""
         paths: dict[str, str | None] = {"train_data_path": self._existing(config.train_data_path)}
         if config.val_data_path is not None:
             paths["val_data_path"] = self._existing(config.val_data_path)
@@ -120,10 +130,7 @@ class Admission:
         if config.continue_from is not None:
             paths["continue_from"] = (await self._completed_training(config.continue_from)).job_id
         note = (await self._names.source(config.model_name)).note
-        admitted = _replace(spec, config=_replace(config, **paths))
-        if not config.allow_invalid_data:
-            await self._refuse_failed_data(admitted.config)
-        return Admitted(admitted, (*_warnings(config), *([note] if note else [])))
+        return _replace(config, **paths), (note,) if note else ()
 
     async def _use(self, spec: EvaluateSpec | GenerateSpec) -> Admitted:
         """A job that lets a model answer rows."""

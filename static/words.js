@@ -7,7 +7,7 @@ export const LIVE = ["pending", "queued", "running", "paused"];
 export const STATUSES = [...LIVE, "completed", "failed", "cancelled"];
 export const KINDS = {
   finetune: "Training", prepare: "Preparation", convert: "Conversion", validate: "Validation", split: "Split", evaluate: "Evaluation",
-  generate: "Answers", export: "Export",
+  preview: "Preview", generate: "Answers", export: "Export",
 };
 
 const SIGNS = { pending: "◌", queued: "◔", running: "●", paused: "❚❚", completed: "✓", failed: "✕", cancelled: "–" };

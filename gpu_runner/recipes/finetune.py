@@ -40,7 +40,7 @@ def _finetune(work: Work[FinetuneSpec]) -> FinetuneResult:
     if work.attempt > 1:
         work.journal.resumed(resumed.step if resumed else 0)
     loaded = _load(work, compute, resumed or _continued_from(work))
-    encoder = loaded.encoder(_max_length(work, loaded))
+    encoder = loaded.encoder(_max_length(work, loaded), config.max_pixels)
     measured = Validation(validation, encoder, work.root, config.batch_size) if validation else None
     lengths = _look_at(work, training, measured, encoder)
 

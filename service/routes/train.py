@@ -1,15 +1,18 @@
 """Trainings as existing clients know them: start, status, cancel, list."""
 
-from typing import Annotated
+from typing import Annotated, Any
 
-from litestar import get, post
+from litestar import Request, Response, get, post
+from litestar.openapi.datastructures import ResponseSpec
 from litestar.params import Parameter
 
 from jobs.lifecycle import Status
 from jobs.presets import PRESETS, Preset
-from jobs.specs import FinetuneSpec, Kind
-from service import answers
-from service.answers import Answer, Cancelled, Progress, Started
+from jobs.results import PreviewResult
+from jobs.settings import Settings
+from jobs.specs import FinetuneSpec, Kind, PreviewSpec
+from service import answers, waiting
+from service.answers import Accepted, Answer, Cancelled, Progress, Started
 from service.dispatch import Dispatch
 from service.problems import documented
 from service.recorder import Recorder
@@ -18,6 +21,9 @@ from service.store import Store
 Limit = Annotated[int, Parameter(ge=1, le=1000)]
 
 _TAGS = ["train"]
+_PREVIEWED = documented(404, 422, 503) | {
+    202: ResponseSpec(Accepted, description="The job runs on; its address tells how it goes", generate_examples=False)
+}
 
 
 class PresetList(Answer, frozen=True, kw_only=True):
@@ -38,6 +44,14 @@ async def start(data: FinetuneSpec, dispatch: Dispatch) -> Started:
     record = await dispatch.submit(data)
     message = f"Training {record.job_id} is {record.status}; follow it at /api/train/{record.job_id}/status."
     return Started(success=True, job_id=record.job_id, message=message, warnings=record.notes)
+
+
+@post("/train/preview", status_code=200, tags=_TAGS, responses=_PREVIEWED)
+async def preview(
+    data: FinetuneSpec, request: Request[Any, Any, Any], dispatch: Dispatch, settings: Settings
+) -> Response[PreviewResult]:
+    """What the same body sent to start would train on: the text of the first and the longest rows, piece by piece."""
+    return await waiting.run(request, dispatch, PreviewSpec(config=data.config), settings)
 
 
 @get("/train/{job_id:str}/status", tags=_TAGS, responses=documented(404))

@@ -12,7 +12,7 @@ ROUTES = {
     "POST /api/session", "DELETE /api/session",
     "POST /api/data/upload", "POST /api/data/convert", "POST /api/data/validate", "POST /api/data/split",
     "GET /api/data/download_validation_report/{report_id}", "POST /api/train/start", "GET /api/train/{job_id}/status",
-    "POST /api/train/{job_id}/cancel", "GET /api/train/jobs", "GET /api/experiments",
+    "POST /api/train/{job_id}/cancel", "POST /api/train/preview", "GET /api/train/jobs", "GET /api/experiments",
     "GET /api/experiments/{experiment_id}", "GET /api/experiments/{experiment_id}/metrics",
     "POST /api/experiments/compare", "DELETE /api/experiments/{experiment_id}", "POST /api/export/{job_id}",
     "GET /api/export/{job_id}/download", "GET /api/export/download_file/{job_id}", "GET /api/export/list",
