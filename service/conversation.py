@@ -295,9 +295,11 @@ class Conversation:
 async def part(socket: AnySocket, code: int, last: ServerFrame | None = None) -> None:
     """Close towards a client that may have left by now (OSError), or may not listen (TimeoutError)."""
     with suppress(OSError, WebSocketDisconnect):
+        if last is not None:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(FAREWELL_WITHIN_S):
+                    await socket.send_text(frames.encode(last).decode())
         async with asyncio.timeout(FAREWELL_WITHIN_S):
-            if last is not None:
-                await socket.send_text(frames.encode(last).decode())
             await socket.close(code)
 
 

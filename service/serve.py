@@ -11,10 +11,12 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import structlog
 import uvicorn
 from litestar import Litestar
+from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
 from jobs import logs
 from jobs.errors import Misconfigured
@@ -26,6 +28,7 @@ from service.conversation import FRAME_MAX_BYTES
 
 log = structlog.get_logger()
 
+CUT_OFF_AFTER_S = 10.0
 _FAREWELL_WITHIN_S = 1.0
 _SHUTDOWN_WITHIN_S = 5
 
@@ -61,6 +64,16 @@ class Server(uvicorn.Server):
         await super().shutdown(sockets)
 
 
+class Socket(WebSocketsSansIOProtocol):
+    """Closes also towards a client that takes nothing, which uvicorn would wait for, and for ever."""
+
+    async def send(self, message: Any) -> None:
+        if message["type"] == "websocket.close" and not self.writable.is_set():
+            self.writable.set()  # the close goes behind what waits: a client that takes it after all reads why
+            self.loop.call_later(CUT_OFF_AFTER_S, self.transport.abort)
+        await super().send(message)
+
+
 def configure(app: Litestar, settings: Settings) -> Server:
     """The server of an application, not yet started."""
     config = uvicorn.Config(
@@ -68,7 +81,7 @@ def configure(app: Litestar, settings: Settings) -> Server:
         host=settings.host,
         port=settings.port,
         lifespan="on",
-        ws="websockets-sansio",
+        ws=Socket,
         ws_max_size=FRAME_MAX_BYTES,
         ws_per_message_deflate=False,
         timeout_graceful_shutdown=_SHUTDOWN_WITHIN_S,

@@ -14,7 +14,7 @@ from websockets.sync.client import connect
 from jobs import events, frames
 from jobs.lifecycle import Status
 from jobs.specs import Kind
-from service import conversation, feed, hub
+from service import conversation, feed, hub, serve
 from service.records import Interest
 
 
@@ -266,13 +266,38 @@ def test_a_client_that_takes_nothing_is_dropped_without_delaying_others(house, h
     house.runner.scripts[Kind.FINETUNE] = train
     job_id = _start(http, dataset)
     sockets = house.app.state.sockets
-    with _deaf_socket(house, job_id), _socket(house, job_id) as other:
+    with _deaf_socket(house, job_id) as deaf, _socket(house, job_id) as other:
         assert _frame(other)["frame"] == "welcome"
         gate.set()
         seen = _collect(other, "job.completed")
         assert len(seen) == len(_stored(http, job_id))
-    house.run(sockets.wait_for_end(10))
-    assert not sockets._tasks
+        _until(lambda: len(sockets._tasks) == 1)
+        said = b""
+        while not said.endswith(b"\x88\x02" + frames.CLOSE_SLOW.to_bytes(2, "big")):  # it comes to life again
+            more = deaf.recv(1 << 20)
+            assert more, "it was closed without a reason"
+            said = said[-4:] + more
+
+
+def test_a_client_that_never_takes_anything_again_is_cut_off(house, http, dataset, monkeypatch) -> None:
+    monkeypatch.setattr(conversation, "SEND_WITHIN_S", 0.2)
+    monkeypatch.setattr(conversation, "LOOK_EVERY_S", 0.1)
+    monkeypatch.setattr(conversation, "FAREWELL_WITHIN_S", 0.1)
+    monkeypatch.setattr(serve, "CUT_OFF_AFTER_S", 0.2)
+
+    async def train(attempt) -> None:
+        await attempt.begin()
+        for number in range(120):
+            await attempt.say(events.JobNoted, message=f"{number} " + "x" * 100_000)
+        await attempt.complete()
+
+    house.runner.scripts[Kind.FINETUNE] = train
+    job_id = _start(http, dataset)
+    _until(lambda: http.get(f"/api/jobs/{job_id}").json()["completed_at"])
+    before = len(house._server.server_state.connections)
+    with _deaf_socket(house, job_id):
+        _until(lambda: len(house._server.server_state.connections) > before)
+        _until(lambda: len(house._server.server_state.connections) == before)
 
 
 def test_a_departed_stream_frees_its_place(house, http) -> None:
@@ -378,7 +403,7 @@ def _deaf_socket(house, job_id: str):
         )
         connection.sendall(head.encode())
         assert b" 101 " in connection.recv(100)
-        yield
+        yield connection
 
 
 def _until(done) -> None:
