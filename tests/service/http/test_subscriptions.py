@@ -22,7 +22,7 @@ class Talk:
     """A client's side of a conversation."""
 
     def __init__(self, house, prefix: str = "/api", **options) -> None:
-        self._opening = connect(f"ws://{house.address}{prefix}/ws", proxy=None, **options)
+        self._opening = connect(f"ws://{house.address}{prefix}/ws", proxy=None, max_size=None, **options)
         self.frames: list[frames.ServerFrame] = []
 
     def __enter__(self):
