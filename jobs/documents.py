@@ -18,7 +18,7 @@ from msgspec import inspect as types
 from jobs import commands, events, frames, settings
 from jobs.commands import AnyCommand
 from jobs.errors import Misconfigured
-from jobs.events import Event, JobEvent
+from jobs.events import Event, LoggedEvent
 from jobs.frames import ServerFrame
 from jobs.lifecycle import TRANSITIONS
 
@@ -70,7 +70,7 @@ def events_page() -> str:
         _PREFACE,
         f"## Events\n\n{_prose(events)}",
         f"### Every event\n\n{_described(events.Event)}",
-        *(_chapter(kind, events.Event) for kind in get_args(JobEvent)),
+        *(_chapter(kind, events.Event) for kind in get_args(LoggedEvent)),
         "## Reports\n\nWhat a runner says of itself, on the same stream as the events, never stored.",
         *(_chapter(kind) for kind in reports),
         f"## Frames\n\n{_prose(frames)}",

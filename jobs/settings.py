@@ -76,6 +76,13 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         Annotated[float, msgspec.Meta(gt=0)] | None,
         _says("Hours a download link lives after it was asked for; it is signed then. Without end when not given."),
     ] = None
+    outgoing_networks: Annotated[
+        tuple[str, ...],
+        _says(
+            "Private networks that webhooks may reach, as CIDRs, comma-separated, such as 192.168.0.0/16; "
+            "plain http is allowed only there."
+        ),
+    ] = ()
     log_level: Annotated[Literal["debug", "info", "warning", "error"], _says("debug, info, warning or error.")] = "info"
     hf_offline: Annotated[bool, _says("Never ask a model hub; use only local models.")] = False
     url: Annotated[

@@ -16,7 +16,7 @@ from jobs.errors import TrainingError, Unavailable, UnknownExport, UnknownJob, W
 from jobs.events import Event, JobSubmitted
 from jobs.specs import EvaluateSpec, ExportSpec, FinetuneSpec, GenerateSpec, JobSpec
 from service.hub import Hub
-from service.records import JobRecord
+from service.records import JobRecord, WebhookRecord
 from service.store import Store
 from service.transaction import Entry, Position, Transaction
 
@@ -24,10 +24,14 @@ log = structlog.get_logger()
 
 
 class Write(msgspec.Struct, frozen=True):
-    """What one caller wants recorded together, in order, and how far the stream was read for it."""
+    """What one caller wants recorded together, in order, and how far the stream was read for it.
+
+    `disabled` are webhooks that get nothing any more; the event that says so is one of the entries.
+    """
 
     entries: Sequence[Entry] = ()
     position: Position | None = None
+    disabled: Sequence[WebhookRecord] = ()
 
 
 class Ledger:
@@ -184,6 +188,7 @@ class Ledger:
                 self._refuse_orphan(entry)
                 transaction.take(entry)
             transaction.position = write.position or transaction.position
+            transaction.disabled += write.disabled
         if transaction.ignored:
             log.debug("events.ignored", count=transaction.ignored)
         if not transaction.is_empty:
