@@ -95,7 +95,7 @@ class Ledger:
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiting.append((write, future))
         self._news.set()
-        with _unavailable("nothing was recorded"):
+        with unavailable("nothing was recorded"):
             await future
 
     # -- deleting
@@ -108,7 +108,7 @@ class Ledger:
             Unavailable: the database cannot be written; nothing was deleted.
         """
         async with self._turn:
-            with _unavailable("nothing was deleted"):
+            with unavailable("nothing was deleted"):
                 job_ids = [job_id, *(export.job_id for export in await self._store.children(job_id))]
                 await self._remove(job_ids)
         return job_ids
@@ -122,7 +122,7 @@ class Ledger:
             Unavailable: the database cannot be written; nothing was deleted.
         """
         async with self._turn:
-            with _unavailable("nothing was deleted"):
+            with unavailable("nothing was deleted"):
                 if await self._store.export(export_id) is None:
                     raise UnknownExport
                 await self._remove([export_id])
@@ -221,7 +221,7 @@ def _used(spec: JobSpec) -> set[str]:
 
 
 @contextmanager
-def _unavailable(consequence: str) -> Iterator[None]:
+def unavailable(consequence: str) -> Iterator[None]:
     """What SQLite says of a full or locked disk, as an error of ours."""
     try:
         yield

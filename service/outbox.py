@@ -60,7 +60,7 @@ _KEEP_BODIES = """
     UPDATE deliveries SET body = (SELECT body FROM events WHERE events.seq = deliveries.seq)
     WHERE job_id = ? AND state <> 'delivered' AND body IS NULL
 """
-_FORGET_DELIVERED = "DELETE FROM deliveries WHERE state = 'delivered' AND attempted_at < ?"
+_FORGET_DELIVERED = "DELETE FROM deliveries WHERE (state = 'delivered' OR seq IS NULL) AND attempted_at < ?"
 _FIELDS = ", ".join(f"d.{name}" for name in DeliveryRecord.__struct_fields__ if name != "body")
 _DELIVERIES = f"SELECT {_FIELDS}, coalesce(d.body, e.body) AS body FROM deliveries d LEFT JOIN events e USING (seq)"
 
@@ -150,10 +150,11 @@ def note(deliveries: Iterable[DeliveryRecord]) -> Statement:
     ]  # fmt: skip
 
 
-def note_ping(ping: DeliveryRecord) -> Statement:
+def note_ping(ping: DeliveryRecord, status: int | None, latency_ms: int, error: str | None) -> Statement:
     """Without what the receiver answered: a ping must not read for its caller what the caller cannot reach."""
-    row = (ping.webhook_id, ping.message_id, ping.type, ping.state, _text(ping.attempted_at), ping.status)
-    return _INSERT_PING, [(*row, ping.latency_ms, ping.error)]
+    state: DeliveryState = "failed" if error else "delivered"
+    row = (ping.webhook_id, ping.message_id, ping.type, state, _text(ping.attempted_at), status, latency_ms, error)
+    return _INSERT_PING, [row]
 
 
 def replay(webhook_id: str, after: int) -> Statements:

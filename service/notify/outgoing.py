@@ -25,7 +25,7 @@ CONNECT_WITHIN_S = 3.0
 WITHIN_S = 10.0
 READ_MAX_BYTES = 64 * 1024
 KEPT_BYTES = 2048
-_IDLE_S = 5.0
+_IDLE_S = 2.0  # shorter than common servers keep a connection, which would break it under a request
 _TIMEOUT = {"connect": CONNECT_WITHIN_S, "read": WITHIN_S, "write": WITHIN_S, "pool": WITHIN_S}
 
 Resolve = Callable[[str, int], Awaitable[Sequence[str]]]

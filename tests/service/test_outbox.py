@@ -150,8 +150,8 @@ async def test_the_log_pages_newest_first_and_has_pings_too(ledger, store, histo
     await store.apply(outbox.save(hook()))
     await _complete(ledger, history())
     (due, *_) = await store.due("hook_a", 1)
-    fields = {"delivery_id": 0, "message_id": "msg_p", "type": "webhook.ping", "state": "failed", "seq": None}
-    await store.apply([outbox.note_ping(msgspec.structs.replace(due, **fields, attempted_at=NOW, error="refused"))])
+    ping = msgspec.structs.replace(due, message_id="msg_p", type="webhook.ping", attempted_at=NOW)
+    await store.apply([outbox.note_ping(ping, None, 3, "refused")])
     first = await store.deliveries("hook_a", limit=2)
     rest = await store.deliveries("hook_a", before=first[-1].delivery_id)
     assert [each.type for each in first + rest] == ["webhook.ping", "job.completed", "job.started", "job.submitted"]
