@@ -3,13 +3,14 @@
     TrainingError
     ├── Refused                     the request itself is wrong: nothing was recorded
     │   ├── InvalidInput            a value is outside its limits
+    │   │   └── AddressNotAllowed   an address that the service does not call
     │   ├── BadRatios               split ratios that do not add up to 1
     │   ├── PathNotAllowed          a path leaves the data root
     │   ├── FileMissing             a path below the data root that has no file
     │   ├── NotAnArchive            an upload that is no ZIP file
     │   ├── TooLarge                an upload beyond its limit
     │   ├── Conflict                the request does not fit what is there
-    │   ├── UnknownJob / UnknownExport / UnknownReport / UnknownDataset
+    │   ├── UnknownJob / UnknownExport / UnknownReport / UnknownDataset / UnknownWebhook / UnknownDelivery
     │   ├── WrongState              the job's status forbids it
     │   ├── LinkExpired             an export link beyond its time
     │   └── NotSupported            asked for something this version does not build
@@ -66,6 +67,12 @@ class InvalidInput(Refused):
     def __init__(self, message: str | None = None, *, path: str = "") -> None:
         super().__init__(message)
         self.path = path
+
+
+class AddressNotAllowed(InvalidInput):
+    """The service does not call this address."""
+
+    code = "address_not_allowed"
 
 
 class BadRatios(Refused):
@@ -126,6 +133,18 @@ class UnknownDataset(Refused):
     """There is no dataset of that name."""
 
     code = "dataset_not_found"
+
+
+class UnknownWebhook(Refused):
+    """There is no webhook with that id."""
+
+    code = "webhook_not_found"
+
+
+class UnknownDelivery(Refused):
+    """This webhook has no delivery with that id."""
+
+    code = "delivery_not_found"
 
 
 class WrongState(Refused):

@@ -67,6 +67,16 @@ class ResumeRequested(Event, frozen=True, kw_only=True, tag="job.resume_requeste
     """A paused job is to go on; the next attempt continues from its checkpoint."""
 
 
+class WebhookDisabled(Event, frozen=True, kw_only=True, tag="webhook.disabled"):
+    """Nothing is sent to a webhook any more until somebody enables it; `reason` says why. It is about no job, so
+    `job_id` and `attempt` are left out."""
+
+    webhook_id: str
+    reason: str
+    job_id: str = ""
+    attempt: int = 0
+
+
 # -- said by a runner
 
 
@@ -213,6 +223,9 @@ JobEvent = (
     | JobCancelled
 )
 
+LoggedEvent = JobEvent | WebhookDisabled
+"""Whatever has a `seq`, and `job.progressed`, which has none."""
+
 ATTEMPT_ENDED = (JobInterrupted, JobPaused, JobCompleted, JobFailed, JobCancelled)
 """The last line of every journal is one of these."""
 
@@ -262,7 +275,7 @@ StreamMessage = JobEvent | RunnerReported
 encode = msgspec.json.Encoder().encode
 """Any event or report as JSON bytes."""
 
-decode_event = msgspec.json.Decoder(JobEvent).decode
+decode_event = msgspec.json.Decoder(LoggedEvent).decode
 """Raises msgspec.MsgspecError (or UnicodeDecodeError) for anything that is no event."""
 
 decode_message = msgspec.json.Decoder(StreamMessage).decode

@@ -84,6 +84,13 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             "highest of each stretch stay, and the journal in its folder keeps all. 0 keeps them for ever."
         ),
     ] = 30.0
+    outgoing_networks: Annotated[
+        tuple[str, ...],
+        _says(
+            "Private networks that webhooks may reach, as CIDRs, comma-separated, such as 192.168.0.0/16; "
+            "plain http is allowed only there."
+        ),
+    ] = ()
     log_level: Annotated[Literal["debug", "info", "warning", "error"], _says("debug, info, warning or error.")] = "info"
     hf_offline: Annotated[bool, _says("Never ask a model hub; use only local models.")] = False
     url: Annotated[

@@ -15,7 +15,7 @@ from jobs import calls, columns, frames
 from jobs.backoff import Backoff
 from jobs.calls import Call, Page
 from jobs.errors import RemoteProblem, TrainingError, Unreachable
-from jobs.events import JobCancelled, JobCompleted, JobEvent, JobFailed, decode_event
+from jobs.events import JobCancelled, JobCompleted, JobFailed, LoggedEvent, decode_event
 from jobs.frames import Numbered
 from jobs.lifecycle import TERMINAL
 
@@ -24,7 +24,7 @@ log = structlog.get_logger()
 SILENCE_S = 45.0
 """A server says something every 15 s; one that says nothing for so long is gone."""
 
-Heard = tuple[int | None, JobEvent]
+Heard = tuple[int | None, LoggedEvent]
 """An event and its `seq`, which `job.progressed` has not."""
 
 _PONG = frames.encode(frames.Pong())
@@ -194,10 +194,10 @@ class Subscription:
         self.position = max(self.position or 0, seq)
 
 
-def _decode(numbered: Numbered) -> JobEvent | None:
+def _decode(numbered: Numbered) -> LoggedEvent | None:
     """None for an event that a newer service knows and this client does not."""
     try:
-        event: JobEvent = decode_event(numbered.event)
+        event: LoggedEvent = decode_event(numbered.event)
         return event
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         log.warning("event.unknown", seq=numbered.seq, problem=str(error))

@@ -241,7 +241,7 @@ def _with_headers(send: Send, origin: str | None) -> Send:
 
 async def _answer_preflight(send: Send) -> None:
     headers = [
-        (b"access-control-allow-methods", b"GET, POST, DELETE"),
+        (b"access-control-allow-methods", b"GET, POST, PATCH, DELETE"),
         (
             b"access-control-allow-headers",
             b"authorization, content-type, prefer, last-event-id, range",

@@ -26,12 +26,17 @@ from service.dispatch import Dispatch
 from service.feed import Feeds
 from service.hub import Hub
 from service.links import Links
+from service.notify.notifier import Notifier
+from service.notify.outgoing import Outgoing
 from service.reconcile import Reconciler
 from service.recorder import Recorder
 from service.rows import RowFiles
 from service.store import Store
 
-_BY_NAME = ("settings", "root", "store", "recorder", "hub", "feeds", "bus", "dispatch", "sockets", "links", "row_files")
+_BY_NAME = (
+    "settings", "root", "store", "recorder", "hub", "feeds", "bus", "dispatch", "sockets", "links", "row_files",
+    "notifier", "webhooks",
+)  # fmt: skip
 """What a handler gets by naming a parameter so; `_lifespan` puts them into the application's state."""
 
 Lifespan = Callable[[Litestar], AbstractAsyncContextManager[None]]
@@ -48,7 +53,7 @@ def create_app(settings: Settings) -> Litestar:
             Router("/api/training", route_handlers=handlers, include_in_schema=False),
         ],
         dependencies={name: _from_state(name) for name in _BY_NAME},
-        lifespan=[_lifespan(settings)],
+        lifespan=[_lifespan(settings, Outgoing(settings.outgoing_networks))],
         exception_handlers=problems.HANDLERS,
         request_max_body_size=bodies.JSON_MAX_BYTES,
         openapi_config=_openapi(),
@@ -63,7 +68,7 @@ def database_file(settings: Settings, root: DataRoot) -> Path:
     return Path(settings.database).resolve() if settings.database else root.database
 
 
-def _lifespan(settings: Settings) -> Lifespan:
+def _lifespan(settings: Settings, outgoing: Outgoing) -> Lifespan:
     @asynccontextmanager
     async def lifespan(app: Litestar) -> AsyncIterator[None]:
         root = DataRoot(settings.data_folder)
@@ -76,19 +81,22 @@ def _lifespan(settings: Settings) -> Lifespan:
         reconciler = Reconciler(settings, root, recorder, bus)
         links = await asyncio.to_thread(Links.open, settings, root)
         dispatch = Dispatch(settings, root, store, recorder, hub, reconciler)
+        notifier = Notifier(store, recorder, hub, outgoing)
         app.state.update(
             {
                 "settings": settings, "root": root, "store": store, "recorder": recorder,
                 "hub": hub, "feeds": Feeds(store, hub), "bus": bus, "dispatch": dispatch, "sockets": OpenSockets(),
-                "links": links, "row_files": RowFiles(root),
+                "links": links, "row_files": RowFiles(root), "notifier": notifier, "webhooks": notifier.webhooks,
             }
         )  # fmt: skip
         try:
             await recorder.start()
             await reconciler.start()
+            await notifier.start()
             yield
         finally:
             hub.close()
+            await notifier.stop()
             await reconciler.stop()
             await recorder.stop()
             await bus.close()

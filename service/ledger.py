@@ -16,7 +16,7 @@ from jobs.errors import TrainingError, Unavailable, UnknownExport, UnknownJob, W
 from jobs.events import Event, JobSubmitted
 from jobs.specs import EvaluateSpec, ExportSpec, FinetuneSpec, GenerateSpec, JobSpec
 from service.hub import Hub
-from service.records import JobRecord
+from service.records import JobRecord, WebhookRecord
 from service.store import Store
 from service.transaction import Entry, Position, Transaction
 
@@ -24,10 +24,14 @@ log = structlog.get_logger()
 
 
 class Write(msgspec.Struct, frozen=True):
-    """What one caller wants recorded together, in order, and how far the stream was read for it."""
+    """What one caller wants recorded together, in order, and how far the stream was read for it.
+
+    `disabled` are webhooks that get nothing any more; the event that says so is one of the entries.
+    """
 
     entries: Sequence[Entry] = ()
     position: Position | None = None
+    disabled: Sequence[WebhookRecord] = ()
 
 
 class Ledger:
@@ -91,7 +95,7 @@ class Ledger:
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiting.append((write, future))
         self._news.set()
-        with _unavailable("nothing was recorded"):
+        with unavailable("nothing was recorded"):
             await future
 
     # -- deleting
@@ -104,7 +108,7 @@ class Ledger:
             Unavailable: the database cannot be written; nothing was deleted.
         """
         async with self._turn:
-            with _unavailable("nothing was deleted"):
+            with unavailable("nothing was deleted"):
                 job_ids = [job_id, *(export.job_id for export in await self._store.children(job_id))]
                 await self._remove(job_ids)
         return job_ids
@@ -118,7 +122,7 @@ class Ledger:
             Unavailable: the database cannot be written; nothing was deleted.
         """
         async with self._turn:
-            with _unavailable("nothing was deleted"):
+            with unavailable("nothing was deleted"):
                 if await self._store.export(export_id) is None:
                     raise UnknownExport
                 await self._remove([export_id])
@@ -184,6 +188,7 @@ class Ledger:
                 self._refuse_orphan(entry)
                 transaction.take(entry)
             transaction.position = write.position or transaction.position
+            transaction.disabled += write.disabled
         if transaction.ignored:
             log.debug("events.ignored", count=transaction.ignored)
         if not transaction.is_empty:
@@ -216,7 +221,7 @@ def _used(spec: JobSpec) -> set[str]:
 
 
 @contextmanager
-def _unavailable(consequence: str) -> Iterator[None]:
+def unavailable(consequence: str) -> Iterator[None]:
     """What SQLite says of a full or locked disk, as an error of ours."""
     try:
         yield

@@ -30,6 +30,7 @@ NOTHING_HERE = "There is nothing at this address; /docs lists what there is."
 STATUS: dict[type[TrainingError], int] = {
     errors.Refused: 400,
     errors.InvalidInput: 422,
+    errors.AddressNotAllowed: 422,
     errors.BadRatios: 400,
     errors.PathNotAllowed: 422,
     errors.FileMissing: 404,
@@ -40,6 +41,8 @@ STATUS: dict[type[TrainingError], int] = {
     errors.UnknownExport: 404,
     errors.UnknownReport: 404,
     errors.UnknownDataset: 404,
+    errors.UnknownWebhook: 404,
+    errors.UnknownDelivery: 404,
     errors.WrongState: 400,
     errors.LinkExpired: 410,
     errors.NotSupported: 501,

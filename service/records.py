@@ -5,6 +5,7 @@
 
 import time
 from datetime import datetime
+from typing import Literal
 
 import msgspec
 
@@ -198,6 +199,62 @@ class StoredEvent(Record, frozen=True, kw_only=True):
     job_id: str
     type: str
     body: bytes
+
+
+class Secret(Record, frozen=True, kw_only=True):
+    """What a webhook's messages are signed with. One that was replaced goes on to sign until `valid_until`."""
+
+    text: str
+    valid_until: datetime | None = None
+
+
+class WebhookRecord(Record, frozen=True, kw_only=True):
+    """Somebody who wants to be told of events: of these `types`, with a `tag` only of jobs that have it.
+
+    `secrets` begin with the newest. `failing_since` is the begin of a series of failures without a success between
+    them, `last_failed_at` its last one. A `disabled_reason` is there when it was the service that disabled it.
+    """
+
+    webhook_id: str
+    url: str
+    secrets: tuple[Secret, ...]
+    types: tuple[str, ...]
+    created_at: datetime
+    tag: str | None = None
+    description: str = ""
+    format: Literal["standard"] = "standard"
+    enabled: bool = True
+    disabled_at: datetime | None = None
+    disabled_reason: str | None = None
+    failing_since: datetime | None = None
+    last_failed_at: datetime | None = None
+
+
+DeliveryState = Literal["pending", "delivered", "failed", "held"]
+"""Waits for its turn or its next try · was taken · was given up · came while the webhook was disabled."""
+
+
+class DeliveryRecord(Record, frozen=True, kw_only=True):
+    """One event for one webhook, and how the last try went; `seq` and `body` are None for a ping.
+
+    `tries` counts since it was asked for; `next_at` None means as soon as those before it are delivered.
+    """
+
+    delivery_id: int
+    webhook_id: str
+    message_id: str
+    type: str
+    job_id: str
+    state: DeliveryState
+    tries: int
+    seq: int | None = None
+    next_at: datetime | None = None
+    attempted_at: datetime | None = None
+    status: int | None = None
+    latency_ms: int | None = None
+    error: str | None = None
+    response: str | None = None
+    body: bytes | None = None
 
 
 class RunnerView(Record, frozen=True, kw_only=True):

@@ -1,11 +1,12 @@
 """The truth about jobs: one SQLite database, one connection that writes, a few that read.
 
-Opened by the app's lifespan; written by the recorder alone. All SQL is here, in `queries.py` and in `migrations/`.
+Opened by the app's lifespan; what happens to jobs is written by the recorder alone, what becomes of deliveries by
+`notify`. All SQL is here, in `queries.py`, in `outbox.py` and in `migrations/`.
 """
 
 import asyncio
 import sqlite3
-from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
@@ -16,7 +17,9 @@ import msgspec
 
 from jobs.results import ValidateResult
 from jobs.specs import ExportSpec, Kind
-from service.queries import Queries, Series, SortBy
+from service import outbox
+from service.outbox import Outbox, Statements
+from service.queries import Series, SortBy
 from service.records import JobRecord, steps_of
 from service.transaction import Transaction
 
@@ -27,9 +30,6 @@ _READERS = 2
 _BUSY_MS = 5000
 
 T = TypeVar("T")
-Statements = Sequence[tuple[str, Sequence[Sequence[object] | Mapping[str, object]]]]
-"""SQL, and the rows it runs for."""
-
 _encode = msgspec.json.Encoder().encode
 
 _INSERT_EVENT = "INSERT INTO events (seq, job_id, attempt, n, type, at, body) VALUES (?, ?, ?, ?, ?, ?, ?)"
@@ -82,8 +82,8 @@ _DELETE_THINNED = f"DELETE FROM events WHERE {_IS_THINNED_OUT}"
 _THIN = (_THIN_POINTS, _INSERT_THINNED, _DELETE_THINNED)
 
 
-class Store(Queries):
-    """The reads of `Queries`, and the writes of the recorder."""
+class Store(Outbox):
+    """The reads of `Queries` and `Outbox`, and every write."""
 
     def __init__(
         self,
@@ -122,8 +122,9 @@ class Store(Queries):
 
     async def remove(self, job_ids: Iterable[str]) -> None:
         """Forget jobs and everything about them."""
-        rows = [(job_id,) for job_id in job_ids]
-        await _in(self._thread, self._run, lambda: [(sql, rows) for sql in _DELETE_JOB])
+        job_ids = list(job_ids)
+        rows: list[tuple[object, ...]] = [(job_id,) for job_id in job_ids]
+        await self.apply([outbox.keep_bodies(job_ids), *((sql, rows) for sql in _DELETE_JOB)])
         self._validations = {}
 
     async def thin(self, job_id: str, steps: Collection[int]) -> None:
@@ -132,7 +133,11 @@ class Store(Queries):
         It is noted, so that nobody who missed what is gone believes to have everything.
         """
         values = {"job_id": job_id, "steps": _encode(sorted(steps)).decode()}
-        await _in(self._thread, self._run, lambda: [(sql, [values]) for sql in _THIN])
+        await self.apply([(sql, [values]) for sql in _THIN])
+
+    async def apply(self, statements: Statements) -> int:
+        """Run statements as one transaction; how many rows they changed."""
+        return await _in(self._thread, self._run, lambda: statements)
 
     async def last_validation(self, name: str) -> ValidateResult | None:
         """As in `Queries`, remembered until a job that makes or judges datasets ends or is forgotten."""
@@ -145,8 +150,9 @@ class Store(Queries):
         """Move what the write-ahead log holds into the database file."""
         await _in(self._thread, lambda: self._writer.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall())
 
-    def _run(self, statements: Callable[[], Statements]) -> None:
+    def _run(self, statements: Callable[[], Statements]) -> int:
         """A transaction, in the thread as a whole: going there costs more than a statement does."""
+        before = self._writer.total_changes
         self._writer.execute("BEGIN IMMEDIATE")
         try:
             for sql, rows in statements():
@@ -156,6 +162,7 @@ class Store(Queries):
         except BaseException:
             self._writer.rollback()  # does nothing where SQLite has rolled back by itself
             raise
+        return self._writer.total_changes - before
 
 
 def _statements(transaction: Transaction) -> Statements:
@@ -170,6 +177,8 @@ def _statements(transaction: Transaction) -> Statements:
         ),
         (_UPSERT_JOB, [_job_row(record) for record in records]),
         (_INSERT_TAG, list(transaction.tags)),
+        *outbox.disable(transaction.disabled),
+        outbox.enqueue(after=transaction.events[0].seq - 1 if transaction.events else None),
         (_INSERT_STEP, [(step.dataset, step.kind, step.job.job_id) for record in records for step in steps_of(record)]),
         (_VOID_POINTS, [(v.job_id, v.attempt, v.step) for v in transaction.voided]),
         (

@@ -13,7 +13,7 @@ from jobs.events import Event
 from jobs.lifecycle import LIVE, advance, settle
 from service import projection
 from service.hub import Published
-from service.records import ArtifactRecord, CheckpointRecord, JobRecord
+from service.records import ArtifactRecord, CheckpointRecord, JobRecord, WebhookRecord
 
 
 class EventRow(msgspec.Struct, frozen=True):
@@ -90,19 +90,22 @@ class Transaction:
         self.removed_checkpoints: list[tuple[str, str]] = []
         self.artifacts: list[ArtifactRecord] = []
         self.dead_letters: list[DeadLetter] = []
+        self.disabled: list[WebhookRecord] = []
         self.position: Position | None = None
         self.ignored = 0
         self._live = live
 
     @property
     def published(self) -> list[Published]:
-        return [
-            Published(row.seq, row.job_id, row.type, row.body, self.records[row.job_id].tags) for row in self.events
-        ]
+        return [Published(row.seq, row.job_id, row.type, row.body, self._tags_of(row.job_id)) for row in self.events]
+
+    def _tags_of(self, job_id: str) -> tuple[str, ...]:
+        """None of an event that is about no job."""
+        return self.records[job_id].tags if job_id else ()
 
     @property
     def is_empty(self) -> bool:
-        return not (self.records or self.dead_letters or self.position)
+        return not (self.events or self.records or self.dead_letters or self.position)
 
     def take(self, entry: Entry) -> None:
         """The next of what happened."""
@@ -127,6 +130,8 @@ class Transaction:
         record = self._record(event.job_id)
         if isinstance(event, events.JobSubmitted):
             self._submit(event)
+        elif isinstance(event, events.WebhookDisabled):
+            self._append(event, None)
         elif record is None or not _is_next(record, event):
             self.ignored += 1
         else:

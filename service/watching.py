@@ -15,7 +15,7 @@ from rich.text import Text
 from jobs import events
 from jobs.calls import Json
 from jobs.client import Client
-from jobs.events import Event, JobEvent
+from jobs.events import Event, LoggedEvent
 from jobs.lifecycle import TRANSITIONS, Status
 from jobs.transfer import OnBytes
 
@@ -33,7 +33,7 @@ class View:
         self._loss: float | None = job["train_loss"]
         self._eta_s: float | None = job["eta_s"]
 
-    def hear(self, event: JobEvent) -> None:
+    def hear(self, event: LoggedEvent) -> None:
         self.status = TRANSITIONS.get(type(event), {}).get(self.status, self.status)
         match event:
             case events.JobWaiting():
@@ -72,7 +72,7 @@ class View:
         return f"step {self._step}{total}  loss {self._loss:.3f}"
 
 
-def told(event: JobEvent) -> str | None:
+def told(event: LoggedEvent) -> str | None:
     """An event as a sentence that is worth keeping; None for those that only move the line."""
     match event:
         case events.JobWaiting():
@@ -155,7 +155,7 @@ def _line(console: Console) -> Progress:
     )
 
 
-def _plainly(event: JobEvent) -> str | None:
+def _plainly(event: LoggedEvent) -> str | None:
     """What a moving line would show, for an output that has none."""
     match event:
         case events.PhaseEntered():

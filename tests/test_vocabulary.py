@@ -15,7 +15,7 @@ from gpu_runner.recipes import RECIPES
 from jobs import documents, frames, lifecycle, settings
 from jobs.commands import AnyCommand
 from jobs.errors import FailureReason
-from jobs.events import JobEvent
+from jobs.events import LoggedEvent
 from jobs.lifecycle import Status
 from jobs.results import JobResult
 from jobs.settings import Settings
@@ -81,7 +81,7 @@ def test_an_export_format_has_an_exporter_or_is_said_to_be_unsupported(export_fo
 @pytest.mark.parametrize(
     ("what", "name"),
     [
-        *(("event", tag) for tag in sorted(tags(JobEvent))),
+        *(("event", tag) for tag in sorted(tags(LoggedEvent))),
         *(("command", tag) for tag in sorted(tags(AnyCommand))),
         *(("frame", tag) for tag in sorted(tags(frames.ServerFrame))),
     ],
@@ -90,7 +90,7 @@ def test_what_is_said_over_the_wire_is_documented(what: str, name: str) -> None:
     assert f"### `{name}`" in EVENTS_PAGE.read_text(), f"The {what} {name!r} is not in docs/events.md: run `make docs`."
 
 
-@pytest.mark.parametrize("kind", [*get_args(JobEvent), *get_args(AnyCommand), *get_args(frames.ServerFrame)])
+@pytest.mark.parametrize("kind", [*get_args(LoggedEvent), *get_args(AnyCommand), *get_args(frames.ServerFrame)])
 def test_what_is_said_over_the_wire_has_its_sentence(kind: type[msgspec.Struct]) -> None:
     assert "__doc__" in vars(kind), f"{kind.__name__} has no docstring, so its chapter in docs/events.md is empty."
     assert (kind.__doc__ or "").strip().endswith((".", "…")), f"The docstring of {kind.__name__} is no sentence."

@@ -18,6 +18,7 @@ from service.routes import (
     schemas,
     session,
     train,
+    webhooks,
 )
 
 HANDLERS: list[ControllerRouterHandler] = [
@@ -64,6 +65,16 @@ HANDLERS: list[ControllerRouterHandler] = [
     live.socket_of_job,
     live.socket_of_all_jobs,
     live.event_stream,
+    webhooks.create_webhook,
+    webhooks.list_webhooks,
+    webhooks.get_webhook,
+    webhooks.change_webhook,
+    webhooks.delete_webhook,
+    webhooks.rotate_secret,
+    webhooks.ping_webhook,
+    webhooks.list_deliveries,
+    webhooks.redeliver,
+    webhooks.replay,
 ]
 
 HEALTH: list[ControllerRouterHandler] = [health.health, health.ready, health.live]

@@ -24,7 +24,7 @@ def test_the_schema_of_frames_is_up_to_date_and_knows_all_of_them() -> None:
     definitions = json.loads(text)["$defs"]
     for name, union in {"ServerFrame": frames.ServerFrame, "ClientFrame": frames.ClientFrame}.items():
         assert len(definitions[name]["anyOf"]) == len(get_args(union))
-    assert definitions["Numbered"]["properties"]["event"] == {"$ref": "#/$defs/JobEvent"}
+    assert definitions["Numbered"]["properties"]["event"] == {"$ref": "#/$defs/LoggedEvent"}
 
 
 def test_the_table_of_settings_is_up_to_date() -> None:

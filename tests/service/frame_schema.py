@@ -16,7 +16,7 @@ def check(text: str | bytes, union: str = "ServerFrame") -> Any:
     frame = json.loads(text)
     events = [one.get("event") for one in frame.get("events", ())]
     for event in events:
-        _check("JobEvent", "type", event)
+        _check("LoggedEvent", "type", event)
     bare = frame | ({"events": [one | {"event": None} for one in frame["events"]]} if events else {})
     _check(union, "frame", bare)
     return frame
@@ -33,7 +33,8 @@ def _check(union: str, tag: str, value: Any) -> None:
 @cache
 def _validators(union: str, tag: str) -> dict[str, Draft202012Validator]:
     """By tag: the union as a whole would be tried member by member, a hundred times slower."""
-    definitions = SCHEMA["$defs"] | ({"JobEvent": {}} if union != "JobEvent" else {})  # those are checked by themselves
+    checked_alone = {"LoggedEvent": {}} if union != "LoggedEvent" else {}
+    definitions = SCHEMA["$defs"] | checked_alone
     names = [member["$ref"].rpartition("/")[2] for member in SCHEMA["$defs"][union]["anyOf"]]
     schemas = {SCHEMA["$defs"][name]["properties"][tag]["enum"][0]: name for name in names}
     return {

@@ -277,6 +277,7 @@ def test_a_client_that_takes_nothing_is_dropped_without_delaying_others(house, h
             more = deaf.recv(1 << 20)
             assert more, "it was closed without a reason"
             said = said[-4:] + more
+    http.delete(f"/api/jobs/{job_id}")  # or the lists of other tests would be megabytes
 
 
 def test_a_client_that_never_takes_anything_again_is_cut_off(house, http, dataset, monkeypatch) -> None:
@@ -298,6 +299,7 @@ def test_a_client_that_never_takes_anything_again_is_cut_off(house, http, datase
     with _deaf_socket(house, job_id):
         _until(lambda: len(house._server.server_state.connections) > before)
         _until(lambda: len(house._server.server_state.connections) == before)
+    http.delete(f"/api/jobs/{job_id}")
 
 
 def test_a_departed_stream_frees_its_place(house, http) -> None:

@@ -20,6 +20,11 @@ ROUTES = {
     "GET /api/jobs/{job_id}/events", "GET /api/jobs/{job_id}/log", "POST /api/jobs/{job_id}/cancel",
     "POST /api/jobs/{job_id}/pause", "POST /api/jobs/{job_id}/resume", "DELETE /api/jobs/{job_id}",
     "GET /api/runners", "GET /api/events", "GET /", "GET /health", "GET /health/ready", "GET /health/live",
+    "POST /api/webhooks", "GET /api/webhooks", "GET /api/webhooks/{webhook_id}", "PATCH /api/webhooks/{webhook_id}",
+    "DELETE /api/webhooks/{webhook_id}", "POST /api/webhooks/{webhook_id}/rotate",
+    "POST /api/webhooks/{webhook_id}/ping",
+    "GET /api/webhooks/{webhook_id}/deliveries", "POST /api/webhooks/{webhook_id}/replay",
+    "POST /api/webhooks/{webhook_id}/deliveries/{delivery_id}/redeliver",
     "GET /api/health", "GET /api/health/ready", "GET /api/health/live",
 }  # fmt: skip
 
