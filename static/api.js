@@ -15,6 +15,7 @@ export class Problem extends Error {
 
 export const get = (path, query, signal) => request("GET", address(path, query), { signal });
 export const post = (path, body) => request("POST", address(path), { body });
+export const patch = (path, body) => request("PATCH", address(path), { body });
 export const remove = (path) => request("DELETE", address(path));
 
 export const job = (id, signal) => get(`/jobs/${encodeURIComponent(id)}`, {}, signal);

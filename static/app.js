@@ -19,6 +19,7 @@ const VIEWS = {
   experiments: () => import("./views/experiments.js"),
   compare: () => import("./views/compare.js"),
   exports: () => import("./views/exports.js"),
+  webhooks: () => import("./views/webhooks.js"),
 };
 const UNDER = { job: "jobs", compare: "experiments" }; // the page in the navigation that a view belongs to
 const FRESH_S = 5; // what is older than this has its age beside it, in steps as long
@@ -182,6 +183,7 @@ keys({
   3: ["Data", () => go("data")],
   4: ["Experiments", () => go("experiments")],
   5: ["Exports", () => go("exports")],
+  6: ["Webhooks", () => go("webhooks")],
 });
 connection.addEventListener("change", showConnection);
 setInterval(showConnection, 1000);

@@ -114,7 +114,13 @@ def _holds(pid: int, name: str) -> bool:
 def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
     root = tmp_path_factory.mktemp("house")
     settings = Settings(
-        data_root=str(root), port=free_port("127.0.0.1"), hf_offline=True, lease_s=6, report_every_s=0.5, stop_grace_s=5
+        data_root=str(root),
+        port=free_port("127.0.0.1"),
+        hf_offline=True,
+        lease_s=6,
+        report_every_s=0.5,
+        stop_grace_s=5,
+        outgoing_networks=("127.0.0.0/8",),
     )
     with Programs(settings, log_folder=root / "logs") as programs:
         programs.wait_until_ready()

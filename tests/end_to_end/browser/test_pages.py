@@ -8,7 +8,7 @@ import pytest
 from playwright.sync_api import Page, Route, expect
 
 AXE = (Path(axe_playwright_python.__file__).parent / "axe.min.js").read_text()
-PAGES = ("jobs", "job", "train", "data", "dataset", "parts", "experiments", "compare", "exports")
+PAGES = ("jobs", "job", "train", "data", "dataset", "parts", "experiments", "compare", "exports", "webhooks")
 SERIOUS = ("serious", "critical")
 
 
@@ -32,6 +32,7 @@ def addresses(house, config) -> dict[str, str]:
         "experiments": "/ui/#/experiments",
         "compare": f"/ui/#/compare?ids={first},{second}",
         "exports": f"/ui/#/exports?job={first}",
+        "webhooks": "/ui/#/webhooks",
     }
 
 

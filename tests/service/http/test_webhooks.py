@@ -1,15 +1,19 @@
 """Webhooks over HTTP: what is answered, what is shown once, what is refused; and a receiver that gets real events."""
 
 import json
+import re
 import threading
 import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import msgspec
 import pytest
 from hostile_urls import FORMS, METADATA, PRIVATE
 from standardwebhooks import Webhook, WebhookVerificationError
+
+from service.notify import registry
 
 LISTED = ("127.0.0.0/8",)
 HOSTILE = [url for url in (*METADATA, *PRIVATE) if ".example" not in url]
@@ -263,3 +267,9 @@ def test_webhooks_outlive_a_restart_with_what_they_wait_for(build, receiver) -> 
     assert row["webhook_id"] == created["webhook_id"]
     receiver.wait(1)  # five seconds after the first try
     Webhook(created["secret"]).verify(receiver.got[1][1], receiver.got[1][0])
+
+
+def test_the_pages_form_offers_every_event_there_is() -> None:
+    script = (Path(__file__).parents[3] / "static" / "parts" / "webhook-form.js").read_text()
+    offered = re.findall(r'"([a-z_]+\.[a-z_]+)"', script.partition("EVENTS = {")[2].partition("};")[0])
+    assert sorted(offered) == sorted(registry.TYPES)
