@@ -17,14 +17,8 @@ from PIL import Image
 from gpu_runner import images
 from gpu_runner.lines import Lines, decode_line
 from jobs.errors import DatasetInvalid, FileMissing, PathNotAllowed
-from jobs.paths import DataRoot
+from jobs.paths import ARROW_STATE, COCO_FILE, LLAVA_FILE, SPLIT_CONFIG, DataRoot
 from jobs.specs import DataFormat
-
-LLAVA_FILE = "llava_dataset.jsonl"
-COCO_FILE = "instances.json"
-ARROW_STATE = "state.json"
-ARROW_LINES = "rows.jsonl"
-SPLIT_CONFIG = "split_config.json"
 
 IMAGE_MARK = "<image>"
 

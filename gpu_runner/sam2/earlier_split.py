@@ -10,11 +10,10 @@ from typing import NamedTuple
 import msgspec
 
 from gpu_runner.lines import Lines, decode_line
-from gpu_runner.rows import SPLIT_CONFIG
 from gpu_runner.sam2 import split_config
 from gpu_runner.sam2.splits import PARTS, Division
 from jobs.errors import DatasetInvalid
-from jobs.paths import DataRoot
+from jobs.paths import SPLIT_CONFIG, DataRoot
 from jobs.specs import Kind
 
 

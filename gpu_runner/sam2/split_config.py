@@ -9,8 +9,9 @@ from pathlib import Path
 
 import msgspec
 
-from gpu_runner.rows import SPLIT_CONFIG, Rows
+from gpu_runner.rows import Rows
 from gpu_runner.sam2.splits import GUARD, PARTS
+from jobs.paths import SPLIT_CONFIG
 from jobs.results import Leak
 from jobs.specs import DataFormat, SplitStrategy
 

@@ -4,9 +4,9 @@ import msgspec
 
 from gpu_runner.rows import Rows
 from gpu_runner.sam2 import split_config
-from gpu_runner.sam2.manifest import MANIFEST
 from gpu_runner.sam2.observed import Observed
 from gpu_runner.sam2.rules.tally import Tally
+from jobs.paths import MANIFEST
 from jobs.results import Finding
 
 _RULE = "missing_annotations"
