@@ -22,6 +22,7 @@ import msgspec
 
 from jobs.errors import FileMissing, InvalidInput, PathNotAllowed
 from jobs.paths import ARROW_LINES, LLAVA_FILE, SPLIT_CONFIG, DataRoot
+from jobs.values import OnlyId
 from service.answers import Answer
 
 ENOUGH_BYTES = 8 * 2**20  # a page ends before its limit once its rows are so large
@@ -105,10 +106,6 @@ class _Ref(msgspec.Struct, frozen=True):
     arrow_row: int
 
 
-class _OnlyId(msgspec.Struct, frozen=True):
-    id: str
-
-
 class _SplitConfig(msgspec.Struct, frozen=True):
     dataset: str
     format: str
@@ -140,7 +137,7 @@ class _Indexing:
 
 _decode_row = msgspec.json.Decoder(_Row).decode
 _decode_ref = msgspec.json.Decoder(_Ref).decode
-_decode_id = msgspec.json.Decoder(_OnlyId).decode
+_decode_id = msgspec.json.Decoder(OnlyId).decode
 _UNREADABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 
 
