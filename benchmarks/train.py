@@ -20,13 +20,13 @@ from benchmarks import stock
 from benchmarks.report import Report, at_least, at_most
 from gpu_runner.journal import Journal
 from gpu_runner.recipes import finetune
-from gpu_runner.rows import LLAVA_FILE, Row, Rows, Turn, open_rows
+from gpu_runner.rows import Row, Rows, Turn, open_rows
 from gpu_runner.training import demo_model, models
 from gpu_runner.training.encoding import RowEncoder, collate
 from gpu_runner.training.loop import TrainingLoop
 from gpu_runner.training.run_log import RunLog
 from gpu_runner.work import Stop, Work
-from jobs.paths import DataRoot
+from jobs.paths import LLAVA_FILE, DataRoot
 from jobs.settings import Settings
 from jobs.specs import FinetuneSpec
 from jobs.training_config import TrainingConfig

@@ -17,8 +17,9 @@ from PIL import Image
 
 from gpu_runner import images
 from gpu_runner.lines import Lines, decode_line
-from gpu_runner.rows import ARROW_STATE, Mark, Row, Rows, SplitRef
+from gpu_runner.rows import Mark, Row, Rows, SplitRef
 from jobs.errors import DatasetInvalid
+from jobs.paths import ARROW_STATE
 from jobs.specs import DataFormat
 
 _MARK = Mark.__struct_fields__

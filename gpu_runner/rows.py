@@ -17,14 +17,9 @@ from PIL import Image
 from gpu_runner import images
 from gpu_runner.lines import Lines, decode_line
 from jobs.errors import DatasetInvalid, FileMissing, PathNotAllowed
-from jobs.paths import DataRoot
+from jobs.paths import ARROW_STATE, COCO_FILE, LLAVA_FILE, SPLIT_CONFIG, DataRoot
 from jobs.specs import DataFormat
-
-LLAVA_FILE = "llava_dataset.jsonl"
-COCO_FILE = "instances.json"
-ARROW_STATE = "state.json"
-ARROW_LINES = "rows.jsonl"
-SPLIT_CONFIG = "split_config.json"
+from jobs.values import OnlyId
 
 IMAGE_MARK = "<image>"
 
@@ -217,7 +212,7 @@ class JsonlRows(Rows):
         super().__init__(name, dataset, data_format, [file])
         self._lines = Lines(file)
         self._row = msgspec.json.Decoder(Row)
-        self._id = msgspec.json.Decoder(_OnlyId)
+        self._id = msgspec.json.Decoder(OnlyId)
 
     def __len__(self) -> int:
         return len(self._lines)
@@ -314,7 +309,3 @@ def _dataset_of_split(root: DataRoot, source: SplitSource, name: str) -> Path:
         raise DatasetInvalid(
             f"{name} was cut from {source.dataset!r}, which is not there any more: convert again into that folder."
         ) from None
-
-
-class _OnlyId(msgspec.Struct, frozen=True):
-    id: str

@@ -24,6 +24,16 @@ from typing import BinaryIO
 
 from jobs.errors import FileMissing, PathNotAllowed
 
+# Files in the folder of a dataset, or of the parts of one.
+LLAVA_FILE = "llava_dataset.jsonl"
+COCO_FILE = "instances.json"
+ARROW_STATE = "state.json"
+ARROW_LINES = "rows.jsonl"  # the rows of an Arrow table, for programs that cannot read one
+MANIFEST = "manifest.json"
+DIGESTS = "SHA256SUMS"  # as `sha256sum -c` reads it
+LEFT_OUT = "left_out.jsonl"
+SPLIT_CONFIG = "split_config.json"
+
 CLIENT_FOLDERS = ("uploads", "datasets", "models", "jobs", "exports")  # a name may begin with one of these
 _LONGEST_NAME = 1024  # bytes of a whole name: with the root before it, below what the kernel takes
 _LONGEST_PART = 255  # bytes of one component: what common file systems take

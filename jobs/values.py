@@ -1,8 +1,8 @@
-"""The plain values that specs are made of, each with its limits."""
+"""The plain values that specs are made of, each with its limits, and what both sides know of a row."""
 
 from typing import Annotated, Literal
 
-from msgspec import Meta
+from msgspec import Meta, Struct
 
 ClientPath = Annotated[str, Meta(min_length=1, max_length=1024, pattern=r"\S", description="Name below the data root.")]
 ModelName = Annotated[
@@ -16,3 +16,9 @@ WantedDevice = Literal["auto", "cpu", "cuda"]
 
 MAX_LENGTH_LIMIT = 32768
 MAX_PICTURE_BYTES = 64 * 2**20  # of an encoded picture that is converted, trained on or shown
+
+
+class OnlyId(Struct, frozen=True):
+    """Of a line of rows, in whichever format, its id alone."""
+
+    id: str

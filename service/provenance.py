@@ -11,7 +11,7 @@ from typing import Any, Literal
 import msgspec
 
 from jobs.errors import FileMissing, PathNotAllowed, UnknownDataset
-from jobs.paths import DataRoot
+from jobs.paths import MANIFEST, DataRoot
 from jobs.results import ConvertResult, SplitResult, ValidateResult
 from jobs.specs import ConvertSpec, Kind, SplitSpec, ValidateSpec, ValidationLevel
 from service import datasets
@@ -21,7 +21,6 @@ from service.records import DataStep
 from service.steps import Lineage, Steps, folder_of, names_of, source_of
 from service.store import Store
 
-_MANIFEST = "manifest.json"
 _MANIFEST_MAX_BYTES = 16 * 2**20  # with the names of some 500,000 videos
 
 
@@ -235,7 +234,7 @@ def _told(conversion: DataStep | None) -> Export | None:
 
 def _read_manifest(root: DataRoot, folder: str) -> _Manifest | None:
     try:
-        with root.open(f"{folder}/{_MANIFEST}") as file:
+        with root.open(f"{folder}/{MANIFEST}") as file:
             text = file.read(_MANIFEST_MAX_BYTES + 1)
     except (FileMissing, PathNotAllowed):
         return None

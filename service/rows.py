@@ -21,15 +21,13 @@ from urllib.parse import urlencode
 import msgspec
 
 from jobs.errors import FileMissing, InvalidInput, PathNotAllowed
-from jobs.paths import DataRoot
+from jobs.paths import ARROW_LINES, LLAVA_FILE, SPLIT_CONFIG, DataRoot
+from jobs.values import OnlyId
 from service.answers import Answer
 
 ENOUGH_BYTES = 8 * 2**20  # a page ends before its limit once its rows are so large
 LONGEST_LINE = 8 * 2**20
 
-_ROWS_OF_FOLDER = ("llava_dataset.jsonl", "rows.jsonl")
-_ROWS_OF_TABLE = "rows.jsonl"
-_SPLIT_CONFIG = "split_config.json"
 _CONFIG_MAX_BYTES = 16 * 2**20
 _BLOCK_BYTES = 2**18
 _REMEMBERED = 64  # files
@@ -108,10 +106,6 @@ class _Ref(msgspec.Struct, frozen=True):
     arrow_row: int
 
 
-class _OnlyId(msgspec.Struct, frozen=True):
-    id: str
-
-
 class _SplitConfig(msgspec.Struct, frozen=True):
     dataset: str
     format: str
@@ -143,7 +137,7 @@ class _Indexing:
 
 _decode_row = msgspec.json.Decoder(_Row).decode
 _decode_ref = msgspec.json.Decoder(_Ref).decode
-_decode_id = msgspec.json.Decoder(_OnlyId).decode
+_decode_id = msgspec.json.Decoder(OnlyId).decode
 _UNREADABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 
 
@@ -188,25 +182,25 @@ class RowFiles:
         if config is None:
             return _Source(name, folder)
         dataset = self._root.confine(config.dataset)
-        return _Source(name, dataset, f"{dataset}/{_ROWS_OF_TABLE}" if config.format == "huggingface" else None)
+        return _Source(name, dataset, f"{dataset}/{ARROW_LINES}" if config.format == "huggingface" else None)
 
     def _rows_of(self, folder: str) -> str:
-        for name in _ROWS_OF_FOLDER:
+        for name in (LLAVA_FILE, ARROW_LINES):
             if os.path.lexists(self._root.path_of(f"{folder}/{name}")):
                 return f"{folder}/{name}"
-        if os.path.lexists(self._root.path_of(f"{folder}/{_SPLIT_CONFIG}")):
+        if os.path.lexists(self._root.path_of(f"{folder}/{SPLIT_CONFIG}")):
             raise InvalidInput(f"holds a split: give one of its files, such as {folder}/train.jsonl", path="data_path")
         raise InvalidInput("holds no rows that can be shown: convert the export again", path="data_path")
 
     def _split_config(self, folder: str) -> _SplitConfig | None:
         try:
-            with self._root.open(f"{folder}/{_SPLIT_CONFIG}") as file:
+            with self._root.open(f"{folder}/{SPLIT_CONFIG}") as file:
                 return msgspec.json.decode(file.read(_CONFIG_MAX_BYTES), type=_SplitConfig)
         except FileMissing:
             return None
         except _UNREADABLE:
             raise InvalidInput(
-                f"cannot be shown: {_SPLIT_CONFIG} beside it is damaged, split again", path="data_path"
+                f"cannot be shown: {SPLIT_CONFIG} beside it is damaged, split again", path="data_path"
             ) from None
 
     def _index_of(self, file: BinaryIO) -> _Index:

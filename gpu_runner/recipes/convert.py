@@ -53,7 +53,7 @@ def fill(work: Work[ConvertSpec], folder: Path) -> ConvertResult:
             contents = Contents(manifest.read_left_out(base.rows.dataset) if base else ())
             writer = CountingWriter(open_writer(work.spec, folder), contents)
             merger = _merger(work, base, writer, folder, export, _frames(surveys)) if base else None
-            target = merger or writer
+            target = CountingWriter(merger, Contents()) if merger else writer
             converter = Converter(source, folder, work.spec, orientation.order)
             with Conversion(source, work.spec, export.where, target, contents.left_out) as conversion:
                 total = _frames(surveys) + (len(base.rows) if base else 0)
@@ -156,8 +156,8 @@ def _result(
     return ConvertResult(
         output_dir=spec.output_dir,
         num_samples=contents.rows,
-        message=f"Videos: {len(export.videos)}, frames: {conversion.rows}, objects: {conversion.objects}, "
-        f"classes: {len(conversion.labels)}. {f'{grown.message(str(spec.add_to))} ' if grown else ''}"
+        message=f"Videos: {len(export.videos)}, frames: {conversion.taken.rows}, objects: {conversion.taken.objects}, "
+        f"classes: {len(conversion.taken.labels)}. {f'{grown.message(str(spec.add_to))} ' if grown else ''}"
         f"Written to {spec.output_dir}.",
         warnings=(*notes, *export.notes, *_warnings(orientation, conversion), *(grown.warnings() if grown else ())),
         skipped_frames=len(contents.left_out),
@@ -179,8 +179,8 @@ def _warnings(orientation: Orientation, conversion: Conversion) -> list[str]:
         said.append(f"{conversion.empty_masks} objects with an empty mask were left out.")
     if conversion.boxes_corrected:
         said.append(
-            f"{conversion.boxes_corrected} of {conversion.objects} stated boxes were not those of their masks; all "
-            "boxes were computed from the masks."
+            f"{conversion.boxes_corrected} of {conversion.taken.objects} stated boxes were not those of their masks; "
+            "all boxes were computed from the masks."
         )
     if conversion.scaled:
         (height, width), (image_width, image_height) = conversion.scaled

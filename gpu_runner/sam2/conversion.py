@@ -20,7 +20,7 @@ from gpu_runner.sam2.frames import Oddities, has_objects, row_of
 from gpu_runner.sam2.manifest import Left
 from gpu_runner.sam2.masks import Grid
 from gpu_runner.sam2.sources import Source
-from gpu_runner.sam2.writers import Writer
+from gpu_runner.sam2.writers import CountingWriter
 from jobs.errors import DatasetInvalid
 from jobs.specs import ConvertSpec, MaskOrder
 
@@ -94,13 +94,14 @@ class Conversion:
     """One export on its way through a writer into its folder; a context manager that closes the writer.
 
     Attributes:
-        rows: rows written so far.
-        objects, labels: the objects in them, and how many of each label.
+        taken: counts of the rows that were given to the writer so far.
         skipped: frames left out because nothing is annotated in them.
         empty_masks, boxes_corrected, scaled: what was odd, see `Oddities`; of the scaled the last.
     """
 
-    def __init__(self, source: Source, spec: ConvertSpec, where: str, writer: Writer, left_out: set[Left]) -> None:
+    def __init__(
+        self, source: Source, spec: ConvertSpec, where: str, writer: CountingWriter, left_out: set[Left]
+    ) -> None:
         """Frames that are left out are added to `left_out`."""
         self._source = source
         self._spec = spec
@@ -111,8 +112,8 @@ class Conversion:
         self._missing: list[str] = []
         self._times_seen: Counter[tuple[str, int]] = Counter()
         self._image_bytes = 0
-        self.rows = self.objects = self.skipped = self.empty_masks = self.boxes_corrected = 0
-        self.labels: Counter[str] = Counter()
+        self.taken = writer.contents
+        self.skipped = self.empty_masks = self.boxes_corrected = 0
         self.scaled: tuple[Grid, tuple[int, int]] | None = None
 
     def __enter__(self) -> "Conversion":
@@ -145,7 +146,7 @@ class Conversion:
                 f"{' …' if len(self._missing) > _IDS_SHOWN else ''}). Pictures are looked for in {self._where}. Export "
                 "again with its frames."
             )
-        if not self.rows:
+        if not self.taken.rows:
             raise DatasetInvalid(
                 f"None of the export's {self.skipped} frames carries an object: annotate some, or convert with "
                 "keep_empty_frames."
@@ -162,9 +163,6 @@ class Conversion:
             renamed = msgspec.structs.replace(row, id=_row_id(row.video_id, row.frame_index, times))
             row = targets.with_conversation(renamed, self._spec.task, self._spec.seed)
         self._writer.add(row)
-        self.rows += 1
-        self.objects += len(row.labels)
-        self.labels.update(row.labels)
         self.empty_masks += made.oddities.empty_masks
         self.boxes_corrected += made.oddities.boxes_corrected
         self.scaled = made.oddities.scaled or self.scaled

@@ -4,17 +4,13 @@ Read by the split recipe before it divides what is new; the prepare recipe check
 known by their ids.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import NamedTuple
 
-import msgspec
-
-from gpu_runner.lines import Lines, decode_line
-from gpu_runner.rows import SPLIT_CONFIG
 from gpu_runner.sam2 import split_config
 from gpu_runner.sam2.splits import PARTS, Division
 from jobs.errors import DatasetInvalid
-from jobs.paths import DataRoot
+from jobs.paths import SPLIT_CONFIG, DataRoot
 from jobs.specs import Kind
 
 
@@ -60,22 +56,5 @@ def check(root: DataRoot, name: str) -> None:
 def _read_parts(root: DataRoot, name: str) -> dict[str, int]:
     check(root, name)
     return {
-        row_id: place for place, part in enumerate(Division._fields) for row_id in _ids(root, f"{name}/{part}.jsonl")
+        row.id: place for place, part in enumerate(Division._fields) for row in split_config.read_part(root, name, part)
     }
-
-
-def _ids(root: DataRoot, name: str) -> Iterator[str]:
-    """Ids of a part, whichever format it refers to; none of a part that was not written."""
-    file = root.path_of(name)
-    if not file.is_file():
-        return
-    lines = Lines(file)
-    for index in range(len(lines)):
-        yield decode_line(_ID, lines, index, name).id
-
-
-class _OnlyId(msgspec.Struct, frozen=True):
-    id: str
-
-
-_ID = msgspec.json.Decoder(_OnlyId)

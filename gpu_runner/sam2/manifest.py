@@ -15,11 +15,9 @@ import msgspec
 
 from gpu_runner.lines import Lines, decode_line
 from gpu_runner.rows import Row
+from jobs.paths import DIGESTS, LEFT_OUT, MANIFEST
 from jobs.specs import DataFormat, Kind, MaskOrder, TargetTask
 
-MANIFEST = "manifest.json"
-LEFT_OUT = "left_out.jsonl"
-DIGESTS = "SHA256SUMS"  # as `sha256sum -c` reads it
 _ESCAPES = str.maketrans({"\\": "\\\\", "\n": "\\n", "\r": "\\r"})
 
 

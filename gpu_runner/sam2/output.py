@@ -15,10 +15,8 @@ from pathlib import Path
 import msgspec
 
 from gpu_runner import staging
-from gpu_runner.rows import SPLIT_CONFIG
-from gpu_runner.sam2.manifest import MANIFEST
 from jobs.errors import DiskFull, OutputTaken, is_disk_full
-from jobs.paths import DataRoot
+from jobs.paths import MANIFEST, SPLIT_CONFIG, DataRoot
 from jobs.specs import Kind
 
 MARKERS = {Kind.CONVERT: MANIFEST, Kind.SPLIT: SPLIT_CONFIG}

@@ -4,13 +4,16 @@ Written by the split recipe; read by `rows.open_rows` (dataset and format only),
 where an earlier split is kept.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import msgspec
 
-from gpu_runner.rows import SPLIT_CONFIG, Rows
+from gpu_runner.lines import Lines, decode_line
+from gpu_runner.rows import Rows
 from gpu_runner.sam2.splits import GUARD, PARTS
+from jobs.errors import DatasetInvalid
+from jobs.paths import SPLIT_CONFIG, DataRoot
 from jobs.results import Leak
 from jobs.specs import DataFormat, SplitStrategy
 
@@ -51,6 +54,38 @@ def read(folder: Path) -> SplitConfig | None:
         return msgspec.json.decode((folder / SPLIT_CONFIG).read_bytes(), type=SplitConfig)
     except (OSError, msgspec.MsgspecError, UnicodeDecodeError):
         return None
+
+
+class PartRow(msgspec.Struct, frozen=True):
+    """What a line of a part says about its row, whichever format it refers to."""
+
+    id: str
+    video_id: str = ""
+    frame_index: int = 0
+
+
+def read_part(
+    root: DataRoot, split: str, part: str, pass_over: Callable[[str], None] | None = None
+) -> Iterator[PartRow]:
+    """The rows of a part of the split called `split`; none of a part that was not written.
+
+    Raises:
+        DatasetInvalid: a row cannot be read, and there is no `pass_over` to take its name.
+    """
+    file = root.path_of(split) / f"{part}.jsonl"
+    if not file.is_file():
+        return
+    lines = Lines(file)
+    for index in range(len(lines)):
+        try:
+            yield decode_line(_PART_ROW, lines, index, f"{split}/{file.name}")
+        except DatasetInvalid:
+            if pass_over is None:
+                raise
+            pass_over(f"{file.name} row {index + 1}")
+
+
+_PART_ROW = msgspec.json.Decoder(PartRow)
 
 
 def _only(files: Sequence[Path]) -> Path | None:

@@ -6,10 +6,10 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import hostile_datasets
 import httpx
 import msgspec
 import pytest
@@ -134,15 +134,7 @@ def _write_datasets(house, http: httpx.Client) -> list[str]:
     sources = []
     for number, case in enumerate(CASES):
         folder = house.root / "datasets" / "spoilt" / str(number) / "d"
-        if case.of == "arrow":
-            shutil.copytree(arrow, folder)
-        else:
-            rows = hostile_datasets.sound_rows()
-            if case.of == "rows":
-                case.spoil(rows)
-            hostile_datasets.write(folder, rows)
-        if case.of != "rows":
-            case.spoil(folder)
+        case.lay(folder, partial(shutil.copytree, arrow, folder))
         sources.append(case.path.replace("datasets/", f"datasets/spoilt/{number}/"))
     return sources
 

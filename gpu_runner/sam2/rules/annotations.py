@@ -1,10 +1,7 @@
 """missing_annotations: rows with a picture in which nothing is annotated, and frames that were left out for it."""
 
-import msgspec
-
 from gpu_runner.rows import Rows
-from gpu_runner.sam2 import split_config
-from gpu_runner.sam2.manifest import MANIFEST
+from gpu_runner.sam2 import manifest, split_config
 from gpu_runner.sam2.observed import Observed
 from gpu_runner.sam2.rules.tally import Tally
 from jobs.results import Finding
@@ -16,9 +13,9 @@ class MissingAnnotations:
     """An error, unless the dataset was converted with the wish to keep such frames as negative examples."""
 
     def __init__(self, rows: Rows) -> None:
-        manifest = _read_manifest(rows)
-        self._wanted = manifest.options.keep_empty_frames
-        self._skipped = manifest.skipped_frames if split_config.read_beside(rows) is None else 0
+        said = manifest.read(rows.dataset)
+        self._wanted = said is not None and said.options.keep_empty_frames
+        self._skipped = said.skipped_frames if said and split_config.read_beside(rows) is None else 0
         self._rows = 0
         self._bare = Tally()
 
@@ -54,21 +51,3 @@ class MissingAnnotations:
                 remedy="Annotate them, or convert with keep_empty_frames to keep them as negative examples.",
             )
         ]
-
-
-class _Options(msgspec.Struct, frozen=True):
-    keep_empty_frames: bool = False
-
-
-class _Manifest(msgspec.Struct, frozen=True):
-    """What is read of a manifest, whatever else is in it."""
-
-    options: _Options = _Options()
-    skipped_frames: int = 0
-
-
-def _read_manifest(rows: Rows) -> _Manifest:
-    try:
-        return msgspec.json.decode((rows.dataset / MANIFEST).read_bytes(), type=_Manifest)
-    except (OSError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-        return _Manifest()

@@ -1,11 +1,7 @@
 """leakage: how much of a held-out split training as good as sees: the frames next to its own, and their look-alikes."""
 
-from pathlib import Path
-
-import msgspec
 import numpy as np
 
-from gpu_runner.lines import Lines, decode_line
 from gpu_runner.rows import Rows, open_rows
 from gpu_runner.sam2 import fingerprints, leakage, look_alikes, split_config
 from gpu_runner.sam2.leakage import Place
@@ -25,7 +21,7 @@ class Leakage:
 
     def __init__(self, rows: Rows, work: Work[ValidateSpec]) -> None:
         is_held_out = split_config.read_beside(rows) is not None and rows.files[0].stem in PARTS[1:]
-        self._split = rows.files[0].parent if is_held_out else None
+        self._split = work.root.name_of(rows.files[0].parent) if is_held_out else None
         self._work = work
         self._places: list[Place] = []
         self._ids: list[str] = []
@@ -42,9 +38,12 @@ class Leakage:
             return []
         return [*self._near(self._split), *self._look_alikes(self._split)]
 
-    def _near(self, split: Path) -> list[Finding]:
-        unreadable = Tally()
-        parts = {part: _read_places(split / f"{part}.jsonl", unreadable) for part in (*PARTS, GUARD)}
+    def _near(self, split: str) -> list[Finding]:
+        root, unreadable = self._work.root, Tally()
+        parts = {
+            part: [(row.video_id, row.frame_index) for row in split_config.read_part(root, split, part, unreadable.add)]
+            for part in (*PARTS, GUARD)
+        }
         everything = [*self._places, *(place for places in parts.values() for place in places)]
         near = Tally()
         for position in leakage.find_neighbours(parts["train"], self._places, everything):
@@ -65,9 +64,9 @@ class Leakage:
             ),
         ]
 
-    def _look_alikes(self, split: Path) -> list[Finding]:
+    def _look_alikes(self, split: str) -> list[Finding]:
         try:
-            train = open_rows(self._work.root, self._work.root.name_of(split / "train.jsonl"))
+            train = open_rows(self._work.root, f"{split}/train.jsonl")
         except DatasetInvalid:  # gone since it was split
             return []
         trained = fingerprints.of(train, self._work.root, self._work.cores, self._work.stop.check)
@@ -82,26 +81,3 @@ class Leakage:
 
     def _share(self, tally: Tally) -> str:
         return f"{tally.count / max(1, len(self._ids)):.0%}"
-
-
-def _read_places(file: Path, unreadable: Tally) -> list[Place]:
-    """Places of a part's rows, whichever format it refers to; none for a part that was not written."""
-    if not file.is_file():
-        return []
-    places, lines = [], Lines(file)
-    for index in range(len(lines)):
-        try:
-            key = decode_line(_KEY, lines, index, file.name)
-        except DatasetInvalid:
-            unreadable.add(f"{file.name} row {index + 1}")
-        else:
-            places.append((key.video_id, key.frame_index))
-    return places
-
-
-class _Key(msgspec.Struct, frozen=True):
-    video_id: str = ""
-    frame_index: int = 0
-
-
-_KEY = msgspec.json.Decoder(_Key)

@@ -44,7 +44,7 @@ def open_writer(spec: ConvertSpec, folder: Path) -> Writer:
 
 
 class CountingWriter:
-    """Passes rows on and counts what a dataset holds in the end."""
+    """Passes rows on and counts them: in front of a format's writer, what a dataset holds in the end."""
 
     def __init__(self, writer: Writer, contents: Contents) -> None:
         self.contents = contents

@@ -10,11 +10,12 @@ import msgspec
 import numpy as np
 from pycocotools import mask as coco
 
-from gpu_runner.rows import COCO_FILE, Mask, Row
+from gpu_runner.rows import Mask, Row
 from gpu_runner.sam2 import masks
 from gpu_runner.sam2.manifest import HashedFile
 from gpu_runner.sam2.masks import Grid
 from gpu_runner.sam2.writers.llava import LlavaWriter
+from jobs.paths import COCO_FILE
 
 _BLOCK = 1 << 20
 

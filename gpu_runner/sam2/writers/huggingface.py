@@ -14,8 +14,9 @@ import numpy as np
 import pyarrow as pa
 from datasets import DatasetInfo, Features, Image, List, Value
 
-from gpu_runner.rows import ARROW_LINES, ARROW_STATE, LocatedRow, Row
+from gpu_runner.rows import LocatedRow, Row
 from gpu_runner.sam2.manifest import HashedFile, sha256_of
+from jobs.paths import ARROW_LINES, ARROW_STATE
 
 _DATA = "data-00000-of-00001.arrow"
 _INFO = "dataset_info.json"

@@ -4,8 +4,9 @@ from pathlib import Path
 
 import msgspec
 
-from gpu_runner.rows import LLAVA_FILE, Row
+from gpu_runner.rows import Row
 from gpu_runner.sam2.manifest import HashedFile
+from jobs.paths import LLAVA_FILE
 
 
 class LlavaWriter:

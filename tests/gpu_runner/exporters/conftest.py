@@ -14,13 +14,13 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from gpu_runner import recipes
 from gpu_runner.journal import Journal
-from gpu_runner.rows import LLAVA_FILE, Row, Turn
+from gpu_runner.rows import Row, Turn
 from gpu_runner.training import demo_model
 from gpu_runner.work import Stop, Work
 from jobs import commands, events
 from jobs.commands import Start
 from jobs.models import DEMO_MODEL
-from jobs.paths import DataRoot
+from jobs.paths import LLAVA_FILE, DataRoot
 from jobs.settings import Settings
 from jobs.specs import ExportFormat, ExportSpec, FinetuneSpec, JobSpec, kind_of
 from jobs.training_config import TrainingConfig

@@ -42,6 +42,18 @@ class Case:
     path: str = "datasets/d"
     split: str = ""
 
+    def lay(self, folder: Path, make_table: Callable[[], object]) -> None:
+        """Put the spoilt dataset into a folder that is not there yet; `make_table` puts a sound Arrow dataset there."""
+        rows = sound_rows()
+        if self.of == "rows":
+            self.spoil(rows)
+        if self.of == "arrow":
+            make_table()
+        else:
+            write(folder, rows)
+        if self.of != "rows":
+            self.spoil(folder)
+
     def is_answered_by(self, findings: Iterable[tuple[str, str, str]], refusal: str) -> bool:
         """Whether a validation said what it must: (rule, severity, message) by finding, or a refusal of the whole."""
         if self.answer == REFUSED:

@@ -1,21 +1,16 @@
 """Hostile exports: each gets its answer, writes nothing elsewhere, and takes neither much memory nor long."""
 
-import os
-import pickle
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from hostile_exports import HOSTILE
+from measured import MOST_BYTES, MOST_S, in_a_child
 
 from jobs.errors import DatasetInvalid
 from jobs.paths import DataRoot
 from jobs.specs import ConvertSpec
-
-_MOST_BYTES = 256 << 20
-_LONGEST_S = 10.0
 
 
 def files_below(folder: Path) -> dict[str, tuple[int, int]]:
@@ -25,32 +20,6 @@ def files_below(folder: Path) -> dict[str, tuple[int, int]]:
         if path.is_symlink() or not path.is_dir():
             found[str(path.relative_to(folder))] = (status.st_size, status.st_mtime_ns)
     return found
-
-
-def in_a_child(work: Callable[[], Any]) -> tuple[Any, int, float]:
-    """What `work` gave or raised, how many bytes it made the process grow at most, and its seconds of CPU."""
-    reading, writing = os.pipe()
-    child = os.fork()
-    if child == 0:
-        Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
-        before, began = _peak(), time.process_time()
-        try:
-            outcome: Any = work()
-        except BaseException as error:
-            outcome = error
-        with os.fdopen(writing, "wb") as out:
-            pickle.dump((outcome, _peak() - before, time.process_time() - began), out)
-        os._exit(0)
-    os.close(writing)
-    with os.fdopen(reading, "rb") as incoming:
-        told = incoming.read()
-    os.waitpid(child, 0)
-    return pickle.loads(told)  # type: ignore[no-any-return]
-
-
-def _peak() -> int:
-    status = Path("/proc/self/status").read_text()
-    return int(status.partition("VmHWM:")[2].split()[0]) * 1024
 
 
 def test_there_are_many() -> None:
@@ -77,5 +46,5 @@ def test_an_export_gets_its_answer_that_has(name: str, root: DataRoot, run: Call
     written = {path for path, status in files_below(root.folder.parent).items() if before.get(path) != status}
     allowed = ("data/jobs/job/", *(("data/datasets/out/",) if hostile.refusal is None else ()))
     assert not [path for path in written if not path.startswith(allowed)]
-    assert grown < _MOST_BYTES
-    assert seconds < _LONGEST_S
+    assert grown < MOST_BYTES
+    assert seconds < MOST_S

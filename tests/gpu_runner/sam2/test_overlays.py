@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw, ImageFilter
 
-from gpu_runner.rows import LLAVA_FILE, Row, open_rows
+from gpu_runner.rows import Row, open_rows
 from gpu_runner.sam2 import masks, overlays
 from gpu_runner.sam2.sample import write_sample
-from jobs.paths import DataRoot
+from jobs.paths import LLAVA_FILE, DataRoot
 from jobs.results import ValidateResult
 from jobs.specs import ConvertSpec, PrepareSpec, ValidateSpec
 

@@ -12,11 +12,11 @@ from PIL import Image, ImageDraw
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from gpu_runner.journal import Journal
-from gpu_runner.rows import LLAVA_FILE, Row, Turn
+from gpu_runner.rows import Row, Turn
 from gpu_runner.training import demo_model, models
 from gpu_runner.work import Stop, Work
 from jobs import events
-from jobs.paths import DataRoot
+from jobs.paths import LLAVA_FILE, DataRoot
 from jobs.settings import Settings
 from jobs.specs import FinetuneSpec, Spec
 from jobs.training_config import TrainingConfig

@@ -14,7 +14,6 @@ import torch
 from tensorboardX.proto.event_pb2 import Event
 
 from gpu_runner.recipes import finetune
-from gpu_runner.rows import LLAVA_FILE
 from gpu_runner.training import adapters, checkpoints, demo_model, evaluation, loop, loss, models
 from gpu_runner.training.evaluation import Validation
 from gpu_runner.training.loop import TrainingLoop
@@ -22,7 +21,7 @@ from gpu_runner.work import Stopped, Work
 from jobs import events
 from jobs.errors import DatasetInvalid, JobFailed, ModelUnavailable, NoCapacity, OutOfMemory
 from jobs.models import ModelSource, Origin
-from jobs.paths import DataRoot
+from jobs.paths import LLAVA_FILE, DataRoot
 from jobs.specs import EvaluateSpec, FinetuneSpec
 
 METHODS = {"full": {"use_lora": False}, "lora": {}, "qlora": {"use_qlora": True}}
