@@ -51,6 +51,14 @@ class TrainingConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
             le=MAX_LENGTH_LIMIT,
         ),
     ] = 2048
+    max_pixels: Annotated[
+        Annotated[int, Meta(ge=1024, le=50_000_000)] | None,
+        _data(
+            "Largest picture",
+            "Pixels; larger pictures are scaled down to it. Lower it where pictures take too many tokens.",
+            advanced=True,
+        ),
+    ] = None
     continue_from: Annotated[
         JobId | None,
         _data(
@@ -173,6 +181,14 @@ class TrainingConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     ] = None
     fp16: Annotated[
         bool | None, _hardware("fp16", "Compute in half precision; for a GPU that has no bfloat16.", advanced=True)
+    ] = None
+    gradient_checkpointing: Annotated[
+        bool | None,
+        _hardware(
+            "Recompute activations",
+            "Keep little between the passes and compute it twice; slower and smaller. Open: for large models on a GPU.",
+            advanced=True,
+        ),
     ] = None
     priority: Annotated[
         int,

@@ -3,6 +3,7 @@
 Read in this order. The memory: `records` · `projection` · `hub` · `transaction` · `queries` · `store` · `ledger` ·
 `recorder`. The decisions: `placement` · `model_names` · `reconcile` · `admission` · `trash` · `dispatch`. The front:
 `refusal` · `violations` · `problems` · `bodies` · `sessions` · `access` · `uploads` · `preparing` · `answers` ·
+`calibration` · `planning` ·
 `datasets` · `provenance` · `rows` · `experiments` · `links` · `downloads` · `pictures` · `cursors` · `feed` ·
 `waiting` · `pages` · `routes` · `app` · `serve`. The command: `programs` · `watching` · `demo` · `remote` · `cli`.
 Imports no arq, no torch, and nothing of `gpu_runner`.

@@ -14,7 +14,7 @@ import structlog
 
 from jobs.errors import TrainingError, Unavailable, UnknownExport, UnknownJob, WrongState
 from jobs.events import Event, JobSubmitted
-from jobs.specs import EvaluateSpec, ExportSpec, FinetuneSpec, GenerateSpec, JobSpec
+from jobs.specs import EvaluateSpec, ExportSpec, FinetuneSpec, GenerateSpec, JobSpec, PlanSpec
 from service.hub import Hub
 from service.records import JobRecord
 from service.store import Store
@@ -206,7 +206,7 @@ class Ledger:
 def _used(spec: JobSpec) -> set[str]:
     """The jobs and exports a job builds on."""
     named: set[str | None] = set()
-    if isinstance(spec, FinetuneSpec):
+    if isinstance(spec, FinetuneSpec | PlanSpec):
         named = {spec.config.continue_from}
     elif isinstance(spec, EvaluateSpec | GenerateSpec):
         named = {spec.job_id, spec.export_id}

@@ -6,12 +6,16 @@
 import asyncio
 import time
 from pathlib import Path
+from typing import Any
+
+import msgspec
 
 from jobs.errors import InvalidInput
+from jobs.footprint import known_config
 from jobs.models import CPU_LIMIT_PARAMETERS, ModelSource, Origin, resolve
 from jobs.paths import DataRoot
 from jobs.settings import Settings
-from jobs.specs import EvaluateSpec, ExportSpec, FinetuneSpec, GenerateSpec, JobSpec
+from jobs.specs import EvaluateSpec, ExportSpec, FinetuneSpec, GenerateSpec, JobSpec, PlanSpec
 from service.ledger import Ledger
 from service.placement import SIZE_UNKNOWN, TOO_LARGE_FOR_CPU
 
@@ -21,6 +25,17 @@ _REMEMBERED_S = 1.0  # many jobs submitted together name the same model
 def model_roots(settings: Settings, root: DataRoot) -> list[Path]:
     """Where models may lie: the data root's models folder first, then the further roots of the settings."""
     return [root.models, *(Path(folder) for folder in settings.model_roots)]
+
+
+def _family(source: ModelSource) -> str | None:
+    config: dict[str, Any] | None = known_config(source.location) or known_config(source.name)
+    if source.origin is Origin.FOLDER:
+        try:
+            config = msgspec.json.decode(Path(source.location, "config.json").read_bytes(), type=dict[str, Any])
+        except (OSError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+            return None  # the recipe says what is wrong with it
+    family = (config or {}).get("model_type")
+    return family if isinstance(family, str) else None
 
 
 class ModelNames:
@@ -45,6 +60,11 @@ class ModelNames:
             self._known[name] = time.monotonic(), source
         return source
 
+    async def family(self, name: str) -> str | None:
+        """The `model_type` of the model's config; None where its files are not here and its name is not well known."""
+        source = await self.source(name)
+        return await asyncio.to_thread(_family, source)
+
     async def why_not_on_cpu(self, spec: JobSpec) -> str | None:
         """Why the job's model runs on a CPU only when that is asked for; None when it is small or there is none."""
         name = await self._name(spec)
@@ -59,7 +79,7 @@ class ModelNames:
         return TOO_LARGE_FOR_CPU if source.parameters >= CPU_LIMIT_PARAMETERS else None
 
     async def _name(self, spec: JobSpec) -> str | None:
-        if isinstance(spec, FinetuneSpec):
+        if isinstance(spec, FinetuneSpec | PlanSpec):
             return spec.config.model_name
         if not isinstance(spec, EvaluateSpec | GenerateSpec):
             return None

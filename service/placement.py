@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import msgspec
 
 from jobs.events import Device
-from jobs.specs import FinetuneSpec, JobSpec, Slot, slot_of
+from jobs.specs import FinetuneSpec, JobSpec, PlanSpec, Slot, slot_of
 
 NO_RUNNER = "No runner is connected. Start one with `training-api runner`."
 TOO_LARGE_FOR_CPU = (
@@ -66,7 +66,7 @@ Decision = Place | Wait
 
 def waiting_for(job_id: str, spec: JobSpec, not_on_cpu: str | None) -> Waiting:
     """What a job's spec asks of a device."""
-    asking = spec.config if isinstance(spec, FinetuneSpec) else spec
+    asking = spec.config if isinstance(spec, FinetuneSpec | PlanSpec) else spec
     return Waiting(
         job_id=job_id,
         slot=slot_of(spec),

@@ -6,7 +6,7 @@ import { duration, number, percent } from "./format.js";
 export const LIVE = ["pending", "queued", "running", "paused"];
 export const STATUSES = [...LIVE, "completed", "failed", "cancelled"];
 export const KINDS = {
-  finetune: "Training", prepare: "Preparation", convert: "Conversion", validate: "Validation", split: "Split", evaluate: "Evaluation",
+  plan: "Plan", finetune: "Training", prepare: "Preparation", convert: "Conversion", validate: "Validation", split: "Split", evaluate: "Evaluation",
   generate: "Answers", export: "Export",
 };
 
@@ -17,6 +17,7 @@ export const isLive = (job) => LIVE.includes(job.status);
 // An export is named after its training where that is among the known jobs.
 export function titleOf({ job_id, spec }, known = new Map()) {
   switch (spec.kind) {
+    case "plan": return `Plan of ${spec.config.model_name}`;
     case "finetune": return spec.experiment_name ?? spec.config.output_dir ?? `${spec.config.model_name} ${job_id.slice(-6)}`;
     case "prepare": case "convert": case "split": return spec.output_dir;
     case "validate": return spec.data_path;

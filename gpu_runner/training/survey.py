@@ -19,11 +19,13 @@ _NAMED = 10  # row ids in a message
 
 @dataclass
 class Survey:
-    """`truncated` rows of `looked_at` are longer than max_length; `longest` is in tokens, images included."""
+    """`truncated` rows of `looked_at` are longer than max_length; `longest` is in tokens, images included, and so are
+    the `lengths` of the rows looked at, in their order."""
 
     looked_at: int = 0
     truncated: int = 0
     longest: int = 0
+    lengths: list[int] = field(default_factory=list)
     without_image: list[str] = field(default_factory=list)
     nothing_left: list[str] = field(default_factory=list)
 
@@ -53,6 +55,7 @@ def _look_at(rows: Rows, row: Row, encoder: RowEncoder, found: Survey) -> None:
         found.without_image.append(row.id)
     length = _length(row, encoder)
     found.longest = max(found.longest, length)
+    found.lengths.append(length)
     if length > encoder.max_length:
         found.truncated += 1
         if _length(row, encoder, prompt_only=True) >= encoder.max_length:

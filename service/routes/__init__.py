@@ -34,6 +34,8 @@ HANDLERS: list[ControllerRouterHandler] = [
     datasets.get_image,
     datasets.download_validation_report,
     train.start,
+    train.plan,
+    train.planned,
     train.status,
     train.cancel,
     train.list_jobs,

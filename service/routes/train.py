@@ -1,23 +1,32 @@
 """Trainings as existing clients know them: start, status, cancel, list."""
 
-from typing import Annotated
+from typing import Annotated, Any
 
-from litestar import get, post
+from litestar import Request, Response, get, post
+from litestar.openapi.datastructures import ResponseSpec
 from litestar.params import Parameter
 
+from jobs.errors import WrongState
 from jobs.lifecycle import Status
 from jobs.presets import PRESETS, Preset
-from jobs.specs import FinetuneSpec, Kind
-from service import answers
-from service.answers import Answer, Cancelled, Progress, Started
+from jobs.results import PlanResult
+from jobs.settings import Settings
+from jobs.specs import FinetuneSpec, Kind, PlanSpec
+from service import answers, planning, waiting
+from service.answers import Accepted, Answer, Cancelled, Progress, Started
 from service.dispatch import Dispatch
+from service.planning import PlanAnswer
 from service.problems import documented
 from service.recorder import Recorder
+from service.records import JobRecord
 from service.store import Store
 
 Limit = Annotated[int, Parameter(ge=1, le=1000)]
 
 _TAGS = ["train"]
+PLANNED = documented(404, 409, 422, 424, 503) | {
+    202: ResponseSpec(Accepted, description="The plan is still being made", generate_examples=False)
+}
 
 
 class PresetList(Answer, frozen=True, kw_only=True):
@@ -33,11 +42,46 @@ async def list_presets() -> PresetList:
 
 
 @post("/train/start", status_code=200, tags=_TAGS, responses=documented(400, 404, 422))
-async def start(data: FinetuneSpec, dispatch: Dispatch) -> Started:
+async def start(data: FinetuneSpec, dispatch: Dispatch, store: Store) -> Started:
     """Record a fine-tuning job; it runs as soon as there is a place."""
     record = await dispatch.submit(data)
     message = f"Training {record.job_id} is {record.status}; follow it at /api/train/{record.job_id}/status."
-    return Started(success=True, job_id=record.job_id, message=message, warnings=record.notes)
+    minutes = await planning.duration_at_start(data, store)
+    return Started(
+        success=True,
+        job_id=record.job_id,
+        message=message,
+        estimated_duration_minutes=minutes,
+        warnings=record.notes,
+    )
+
+
+@post("/train/plan", status_code=200, tags=_TAGS, responses=PLANNED)
+async def plan(
+    data: PlanSpec,
+    request: Request[Any, Any, Any],
+    dispatch: Dispatch,
+    settings: Settings,
+    store: Store,
+    recorder: Recorder,
+) -> Response[PlanAnswer]:
+    """What a training would take, with the body of its start: memory on each device, duration, warnings.
+
+    Nothing is started. With `probe: true` two steps run on the longest rows and are measured.
+    """
+    response = await waiting.run(request, dispatch, data, settings, as_record=True)
+    if isinstance(response.content, JobRecord):
+        response.content = await planning.answer(response.content, store, recorder.runners.values())
+    return response
+
+
+@get("/train/plan/{job_id:str}", tags=_TAGS, responses=documented(400, 404))
+async def planned(job_id: str, store: Store, recorder: Recorder) -> PlanAnswer:
+    """A plan that was asked for earlier, for the devices and with the experience of now."""
+    record = await recorder.known(job_id)
+    if not isinstance(record.result, PlanResult):
+        raise WrongState(f"Job {job_id} is no plan that is completed: it is a {record.kind} job and {record.status}.")
+    return await planning.answer(record, store, recorder.runners.values())
 
 
 @get("/train/{job_id:str}/status", tags=_TAGS, responses=documented(404))

@@ -16,14 +16,20 @@ def test_the_page_of_events_is_up_to_date() -> None:
     assert page.read_text() == documents.events_page(), f"docs/events.md {STALE}"
 
 
+def test_the_page_of_what_works_together_is_up_to_date() -> None:
+    page = documents.CHECKOUT / "docs" / "support.md"
+    assert page.exists(), f"docs/support.md {STALE}"
+    assert page.read_text() == documents.support_page(), f"docs/support.md {STALE}"
+
+
 def test_the_table_of_settings_is_up_to_date() -> None:
     readme = (documents.CHECKOUT / "README.md").read_text()
     assert readme == documents.with_settings(readme), f"The table of settings in README.md {STALE}"
 
 
-def test_writing_brings_both_pages_up_to_date_once(tmp_path: Path) -> None:
+def test_writing_brings_the_pages_up_to_date_once(tmp_path: Path) -> None:
     (tmp_path / "README.md").write_text("a\n<!-- settings -->\nyesterday's\n<!-- /settings -->\nb\n")
-    assert {path.name for path in documents.write(tmp_path)} == {"events.md", "README.md"}
+    assert {path.name for path in documents.write(tmp_path)} == {"events.md", "support.md", "README.md"}
     assert documents.write(tmp_path) == []
     readme = (tmp_path / "README.md").read_text()
     assert "`TRAINING_PORT` | `8000`" in readme
