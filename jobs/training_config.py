@@ -200,6 +200,14 @@ class TrainingConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
             le=100,
         ),
     ] = 0
+    preemptible: Annotated[
+        bool,
+        _hardware(
+            "May be paused",
+            "Jobs of higher priority may pause it: it saves its state, gives them its device, and goes on by itself.",
+            advanced=True,
+        ),
+    ] = False
 
     def __post_init__(self) -> None:
         if self.fp16 and self.bf16:

@@ -1,10 +1,10 @@
 """The front and the memory: REST, WebSocket, SSE and pages outside; SQLite inside; decides what runs where.
 
 Read in this order. The memory: `records` · `projection` · `hub` · `transaction` · `queries` · `store` · `ledger` ·
-`recorder`. The decisions: `placement` · `model_names` · `reconcile` · `admission` · `trash` · `dispatch`. The front:
+`recorder`. The decisions: `placement` · `forecast` · `occupancy` · `durations` · `calibration` · `model_names` ·
+`reconcile` · `admission` · `trash` · `dispatch`. The front:
 `refusal` · `violations` · `problems` · `bodies` · `sessions` · `access` · `uploads` · `preparing` · `answers` ·
-`calibration` · `planning` ·
-`datasets` · `provenance` · `rows` · `experiments` · `links` · `downloads` · `pictures` · `cursors` · `feed` ·
-`waiting` · `pages` · `routes` · `app` · `serve`. The command: `programs` · `watching` · `demo` · `remote` · `cli`.
-Imports no arq, no torch, and nothing of `gpu_runner`.
+`planning` · `datasets` · `provenance` · `rows` · `experiments` · `links` · `downloads` · `pictures` · `cursors` ·
+`feed` · `waiting` · `pages` · `routes` · `app` · `serve`. The command: `programs` · `watching` · `demo` · `remote` ·
+`cli`. Imports no arq, no torch, and nothing of `gpu_runner`.
 """

@@ -30,7 +30,19 @@ from service.routes.live import OpenSockets
 from service.rows import RowFiles
 from service.store import Store
 
-_BY_NAME = ("settings", "root", "store", "recorder", "hub", "bus", "dispatch", "sockets", "links", "row_files")
+_BY_NAME = (
+    "settings",
+    "root",
+    "store",
+    "recorder",
+    "hub",
+    "bus",
+    "dispatch",
+    "reconciler",
+    "sockets",
+    "links",
+    "row_files",
+)
 """What a handler gets by naming a parameter so; `_lifespan` puts them into the application's state."""
 
 Lifespan = Callable[[Litestar], AbstractAsyncContextManager[None]]
@@ -79,7 +91,7 @@ def _lifespan(settings: Settings) -> Lifespan:
             {
                 "settings": settings, "root": root, "store": store, "recorder": recorder,
                 "hub": hub, "bus": bus, "dispatch": dispatch, "sockets": OpenSockets(), "links": links,
-                "row_files": RowFiles(root),
+                "row_files": RowFiles(root), "reconciler": reconciler,
             }
         )  # fmt: skip
         try:

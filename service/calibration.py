@@ -1,6 +1,7 @@
 """What finished trainings teach about the next one: how far predictions of memory were off, and how fast a host is.
 
-Pure functions of job records, asked by `planning`. The history is the jobs themselves: what is deleted is forgotten.
+Pure functions of job records, asked by `planning` and `model_names`. The history is the jobs themselves: what is
+deleted is forgotten.
 """
 
 from collections.abc import Iterable, Sequence
@@ -68,6 +69,13 @@ def correction(runs: Sequence[Run], runner_id: str, device_type: DeviceType, fam
         error=_left_out_error(ratios) if len(ratios) > 1 else None,
         uncorrected_error=median(abs(1 / ratio - 1) for ratio in ratios),
     )
+
+
+def largest_factor(runs: Sequence[Run], device_type: DeviceType, family: str) -> float:
+    """The correction that holds on whichever host a training goes to: the largest of those hosts that have one."""
+    hosts = sorted({run.runner_id for run in runs})
+    found = [correction(runs, host, device_type, family) for host in hosts]
+    return max((each.factor for each in found if each.runs), default=1.0)
 
 
 def speed(runs: Sequence[Run], device_type: DeviceType, config: TrainingConfig, parameters: int) -> tuple[float, str]:

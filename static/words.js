@@ -43,7 +43,8 @@ export function saying(job) {
   if (job.status === "failed") return job.failure_detail;
   if (job.status === "pending") {
     const place = job.queue_position ? `place ${job.queue_position} in the queue` : "";
-    return [job.waiting_reason, place].filter(Boolean).join(" · ");
+    const seconds = job.predicted_start_at ? (Date.parse(job.predicted_start_at) - Date.now()) / 1000 : 0; // known in the list only
+    return [job.waiting_reason, place, seconds > 1 && `likely to start in ${duration(seconds)}`].filter(Boolean).join(" · ");
   }
   if (job.status === "running") {
     const steps = job.total_steps ? `step ${number(job.step ?? 0)} of ${number(job.total_steps)}` : "";

@@ -1,5 +1,6 @@
-"""Trainings as existing clients know them: start, status, cancel, list."""
+"""Trainings as existing clients know them: start, status, cancel, list; beside them pause, resume and the queue."""
 
+from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any
 
 from litestar import Request, Response, get, post
@@ -17,6 +18,7 @@ from service.answers import Accepted, Answer, Cancelled, Progress, Started
 from service.dispatch import Dispatch
 from service.planning import PlanAnswer
 from service.problems import documented
+from service.reconcile import Queued, Reconciler
 from service.recorder import Recorder
 from service.records import JobRecord
 from service.store import Store
@@ -33,6 +35,27 @@ class PresetList(Answer, frozen=True, kw_only=True):
     """A preset's `config` has only the settings it sets; the others keep their defaults."""
 
     presets: tuple[Preset, ...]
+
+
+class QueuedAnswer(Answer, frozen=True, kw_only=True):
+    """A waiting job. `position` counts from 1 over jobs of all kinds. `needs_…_bytes` is the memory it needs on such a
+    device, null where that is not known: then it waits for a device for itself. `predicted_start_at` supposes that
+    nothing else is submitted; null where nobody can tell."""
+
+    job_id: str
+    kind: Kind
+    position: int
+    priority: int
+    reason: str | None
+    submitted_at: datetime
+    needs_cuda_bytes: int | None
+    needs_cpu_bytes: int | None
+    predicted_start_at: datetime | None
+
+
+class QueueList(Answer, frozen=True, kw_only=True):
+    queue: tuple[QueuedAnswer, ...]
+    total: int
 
 
 @get("/train/presets", tags=_TAGS)
@@ -100,6 +123,26 @@ async def cancel(job_id: str, dispatch: Dispatch) -> Cancelled:
     return Cancelled(success=is_accepted, job_id=job_id, status=record.status, message=message)
 
 
+@post("/train/{job_id:str}/pause", status_code=200, tags=_TAGS, responses=documented(400, 404))
+async def pause(job_id: str, dispatch: Dispatch) -> Progress:
+    """Ask a running training to save its state at its next step and give its device back."""
+    return answers.progress(await dispatch.pause(job_id))
+
+
+@post("/train/{job_id:str}/resume", status_code=200, tags=_TAGS, responses=documented(400, 404))
+async def resume(job_id: str, dispatch: Dispatch) -> Progress:
+    """Let a paused training queue for a device again; it goes on from its checkpoint."""
+    return answers.progress(await dispatch.resume(job_id))
+
+
+@get("/train/queue", tags=_TAGS)
+async def queue(reconciler: Reconciler) -> QueueList:
+    """The jobs that wait for a place, next first: why each waits and when it is likely to start."""
+    found = await reconciler.queue()
+    now = datetime.now(UTC)
+    return QueueList(queue=tuple(_queued(each, now) for each in found), total=len(found))
+
+
 @get("/train/jobs", tags=_TAGS, responses=documented(422))
 async def list_jobs(
     store: Store,
@@ -110,6 +153,21 @@ async def list_jobs(
     """Trainings, newest first."""
     records = await store.jobs(kinds=(Kind.FINETUNE,), status=status, limit=limit)
     return [answers.progress(recorder.live.get(record.job_id, record)) for record in records]
+
+
+def _queued(found: Queued, now: datetime) -> QueuedAnswer:
+    starts_at = None if found.starts_in_s is None else now + timedelta(seconds=found.starts_in_s)
+    return QueuedAnswer(
+        job_id=found.job.job_id,
+        kind=found.job.kind,
+        position=found.position,
+        priority=found.priority,
+        reason=found.reason,
+        submitted_at=found.job.submitted_at,
+        needs_cuda_bytes=found.needs.cuda,
+        needs_cpu_bytes=found.needs.cpu,
+        predicted_start_at=starts_at,
+    )
 
 
 def _ended(status: Status) -> str:

@@ -20,6 +20,7 @@ ROUTES = {
     "DELETE /api/export/{job_id}", "POST /api/jobs", "GET /api/jobs", "GET /api/jobs/{job_id}",
     "GET /api/jobs/{job_id}/events", "GET /api/jobs/{job_id}/log", "POST /api/jobs/{job_id}/cancel",
     "POST /api/jobs/{job_id}/pause", "POST /api/jobs/{job_id}/resume", "DELETE /api/jobs/{job_id}",
+    "GET /api/train/queue", "POST /api/train/{job_id}/pause", "POST /api/train/{job_id}/resume",
     "GET /api/runners", "GET /api/events", "GET /", "GET /health", "GET /health/ready", "GET /health/live",
     "GET /api/health", "GET /api/health/ready", "GET /api/health/live",
 }  # fmt: skip
