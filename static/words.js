@@ -39,11 +39,11 @@ export function badge(status) {
 // What happens, or happened, to a job, in one line.
 export function saying(job) {
   if (job.cancel_requested_at && isLive(job)) return "is being cancelled";
-  if (job.pause_requested_at && isLive(job)) return "saves its state and pauses";
+  if (job.pause_requested_at && isLive(job)) return job.preempted_by ? "saves its state and makes room for a job of higher priority; it goes on by itself" : "saves its state and pauses";
   if (job.status === "failed") return job.failure_detail;
   if (job.status === "pending") {
     const place = job.queue_position ? `place ${job.queue_position} in the queue` : "";
-    const seconds = job.predicted_start_at ? (Date.parse(job.predicted_start_at) - Date.now()) / 1000 : 0; // known in the list only
+    const seconds = job.predicted_start_at ? (Date.parse(job.predicted_start_at) - Date.now()) / 1000 : 0; // only the queue says it
     return [job.waiting_reason, place, seconds > 1 && `likely to start in ${duration(seconds)}`].filter(Boolean).join(" · ");
   }
   if (job.status === "running") {
