@@ -6,7 +6,7 @@ A full run takes about a quarter of an hour. Let nothing else run meanwhile.
 import argparse
 from types import ModuleType
 
-from benchmarks import data, document, leak, live, paint, plan, rest, start
+from benchmarks import data, document, leak, live, paint, plan, rest, start, train
 from benchmarks.report import Report
 
 BENCHMARKS: dict[str, ModuleType] = {
@@ -16,6 +16,7 @@ BENCHMARKS: dict[str, ModuleType] = {
     "paint": paint,
     "data": data,
     "leak": leak,
+    "train": train,
     "plan": plan,
 }
 

@@ -90,7 +90,8 @@ def _loaded(case: dict[str, Any]) -> Any:
 def _steps(loaded: Any, case: dict[str, Any]) -> None:
     import torch
 
-    from gpu_runner.training.optimisation import Optimisation, summed_loss
+    from gpu_runner.training.loss import summed_loss
+    from gpu_runner.training.optimisation import Optimisation
     from jobs.training_config import TrainingConfig
 
     settings = TrainingConfig(model_name="m", train_data_path="d", **case["config"])

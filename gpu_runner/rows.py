@@ -30,7 +30,7 @@ IMAGE_MARK = "<image>"
 
 
 class Turn(msgspec.Struct, frozen=True, rename={"from_": "from"}):
-    """One side's words. In the first human turn `IMAGE_MARK` stands for the picture."""
+    """One side's words. In human turns `IMAGE_MARK` stands for a picture: the first for the first, and so on."""
 
     from_: Literal["human", "gpt"]
     value: str
@@ -51,10 +51,12 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
 
     `masks`, `bounding_boxes` (x, y, w, h in image pixels), `labels`, `object_ids` and `attributes` are parallel:
     one entry an object. `image` is relative to the dataset folder; `width` and `height` are its size in pixels.
+    A row with several pictures names them all in `images`, in the order of their marks; `image` is the first.
     """
 
     id: str
     image: str | None = None
+    images: tuple[str, ...] = ()
     conversations: tuple[Turn, ...]
     masks: tuple[Mask, ...] = ()
     bounding_boxes: tuple[tuple[float, ...], ...] = ()
@@ -66,6 +68,17 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     timestamp_sec: float = 0.0
     width: _Whole = 0
     height: _Whole = 0
+
+    def __post_init__(self) -> None:
+        if self.images and self.image is None:
+            msgspec.structs.force_setattr(self, "image", self.images[0])
+        if self.images and self.image != self.images[0]:
+            raise ValueError("image is not the first of images")
+
+    @property
+    def pictures(self) -> tuple[str, ...]:
+        """All its pictures, in the order of their marks."""
+        return self.images or (() if self.image is None else (self.image,))
 
 
 class LocatedRow(Row, frozen=True, kw_only=True):
@@ -162,11 +175,19 @@ class Rows(Sequence[Row]):
         row = self[index]
         if row.image is None:
             raise DatasetInvalid(f"Row {row.id!r} of {self.name} has no image.")
+        return self._open(index, row, row.image)
+
+    def open_images(self, index: int) -> tuple[Image.Image, ...]:
+        """All pictures of the row as RGB; none for a row of text. Raises DatasetInvalid as `open_image`."""
+        row = self[index]
+        return tuple(self._open(index, row, name) for name in row.pictures)
+
+    def _open(self, index: int, row: Row, name: str) -> Image.Image:
         try:
-            return self.read_image(index, row.image)
+            return self.read_image(index, name)
         except images.BadImage as error:
             raise DatasetInvalid(
-                f"The image {row.image!r} of row {row.id!r} in {self.name} cannot be used: {error}. "
+                f"The image {name!r} of row {row.id!r} in {self.name} cannot be used: {error}. "
                 "Convert the export again, or take the row out."
             ) from None
 

@@ -10,7 +10,7 @@ know HTTP.
 Glossary
 --------
 job         one piece of work: an immutable *spec* (its tag is the *kind*), a *status*, events, artifacts
-kind        convert · validate · split · prepare · plan · finetune · evaluate · generate · export
+kind        convert · validate · split · prepare · preview · plan · finetune · evaluate · generate · export
 experiment  a finetune job seen as an experiment: name, tags, config, metrics, checkpoints;
             `experiment_id == job_id`
 attempt     the n-th try of a job; rises only after an interruption or a pause; it is the fencing token, and

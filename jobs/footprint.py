@@ -37,8 +37,8 @@ class Loss(StrEnum):
     CHUNKED = "chunked"  # of trained positions only, `CHUNK_LOGITS` at a time
 
 
-LOSS = Loss.TRAINED
-"""What `gpu_runner.training.optimisation` does. The one switch: change it together with the loss."""
+LOSS = Loss.CHUNKED
+"""What `gpu_runner.training.loss` does. The one switch: change it together with the loss."""
 
 
 class Term(StrEnum):

@@ -230,6 +230,11 @@ class AttemptFolder:
         return self.folder / "checkpoints"
 
     @property
+    def tensorboard(self) -> Path:
+        """A training's curves as TensorBoard reads them."""
+        return self.folder / "tensorboard"
+
+    @property
     def report(self) -> Path:
         """A validation's report, for people."""
         return self.folder / "report.md"

@@ -211,6 +211,46 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
     correct: bool | None = None
 
 
+class Piece(msgspec.Struct, frozen=True, kw_only=True):
+    """Neighbouring tokens of one sort; those of a picture have no text."""
+
+    text: str
+    tokens: int
+    is_trained: bool = False
+    is_image: bool = False
+
+
+PreviewReason = Literal["first", "longest", "asked"]
+
+
+class PreviewedRow(msgspec.Struct, frozen=True, kw_only=True):
+    """A row as a training sees it: its pieces, one behind the other, are the whole row.
+
+    `tokens_uncut` is its length before max_length, `images` are names of its pictures' files.
+    """
+
+    row_id: str
+    reason: PreviewReason
+    pieces: tuple[Piece, ...]
+    tokens: int
+    tokens_uncut: int
+    trained_tokens: int
+    image_tokens: int
+    images: tuple[str, ...]
+    is_truncated: bool
+
+
+class PreviewResult(Result, frozen=True, kw_only=True, tag="preview"):
+    """`truncated` of the rows that were looked at are longer than max_length; lengths are in tokens."""
+
+    rows: tuple[PreviewedRow, ...]
+    looked_at: int
+    truncated: int
+    longest_tokens: int
+    max_length: int
+    message: str
+
+
 class EvaluateResult(Result, frozen=True, kw_only=True, tag="evaluate"):
     """`constant_accuracy` is what the best fixed answer would score: the floor to compare with."""
 
@@ -249,6 +289,7 @@ JobResult = (
     | ValidateResult
     | SplitResult
     | PrepareResult
+    | PreviewResult
     | PlanResult
     | FinetuneResult
     | EvaluateResult

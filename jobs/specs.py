@@ -186,6 +186,17 @@ class PlanSpec(_Training, frozen=True, kw_only=True, tag="plan"):
     ] = False
 
 
+class PreviewSpec(Spec, frozen=True, kw_only=True, tag="preview"):
+    """Show what a training would learn, piece by piece, from its first and its longest rows; no weights are loaded."""
+
+    config: TrainingConfig
+    rows: Annotated[
+        tuple[Annotated[str, Meta(min_length=1, max_length=512)], ...],
+        Meta(max_length=20, description="Ids of the rows to show; none: the first and the longest."),
+    ] = ()
+    each: Annotated[int, Meta(ge=1, le=10, description="How many first ones, and how many longest ones.")] = 2
+
+
 class EvaluateSpec(Spec, frozen=True, kw_only=True, tag="evaluate"):
     """Score a trained model on rows it may not have seen.
 
@@ -239,6 +250,7 @@ JobSpec = (
     | ValidateSpec
     | SplitSpec
     | PrepareSpec
+    | PreviewSpec
     | PlanSpec
     | FinetuneSpec
     | EvaluateSpec
@@ -254,6 +266,7 @@ class Kind(StrEnum):
     VALIDATE = "validate"
     SPLIT = "split"
     PREPARE = "prepare"
+    PREVIEW = "preview"
     PLAN = "plan"
     FINETUNE = "finetune"
     EVALUATE = "evaluate"

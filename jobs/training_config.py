@@ -119,6 +119,14 @@ class TrainingConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
             le=1e-2,
         ),
     ] = 2e-4
+    group_by_length: Annotated[
+        bool,
+        _schedule(
+            "Group by length",
+            "Rows of about the same length share a batch, so that little is padded; off mixes them wholly by chance.",
+            advanced=True,
+        ),
+    ] = True
     warmup_ratio: Annotated[
         float,
         _schedule(
@@ -171,10 +179,48 @@ class TrainingConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
         ),
     ] = 3
 
+    metric_for_best_model: Annotated[
+        str,
+        _saving(
+            "Judged by",
+            "The metric that tells the best checkpoint, such as eval_loss or eval_accuracy.",
+            advanced=True,
+            pattern=r"^[a-z][a-z0-9_@.]{0,63}$",
+        ),
+    ] = "eval_loss"
+    greater_is_better: Annotated[
+        bool | None,
+        _saving("Higher is better", "Left open, losses and errors should be low and all else high.", advanced=True),
+    ] = None
+    early_stopping_patience: Annotated[
+        Annotated[int, Meta(ge=1, le=1000)] | None,
+        _saving(
+            "Patience",
+            "Ends the run after so many evaluations in a row without a better one; left open, it runs to its end.",
+        ),
+    ] = None
+    early_stopping_threshold: Annotated[
+        float,
+        _saving("Counts as better", "Gains up to this do not count for the patience.", advanced=True, ge=0, le=1000),
+    ] = 0.0
+    tensorboard: Annotated[
+        bool, _saving("TensorBoard", "Write the curves as TensorBoard reads them as well.", advanced=True)
+    ] = True
+
     device: Annotated[
         WantedDevice,
         _hardware("Device", "Where it runs: auto takes a GPU where there is one, cpu never waits for one."),
     ] = "auto"
+    dataloader_workers: Annotated[
+        int,
+        _hardware(
+            "Loading threads",
+            "Threads that open and encode rows ahead; more when the GPU waits for pictures. Results stay the same.",
+            advanced=True,
+            ge=0,
+            le=16,
+        ),
+    ] = 2
     bf16: Annotated[
         bool | None,
         _hardware("bf16", "Compute in bfloat16; leave it open to take what the device does best.", advanced=True),
@@ -212,6 +258,8 @@ class TrainingConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     def __post_init__(self) -> None:
         if self.fp16 and self.bf16:
             raise ValueError("fp16 and bf16 cannot both be true; leave both out to take what the device does best")
+        if self.early_stopping_patience is not None and self.val_data_path is None:
+            raise ValueError("early_stopping_patience needs val_data_path: without it nothing is evaluated")
 
     @property
     def method(self) -> Literal["full", "lora", "qlora"]:

@@ -19,6 +19,7 @@ from jobs.specs import (
     JobSpec,
     PlanSpec,
     PrepareSpec,
+    PreviewSpec,
     SplitSpec,
     ValidateSpec,
     parts_of,
@@ -70,6 +71,9 @@ class Admission:
             return Admitted(self._prepare(spec))
         if isinstance(spec, FinetuneSpec | PlanSpec):
             return await self._training(spec)
+        if isinstance(spec, PreviewSpec):
+            config, notes = await self._config(spec.config)  # its data may be invalid: it is only looked at
+            return Admitted(_replace(spec, config=config), notes)
         if isinstance(spec, ExportSpec):
             return Admitted(await self._export(spec))
         return await self._use(spec)
@@ -113,7 +117,13 @@ class Admission:
         )
 
     async def _training(self, spec: FinetuneSpec | PlanSpec) -> Admitted:
-        config = spec.config
+        config, notes = await self._config(spec.config)
+        if not config.allow_invalid_data:
+            await self._refuse_failed_data(config)
+        return Admitted(_replace(spec, config=config), (*warnings_of(config), *notes))
+
+    async def _config(self, config: TrainingConfig) -> tuple[TrainingConfig, tuple[str, ...]]:
+        """A configuration with its names made sure of, and sentences about them."""
         paths: dict[str, str | None] = {"train_data_path": self._existing(config.train_data_path)}
         if config.val_data_path is not None:
             paths["val_data_path"] = self._existing(config.val_data_path)
@@ -125,10 +135,7 @@ class Admission:
         family = await self._names.family(config.model_name)
         if family is not None and (why := support.why_not_family(family, config.method)):
             raise InvalidInput(why, path="config.model_name")
-        admitted = _replace(spec, config=_replace(config, **paths))
-        if not config.allow_invalid_data:
-            await self._refuse_failed_data(admitted.config)
-        return Admitted(admitted, (*warnings_of(config), *([note] if note else [])))
+        return _replace(config, **paths), (note,) if note else ()
 
     async def _use(self, spec: EvaluateSpec | GenerateSpec) -> Admitted:
         """A job that lets a model answer rows."""

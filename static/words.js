@@ -6,8 +6,8 @@ import { duration, number, percent } from "./format.js";
 export const LIVE = ["pending", "queued", "running", "paused"];
 export const STATUSES = [...LIVE, "completed", "failed", "cancelled"];
 export const KINDS = {
-  plan: "Plan", finetune: "Training", prepare: "Preparation", convert: "Conversion", validate: "Validation", split: "Split", evaluate: "Evaluation",
-  generate: "Answers", export: "Export",
+  preview: "Preview", plan: "Plan", finetune: "Training", prepare: "Preparation", convert: "Conversion", validate: "Validation", split: "Split",
+  evaluate: "Evaluation", generate: "Answers", export: "Export",
 };
 
 const SIGNS = { pending: "◌", queued: "◔", running: "●", paused: "❚❚", completed: "✓", failed: "✕", cancelled: "–" };

@@ -38,8 +38,9 @@ _GREY_PIXELS = 336
 class Probes:
     """Rows with their pictures, and the most tokens they may take."""
 
-    rows: tuple[tuple[Row, Image.Image | None], ...]
+    rows: tuple[tuple[Row, tuple[Image.Image, ...]], ...]
     max_length: int
+    max_pixels: int | None = None
     are_built_in: bool = False
 
 
@@ -60,10 +61,10 @@ def probes(root: DataRoot, config: TrainingConfig, *, sees_images: bool) -> Prob
     except (TrainingError, OSError):
         opened = ()
     if opened:
-        return Probes(opened, config.max_length)
-    image = Image.new("RGB", (_GREY_PIXELS, _GREY_PIXELS), selection.GREY) if sees_images else None
+        return Probes(opened, config.max_length, config.max_pixels)
+    images = (Image.new("RGB", (_GREY_PIXELS, _GREY_PIXELS), selection.GREY),) if sees_images else ()
     row = _GREY_ROW if sees_images else Row(id=_GREY_ROW.id, conversations=_GREY_ROW.conversations)
-    return Probes(((row, image),), MAX_LENGTH_LIMIT, are_built_in=True)
+    return Probes(((row, images),), MAX_LENGTH_LIMIT, are_built_in=True)
 
 
 def observe(loaded: Loaded, asked: Probes) -> Evidence:
@@ -72,8 +73,8 @@ def observe(loaded: Loaded, asked: Probes) -> Evidence:
     Raises:
         JobFailed: the model answers with numbers that are none.
     """
-    encoder = loaded.encoder(asked.max_length)
-    encoded = tuple(encoder.encode(row, image) for row, image in asked.rows)
+    encoder = loaded.encoder(asked.max_length, asked.max_pixels)
+    encoded = tuple(encoder.encode(row, images) for row, images in asked.rows)
     logits = tuple(_logits(loaded, row) for row in encoded)
     if not all(bool(row.isfinite().all()) for row in logits):
         raise JobFailed(

@@ -5,7 +5,7 @@ import itertools
 import torch
 
 from gpu_runner.rows import open_rows
-from gpu_runner.training import device, generation, models, scoring
+from gpu_runner.training import device, generation, lineage, models, scoring
 from gpu_runner.training.evaluation import mean_loss
 from gpu_runner.training.generation import Beat
 from gpu_runner.training.selection import Selection, spread
@@ -32,7 +32,7 @@ def _evaluate(work: Work[EvaluateSpec]) -> EvaluateResult:
     if not len(chosen):
         raise DatasetInvalid(f"{spec.data_path} has no rows: convert or split again.")
     loaded = models.load_named(spec, work.root, work.settings, work.device)
-    encoder = loaded.encoder(spec.max_length)
+    encoder = loaded.encoder(spec.max_length, lineage.max_pixels(work.root, spec.job_id, spec.export_id))
     work.journal.phase("evaluating")
     batch_rows = loaded.batch_rows(BATCH_ROWS)
     beat = _beat(work, batches=2 * -(-len(chosen) // batch_rows))

@@ -16,7 +16,7 @@ from gpu_runner.training.evaluation import Validation
 from gpu_runner.training.loop import TrainingLoop
 from gpu_runner.training.models import Loaded
 from gpu_runner.training.selection import everything, spread
-from gpu_runner.training.survey import MOST_ROWS, Survey, survey
+from gpu_runner.training.survey import MOST_ROWS, Survey, lengths_of_all, survey
 from gpu_runner.work import Work
 from jobs.results import FinetuneResult
 from jobs.specs import FinetuneSpec
@@ -41,9 +41,9 @@ def _finetune(work: Work[FinetuneSpec]) -> FinetuneResult:
     if work.attempt > 1:
         work.journal.resumed(resumed.step if resumed else 0)
     loaded = _load(work, compute, resumed or _continued_from(work))
-    encoder = loaded.encoder(_max_length(work, loaded))
+    encoder = loaded.encoder(_max_length(work, loaded), config.max_pixels)
     measured = Validation(validation, encoder, work.root, config.batch_size) if validation else None
-    found = _look_at(work, training, measured, encoder)
+    found, lengths = _look_at(work, training, measured, encoder)
 
     predicted = counting.predicted_bytes(config, loaded, found)
     loop = TrainingLoop(
@@ -51,6 +51,7 @@ def _finetune(work: Work[FinetuneSpec]) -> FinetuneResult:
         loaded=loaded,
         encoder=encoder,
         training=everything(training),
+        lengths=lengths,
         validation=measured,
         begin=resumed,
     )
@@ -94,9 +95,12 @@ def _max_length(work: Work[FinetuneSpec], loaded: Loaded) -> int:
     return asked
 
 
-def _look_at(work: Work[FinetuneSpec], training: Rows, validation: Validation | None, encoder: RowEncoder) -> Survey:
-    """Find now what would end the run later. Raises DatasetInvalid."""
-    found = survey(spread(training, MOST_ROWS), encoder)
+def _look_at(
+    work: Work[FinetuneSpec], training: Rows, validation: Validation | None, encoder: RowEncoder
+) -> tuple[Survey, list[int]]:
+    """Find now what would end the run later; gives the length of every row beside it. Raises DatasetInvalid."""
+    chosen = spread(training, MOST_ROWS)
+    found = survey(chosen, encoder)
     if validation is not None:
         survey(validation.rows(), encoder)
     if found.truncated:
@@ -105,7 +109,7 @@ def _look_at(work: Work[FinetuneSpec], training: Rows, validation: Validation | 
             f"end of their answer; the longest has {found.longest} tokens.",
             "rows_truncated",
         )
-    return found
+    return found, [min(length, encoder.max_length) for length in lengths_of_all(found, chosen)]
 
 
 def _result(work: Work[FinetuneSpec], loop: TrainingLoop, loaded: Loaded) -> FinetuneResult:

@@ -3,7 +3,7 @@
 import torch
 
 from gpu_runner.rows import Rows, open_rows
-from gpu_runner.training import device, models
+from gpu_runner.training import device, lineage, models
 from gpu_runner.training.generation import answer_rows
 from gpu_runner.training.selection import Selection
 from gpu_runner.work import Work
@@ -29,7 +29,7 @@ def _generate(work: Work[GenerateSpec]) -> GenerateResult:
     work.journal.phase("generating")
     answers = answer_rows(
         loaded,
-        loaded.encoder(MAX_LENGTH),
+        loaded.encoder(MAX_LENGTH, lineage.max_pixels(work.root, work.spec.job_id, work.spec.export_id)),
         chosen,
         work.root,
         max_new_tokens=work.spec.max_new_tokens,

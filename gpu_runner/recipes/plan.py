@@ -9,8 +9,9 @@ import time
 import torch
 
 from gpu_runner.rows import open_rows
-from gpu_runner.training import counting, device, models, optimisation, run_state, trainable
+from gpu_runner.training import counting, device, models, run_state, trainable
 from gpu_runner.training.encoding import collate
+from gpu_runner.training.loss import summed_loss
 from gpu_runner.training.models import Described
 from gpu_runner.training.optimisation import Optimisation
 from gpu_runner.training.plan import Plan
@@ -45,11 +46,11 @@ def _plan(work: Work[PlanSpec]) -> PlanResult:
 
     work.journal.phase("reading rows")
     chosen = spread(rows, MOST_ROWS)
-    encoder, longest = described.encoder(config.max_length), list[int]()
+    encoder, longest = described.encoder(config.max_length, config.max_pixels), list[int]()
     if encoder is None:
         tokens = counting.estimated_tokens(chosen, config, shape)
     else:
-        tokens, longest = counting.tokens(chosen, encoder)
+        tokens, longest = counting.tokens(chosen, encoder, work.stop.check)
     work.stop.check()
 
     parameters = shape.parameters
@@ -95,7 +96,7 @@ def _probe(
     source = models.source_of(config.model_name, work.root, work.settings)
     models.check_capacity(source, work.device, config.device, offline=work.settings.hf_offline)
     loaded = trainable.load(source, config, compute, None, offline=work.settings.hf_offline)
-    encoder = loaded.encoder(config.max_length)
+    encoder = loaded.encoder(config.max_length, config.max_pixels)
     optimiser = Optimisation(loaded, config, _PROBED_STEPS)
     chosen = (longest * config.batch_size)[: config.batch_size]
     seen, seconds = 0, 0.0
@@ -104,7 +105,7 @@ def _probe(
         for _ in range(min(2, config.gradient_accumulation_steps)):  # from the second on, gradients are held
             work.stop.check()
             batch = collate([encoder.encode(*training.open(index)) for index in chosen], loaded.tokenizer.pad_token_id)
-            loss, count = optimisation.summed_loss(loaded, batch)
+            loss, count = summed_loss(loaded, batch)
             optimiser.backward(loss / count)
             seen += int(batch["attention_mask"].sum())
         optimiser.step(1.0)

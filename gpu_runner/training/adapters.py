@@ -20,7 +20,7 @@ from jobs.training_config import TrainingConfig
 
 ADAPTER_CONFIG = "adapter_config.json"
 PARTS = ("vision", "projector", "language")
-_PROJECTOR = ("multi_modal_projector", "connector", "mlp1", "visual.merger")
+_PROJECTOR = ("multi_modal_projector", "connector", "mlp1", "visual.merger", "image_newline")
 _VISION = ("vision_tower", "vision_model", "visual", "vision_embed")
 _LINEARS = r"(?:q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
 # A bare "q_proj" would also match the CLIP tower.
@@ -72,7 +72,16 @@ def attach(model: nn.Module, config: TrainingConfig) -> PeftModel:
     trainable = parameters_by_part(adapted, trainable_only=True)
     if trainable["vision"] or trainable["projector"] or not trainable["language"]:
         raise ModelUnavailable(f"LoRA found other layers than the language model's: {trainable}. Use full training.")
+    run_frozen_parts_without_gradients(adapted)
     return adapted
+
+
+def run_frozen_parts_without_gradients(model: nn.Module) -> None:
+    """Keep nothing of the eyes' and the projector's work for a backward pass where nothing in them is trained."""
+    for name in _outside_language(model):
+        part: Any = model.get_submodule(name)
+        if not any(parameter.requires_grad for parameter in part.parameters()):
+            part.forward = torch.no_grad()(part.forward)
 
 
 def load(model: nn.Module, folder: Path, device: torch.device) -> PeftModel:
@@ -140,10 +149,10 @@ def _without_its_own_deprecation() -> Iterator[None]:
         yield
 
 
-def _outside_language(skeleton: nn.Module) -> list[str]:
+def _outside_language(model: nn.Module) -> list[str]:
     """The shortest module names that lie wholly outside the language model."""
     found: list[str] = []
-    for name, _ in skeleton.named_modules():
+    for name, _ in model.named_modules():
         if name and part_of(name) != "language" and not any(name.startswith(f"{known}.") for known in found):
             found.append(name)
     return found

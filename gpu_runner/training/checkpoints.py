@@ -32,7 +32,10 @@ class File(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Manifest(msgspec.Struct, frozen=True, kw_only=True):
-    """What a checkpoint is and which bytes it consists of. `model_name` is the base model as the client named it."""
+    """What a checkpoint is and which bytes it consists of. `model_name` is the base model as the client named it.
+
+    `judged_by` is the metric that tells a job's best checkpoint.
+    """
 
     job_id: str
     attempt: int
@@ -40,6 +43,8 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     method: Literal["full", "lora", "qlora"]
     model_name: str
     metrics: dict[str, float]
+    judged_by: str = "eval_loss"
+    higher_is_better: bool = False
     files: tuple[File, ...] = ()
 
 
@@ -116,13 +121,15 @@ def of_job(root: DataRoot, job_id: str) -> Checkpoint:
 
 
 def best_folder(root: DataRoot, job_id: str) -> Path | None:
-    """The checkpoint with the lowest evaluation loss, verified or not; None when none was evaluated."""
-    losses: dict[Path, float] = {}
+    """The checkpoint with the best value of what the job is judged by, verified or not; of equal ones the newest.
+    None when none was evaluated."""
+    values: dict[Path, float] = {}
     for folder in _of_all_attempts(root, job_id):
         manifest = _read_manifest(folder)
-        if manifest is not None and "eval_loss" in manifest.metrics:
-            losses[folder] = manifest.metrics["eval_loss"]
-    return min(losses, key=losses.__getitem__, default=None)
+        if manifest is not None and manifest.judged_by in manifest.metrics:
+            value = manifest.metrics[manifest.judged_by]
+            values[folder] = value if manifest.higher_is_better else -value
+    return max(values, key=values.__getitem__, default=None)
 
 
 def newest_verified(root: DataRoot, job_id: str) -> Checkpoint | None:
@@ -131,12 +138,18 @@ def newest_verified(root: DataRoot, job_id: str) -> Checkpoint | None:
 
 
 def rotate(parent: Path, keep: int, best: Path | None) -> list[tuple[int, Path]]:
-    """Remove the oldest checkpoints of one attempt beyond `keep`, but never the best nor one of the last two.
+    """Remove the oldest checkpoints of one attempt beyond `keep`, but never the best, nor one that is needed to have
+    two that verify.
 
     Folders without a readable manifest don't count and are left alone. Returns (step, folder) of what is gone.
     """
     complete = [folder for folder in sorted(_step_folders(parent), key=_step_of) if _read_manifest(folder)]
-    return _remove([folder for folder in complete[: -max(FEWEST_KEPT, keep)] if folder != best])
+    spare = complete[: -max(FEWEST_KEPT, keep)]
+    if not spare:
+        return []  # the common case costs no hashing
+    needed = islice((folder for folder in reversed(complete) if verify(folder)), FEWEST_KEPT)
+    kept = {best, *needed}
+    return _remove([folder for folder in spare if folder not in kept])
 
 
 def rotate_earlier(root: DataRoot, job_id: str, attempt: int, best: Path | None) -> list[tuple[int, Path]]:

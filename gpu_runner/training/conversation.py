@@ -11,29 +11,75 @@ from typing import Any
 from PIL import Image
 
 from gpu_runner.rows import IMAGE_MARK, Row
+from jobs.errors import DatasetInvalid
 
 ROLES = {"human": "user", "gpt": "assistant"}
 _GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
+
+# The form PaliGemma was trained in; its repositories bring no template. Its processor writes the newline behind the
+# last question and, behind pictures, the BOS. Source: big_vision's README of PaliGemma, "suffix".
+PREFIX_TEMPLATE = (
+    "{% set ns = namespace(images=0) %}{% for message in messages %}{% for part in message['content'] %}"
+    "{% if part['type'] == 'image' %}{% set ns.images = ns.images + 1 %}{{ '<image>' }}{% endif %}"
+    "{% endfor %}{% endfor %}"
+    "{% if not ns.images %}{{ bos_token }}{% endif %}{% for message in messages %}"
+    "{% for part in message['content'] %}{% if part['type'] == 'text' %}{{ part['text'] }}{% endif %}{% endfor %}"
+    "{% if not loop.last or (add_generation_prompt and not ns.images) %}{{ '\n' }}{% endif %}{% endfor %}"
+)
 
 Message = dict[str, Any]
 """`{"role": "user" | "assistant", "content": str | [{"type": "text" | "image", ...}]}`"""
 
 
-def messages_of(row: Row, image: Image.Image | None, control_tokens: Iterable[str], in_parts: bool) -> list[Message]:
-    """The row's turns. `in_parts` gives content as a list of parts, as templates of vision models want it.
+def messages_of(
+    row: Row, images: Sequence[Image.Image | None], control_tokens: Iterable[str], in_parts: bool
+) -> list[Message]:
+    """The row's turns. `in_parts` gives content as a list of parts, as templates of vision models want it: a picture
+    where its mark stands, all of them at the beginning where none is marked.
 
-    Where `image` is None but the row has one, the picture's part is empty: enough to render the text.
+    An image that is None makes an empty part: enough to render the text.
+
+    Raises:
+        DatasetInvalid: the row marks more or fewer pictures than it has.
     """
-    messages: list[Message] = []
-    for index, turn in enumerate(row.conversations):
-        text = _plain(turn.value.replace(IMAGE_MARK, "", 1).strip() if index == 0 else turn.value, control_tokens)
-        content: Any = text
-        if in_parts:
-            content = [{"type": "text", "text": text}]
-            if index == 0 and row.image is not None:
-                content.insert(0, {"type": "image", "image": image})
+    marked = sum(turn.value.count(IMAGE_MARK) for turn in row.conversations if turn.from_ == "human")
+    if marked and marked != len(images):
+        raise DatasetInvalid(
+            f"Row {row.id!r} has {len(images)} pictures and marks the place of {marked}: give each picture one "
+            f"{IMAGE_MARK} in a question."
+        )
+    waiting, messages = list(images), list[Message]()
+    for turn in row.conversations:
+        pieces = turn.value.split(IMAGE_MARK) if turn.from_ == "human" else [turn.value]
+        taken = waiting if not marked else waiting[: len(pieces) - 1]
+        waiting = waiting[len(taken) :]
+        texts = [_plain(piece if len(pieces) == 1 else piece.strip(), control_tokens) for piece in pieces]
+        content = _parts(texts, taken) if in_parts else "".join(texts)
         messages.append({"role": ROLES[turn.from_], "content": content})
     return messages
+
+
+def _parts(texts: Sequence[str], images: Sequence[Image.Image | None]) -> list[dict[str, Any]]:
+    """Texts with the pictures between them; pictures beside a single text come first."""
+    shown = [{"type": "image", "image": image} for image in images]
+    if len(texts) == 1:
+        return [*shown, {"type": "text", "text": texts[0]}]
+    parts = [{"type": "text", "text": texts[0]}] if texts[0] else []
+    for image, text in zip(shown, texts[1:], strict=True):
+        parts += [image, {"type": "text", "text": text}] if text else [image]
+    return parts
+
+
+def images_of(messages: Sequence[Message]) -> list[Image.Image]:
+    """The pictures in their order."""
+    contents = [message["content"] for message in messages if not isinstance(message["content"], str)]
+    return [part["image"] for content in contents for part in content if part["type"] == "image"]
+
+
+def without_last_exchange(messages: Sequence[Message]) -> list[Message]:
+    """The conversation up to the answer before the last one; empty when there is none."""
+    ends = [at for at, message in enumerate(messages[:-1]) if message["role"] == "assistant"]
+    return list(messages[: ends[-1] + 1]) if ends else []
 
 
 def answers_of(messages: Sequence[Message]) -> list[str]:

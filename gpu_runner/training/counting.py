@@ -4,6 +4,7 @@ Called by the recipe plan; finetune keeps its prediction beside what it really t
 """
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -21,7 +22,6 @@ from jobs.footprint import DeviceType, ModelShape, RowTokens
 from jobs.results import TokenCounts
 from jobs.training_config import TrainingConfig
 
-_CLOSELY = 200  # of the longest rows, how many are taken apart into text, pictures and answer
 _CHARACTERS = 4  # a token, where there is no tokeniser
 
 
@@ -50,16 +50,17 @@ def trainable(described: Described, config: TrainingConfig) -> dict[str, int]:
     return parameters_by_part(adapted, trainable_only=True)
 
 
-def tokens(chosen: Selection, encoder: RowEncoder) -> tuple[TokenCounts, list[int]]:
-    """How long the rows are, and the indices of the longest ones, longest first. Opens no picture.
+def tokens(
+    chosen: Selection, encoder: RowEncoder, beat: Callable[[], None] = lambda: None
+) -> tuple[TokenCounts, list[int]]:
+    """How long the rows are, and the indices of the longest ones, longest first. Reads no picture; `beat` as `survey`.
 
     Raises:
         DatasetInvalid: as `survey`.
     """
-    found = survey(chosen, encoder)
+    found = survey(chosen, encoder, beat)
     lengths = np.array(found.lengths)
-    longest = [chosen.indices[at] for at in np.argsort(-lengths, kind="stable")[:_CLOSELY].tolist()]
-    rows = [chosen.rows[index] for index in longest]
+    rows = [chosen.rows[index] for index in found.by_length]  # taken apart into text, pictures and answer
     in_order = np.sort(lengths)[::-1]
     texts = [encoder.text_tokens(row) for row in rows]
     prompts = [encoder.text_tokens(row, prompt_only=True) for row in rows]
@@ -74,7 +75,7 @@ def tokens(chosen: Selection, encoder: RowEncoder) -> tuple[TokenCounts, list[in
             trained=[max(1, text - prompt) for text, prompt in zip(texts, prompts, strict=True)],
             truncated=found.truncated,
         ),
-        longest,
+        found.by_length,
     )
 
 
@@ -121,7 +122,7 @@ def has_pictures(rows: Rows) -> bool:
 
 
 def _pictures(row: Row) -> int:
-    return 0 if row.image is None else 1
+    return len(row.pictures)
 
 
 def _text_length(text: str) -> int:

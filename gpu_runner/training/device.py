@@ -3,6 +3,7 @@
 Used by the model recipes. Nothing here assumes a GPU; what needs one asks for it first.
 """
 
+import gc
 import resource
 import sys
 from collections.abc import Iterator
@@ -88,13 +89,26 @@ def available_host_bytes() -> int | None:
     return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")), None)
 
 
+def is_out_of_memory(error: Exception) -> bool:
+    """torch's CPU allocator has no error class of its own."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "DefaultCPUAllocator" in str(error)
+
+
+def give_back_memory(device: torch.device) -> None:
+    """Free what nothing refers to any more, cycles and the GPU allocator's reserve included."""
+    gc.collect()
+    if device.type == "cuda":
+        with torch.cuda.device(device):
+            torch.cuda.empty_cache()
+
+
 @contextmanager
 def errors_in_our_words() -> Iterator[None]:
     """Raises OutOfMemory and DiskFull for what torch, safetensors and the system say about them."""
     try:
         yield
     except Exception as error:
-        if _is_out_of_memory(error):
+        if is_out_of_memory(error):
             raise OutOfMemory from error
         if is_disk_full(error):
             raise DiskFull from error
@@ -105,8 +119,3 @@ def _has_bf16(device: torch.device) -> bool:
     """Whether the GPU computes in bf16. torch.cuda.is_bf16_supported also counts slow emulation, and asks the current
     device. Source: CUDA C Programming Guide: bf16 arithmetic since compute capability 8.0."""
     return bool(torch.version.hip) or torch.cuda.get_device_capability(device)[0] >= 8
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    """torch's CPU allocator has no error class of its own."""
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "DefaultCPUAllocator" in str(error)

@@ -1,12 +1,16 @@
 """A row becomes tensors: the chat template rendered, image tokens in place, labels on the answer alone.
 
-Called by the training loop, evaluation and generation; the survey uses its lengths. A model learns only what
-`labels` shows: prompt, image tokens and padding are -100, the answers and the last one's end token are not.
+Called by the training loop, evaluation, generation and the preview; the survey uses its lengths. A model learns only
+what `labels` shows: prompt, image tokens and padding are -100, the answers and the last one's end token are not.
+
+No family of models has code of its own here: what a row consists of is read off what the processor returns, and every
+encoded row is checked (`_check`) before anybody learns from it.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -20,102 +24,176 @@ from gpu_runner.training.conversation import Message
 from jobs.errors import DatasetInvalid, ModelUnavailable
 
 NOT_TRAINED = -100  # torch's default ignore_index
+_OURS = ("attention_mask", "labels")  # what collate makes; PaliGemma's processor brings labels of its own
 
 
 @dataclass(frozen=True)
 class Encoded:
     """One row. `input_ids`, `labels` and `per_token` are (tokens,); the first dimension of `pictures` counts
-    images or patches, whatever the model's processor makes of them."""
+    images or patches, whatever the model's processor makes of them.
+
+    `image_tokens` are placeholders, as many as the pictures have features. `whole_length` is the number of tokens
+    before anything was cut off, `images` how many pictures are left.
+    """
 
     row_id: str
     input_ids: Tensor
     labels: Tensor
     per_token: dict[str, Tensor]
     pictures: dict[str, Tensor]
+    image_tokens: int = 0
+    images: int = 0
+    whole_length: int = 0
+
+    @property
+    def is_truncated(self) -> bool:
+        return self.whole_length > len(self.input_ids)
 
 
 class RowEncoder:
     """Encodes rows with one model's processor, or its tokeniser where the model reads text only.
 
-    `ends` are the token ids after which that model stops.
+    `ends` are the token ids after which that model stops, `image_token_id` is the placeholder it puts a feature in.
+    Pictures of more than `max_pixels` are scaled down to it.
     """
 
-    def __init__(self, processor: Any, max_length: int, ends: frozenset[int]) -> None:
+    def __init__(
+        self,
+        processor: Any,
+        max_length: int,
+        ends: frozenset[int],
+        *,
+        image_token_id: int | None = None,
+        max_pixels: int | None = None,
+    ) -> None:
         self.processor = processor
         self.tokenizer = getattr(processor, "tokenizer", processor)
         self.max_length = max_length
+        self.max_pixels = max_pixels
         self.sees_images = hasattr(processor, "image_processor")
         self._ends = torch.tensor(sorted(ends))
-        self._image_token_id: int | None = getattr(processor, "image_token_id", None)
-        self._image_tokens_by_size: dict[tuple[int, int], int] = {}
+        # The model's own word first: Gemma 3's processor names the mark that is replaced, not what replaces it.
+        self._image_token_id: int | None = (
+            getattr(processor, "image_token_id", None) if image_token_id is None else image_token_id
+        )
+        self._lengths_by_size: dict[tuple[int, int], tuple[int, int]] = {}
         self._marks_answers = conversation.has_generation_marks(processor)
         self._control_tokens = conversation.control_tokens(processor)
 
-    def encode(self, row: Row, image: Image.Image | None) -> Encoded:
-        """The whole conversation, for training and for the loss.
+    def encode(self, row: Row, images: Sequence[Image.Image]) -> Encoded:
+        """The whole conversation, for training and for the loss. What is longer than max_length loses the end of its
+        last answer; where the cut would go through a picture, its last question and answer.
 
         Raises:
             DatasetInvalid: the row has no answer, or nothing of it is left within max_length.
             ModelUnavailable: the model's chat template cannot be used, or it cannot see images.
         """
-        messages = self._messages(row, image)
+        messages = self._messages(row, images)
         if messages[-1]["role"] != "assistant":
             raise DatasetInvalid(f"Row {row.id!r} does not end with an answer: convert the export again.")
-        with _template_errors(row):
-            rendered = self._render(messages, marks=self._marks_answers)
-            trained = self._answer_mask(row, messages, rendered)
-            self._check_images(row, rendered["input_ids"], image)
-        rendered, trained = self._with_end(rendered, trained)
-        return self._within_length(_encoded(row, rendered, trained))
+        whole = self._encode(row, messages)
+        encoded = whole
+        while self._is_cut_through_a_picture(encoded):
+            messages = conversation.without_last_exchange(messages)
+            if not messages:
+                raise DatasetInvalid(pictures_too_long(f"Row {row.id}", self.max_length))
+            encoded = self._encode(row, messages)
+        return replace(self._within_length(encoded), whole_length=len(whole.input_ids))
 
-    def encode_prompt(self, row: Row, image: Image.Image | None) -> Encoded:
+    def encode_prompt(self, row: Row, images: Sequence[Image.Image]) -> Encoded:
         """Everything before the last answer, ready to be continued; no label is trained.
 
         Raises:
             DatasetInvalid: the prompt is longer than max_length.
         """
-        messages = conversation.before_last_answer(self._messages(row, image))
+        messages = conversation.before_last_answer(self._messages(row, images))
         with _template_errors(row):
             rendered = self._render(messages, generation_prompt=True)
-            self._check_images(row, rendered["input_ids"], image)
+            self._check_images(row, rendered["input_ids"], messages)
         ids = rendered["input_ids"]
         if len(ids) > self.max_length:
             raise DatasetInvalid(
                 f"The question of row {row.id!r} takes {len(ids)} tokens and max_length is {self.max_length}: "
                 "raise max_length."
             )
-        return _encoded(row, rendered, torch.zeros(len(ids), dtype=torch.bool))
+        return self._encoded(row, messages, rendered, torch.zeros(len(ids), dtype=torch.bool))
 
     def image_tokens(self, image: Image.Image) -> int:
         """How many placeholders a picture of this size takes."""
-        if image.size not in self._image_tokens_by_size:
-            alone = self._render([{"role": "user", "content": [{"type": "image", "image": image}]}])
-            self._image_tokens_by_size[image.size] = self._count_placeholders(alone["input_ids"])
-        return self._image_tokens_by_size[image.size]
+        return self._lengths(self._scaled(image).size)[0]
+
+    def image_length(self, size: tuple[int, int]) -> int:
+        """How many tokens stand in the place of the mark of a picture of this size (width, height): placeholders and
+        what the processor writes around them."""
+        return self._lengths(self._scaled_size(size))[1]
 
     def text_tokens(self, row: Row, *, prompt_only: bool = False) -> int:
         """Tokens of the rendered text, where a picture's mark counts as one; opens no image."""
-        messages = self._messages(row, None)
+        messages = self._messages(row, (None,) * len(row.pictures))
         if prompt_only:
             messages = conversation.before_last_answer(messages)
-        text = conversation.render_text(self.processor, messages, generation_prompt=prompt_only)
-        return len(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+        return len(self._text_ids(messages, generation_prompt=prompt_only))
 
-    def _messages(self, row: Row, image: Image.Image | None) -> list[Message]:
-        if row.image is not None and not self.sees_images:
+    def _encode(self, row: Row, messages: list[Message]) -> Encoded:
+        """The conversation at its full length."""
+        with _template_errors(row):
+            rendered = self._render(messages, marks=self._marks_answers)
+            self._check_images(row, rendered["input_ids"], messages)
+            trained = self._answer_mask(row, messages, rendered)
+        if not bool(trained.any()):
+            raise ModelUnavailable(_not_told_apart(row.id))
+        rendered, trained = self._with_end(rendered, trained)
+        encoded = self._encoded(row, messages, rendered, trained)
+        self._check(encoded, conversation.answers_of(messages))
+        return encoded
+
+    def _messages(self, row: Row, images: Sequence[Image.Image | None]) -> list[Message]:
+        if row.pictures and not self.sees_images:
             raise ModelUnavailable(
                 f"Row {row.id!r} has an image and the model reads text only: choose a vision-language model."
             )
         if not row.conversations:
             raise DatasetInvalid(f"Row {row.id!r} has no conversation: convert the export again.")
-        return conversation.messages_of(row, image, self._control_tokens, self.sees_images)
+        if len(images) != len(row.pictures):
+            raise DatasetInvalid(
+                f"Row {row.id!r} names {len(row.pictures)} pictures and {len(images)} are there: convert again."
+            )
+        scaled = [None if image is None else self._scaled(image) for image in images]
+        return conversation.messages_of(row, scaled, self._control_tokens, self.sees_images)
+
+    def _scaled(self, image: Image.Image) -> Image.Image:
+        size = self._scaled_size(image.size)
+        return image if size == image.size else image.resize(size, Image.Resampling.BICUBIC)
+
+    def _scaled_size(self, size: tuple[int, int]) -> tuple[int, int]:
+        """Of the same shape, with at most max_pixels."""
+        width, height = size
+        if self.max_pixels is None or width * height <= self.max_pixels:
+            return size
+        factor = (self.max_pixels / (width * height)) ** 0.5
+        return max(1, int(width * factor)), max(1, int(height * factor))
+
+    def _lengths(self, size: tuple[int, int]) -> tuple[int, int]:
+        """Placeholders, and all tokens that replace the mark of a picture of this size; it is encoded alone once."""
+        if size not in self._lengths_by_size:
+            alone = [{"role": "user", "content": [{"type": "image", "image": Image.new("RGB", size)}]}]
+            ids = self._render(alone)["input_ids"]
+            self._lengths_by_size[size] = (
+                int(self.is_placeholder(ids).sum()),
+                len(ids) - len(self._text_ids(alone)) + 1,
+            )
+        return self._lengths_by_size[size]
 
     def _render(
         self, messages: Sequence[Message], *, generation_prompt: bool = False, marks: bool = False
     ) -> dict[str, Tensor]:
         """What the processor makes of a conversation; what belongs to tokens has shape (tokens,)."""
-        out = self.processor.apply_chat_template(
+        has_images = bool(conversation.images_of(messages))
+        # A processor that wants a picture, such as PaliGemma's, leaves text alone to its tokeniser.
+        reader = self.processor if has_images or not self._sees_prompts_whole else self.tokenizer
+        out = reader.apply_chat_template(
             list(messages),
+            chat_template=self.processor.chat_template,
             tokenize=True,
             return_dict=True,
             return_tensors="pt",
@@ -123,23 +201,65 @@ class RowEncoder:
             return_assistant_tokens_mask=marks,
         )
         shape = out["input_ids"].shape
-        tensors = {name: torch.as_tensor(value) for name, value in out.items() if name != "attention_mask"}
-        return {name: value[0] if value.shape == shape else value for name, value in tensors.items()}
+        tensors = {name: torch.as_tensor(value) for name, value in out.items() if name not in _OURS}
+        return self._without_second_bos(
+            {name: value[0] if value.shape == shape else value for name, value in tensors.items()}
+        )
+
+    def _without_second_bos(self, rendered: dict[str, Tensor]) -> dict[str, Tensor]:
+        """One BOS where the template writes it and the tokeniser again: no model was trained with two."""
+        ids = rendered["input_ids"]
+        is_bos = ids == (-1 if self.tokenizer.bos_token_id is None else self.tokenizer.bos_token_id)
+        kept = torch.ones(len(ids), dtype=torch.bool)
+        kept[1:] = ~(is_bos[1:] & is_bos[:-1])
+        return {name: value[kept] if value.shape == ids.shape else value for name, value in rendered.items()}
+
+    def _text_ids(self, messages: Sequence[Message], *, generation_prompt: bool = False) -> list[int]:
+        """The tokens of the rendered text, each picture as its short mark."""
+        text = conversation.render_text(self.processor, messages, generation_prompt=generation_prompt)
+        ids: list[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        return ids
+
+    @cached_property
+    def _sees_prompts_whole(self) -> bool:
+        """Whether the model reads its prompt in both directions and tells it from the answer by token types, as
+        PaliGemma does: the other kind of types marks pictures, these are 0 on them."""
+        if not self.sees_images:
+            return False
+        alone = [{"role": "user", "content": [{"type": "image", "image": Image.new("RGB", (64, 64))}]}]
+        rendered = self._render(alone)
+        types = rendered.get("token_type_ids")
+        return types is not None and not bool(types[self.is_placeholder(rendered["input_ids"])].any())
 
     def _answer_mask(self, row: Row, messages: list[Message], rendered: dict[str, Tensor]) -> Tensor:
         """(tokens,) bool: the answers. The template's own marks where they hold exactly the answers, else found
-        by rendering with and without each answer: some processors shift the marks, many templates lack them."""
+        by rendering with and without each answer: some processors shift the marks, many templates lack them.
+
+        Both together are the first choice: LLaVA's template has the model write the blank before its answer, and
+        leaves it out of its marks.
+        """
         ids, answers = rendered["input_ids"], conversation.answers_of(messages)
-        marks = rendered.pop("assistant_masks", None)
-        if marks is not None and self._says(ids[marks.bool()], answers):
-            return marks.bool()
+        marks = rendered.pop("assistant_masks", torch.zeros(len(ids))).bool()
+        rest = self._mask_from_the_end(messages, ids)
+        for mask in (marks | rest, marks, rest):
+            if self._says(ids[mask], answers):
+                return mask
         mask = self._mask_by_prefixes(messages, ids)
         if not self._says(ids[mask], answers):
-            raise ModelUnavailable(
-                f"The answer of row {row.id!r} cannot be told from its question in the text that the model's chat "
-                "template makes, so the model would learn the question too. Use a model whose template marks the "
-                "assistant's text with {% generation %}."
-            )
+            raise ModelUnavailable(_not_told_apart(row.id))
+        return mask
+
+    def _mask_from_the_end(self, messages: list[Message], ids: Tensor) -> Tensor:
+        """As by prefixes, from the texts alone: pictures are not processed again. Behind the last picture, tokens of
+        the text and of the row count alike from the end; with a picture behind an answer the caller sees it fail."""
+        mask = torch.zeros(len(ids), dtype=torch.bool)
+        whole = torch.tensor(self._text_ids(messages))
+        for index, message in enumerate(messages):
+            if message["role"] == "assistant":
+                before = torch.tensor(self._text_ids(messages[:index], generation_prompt=True))
+                after = torch.tensor(self._text_ids(messages[: index + 1]))
+                start, stop = (len(whole) - _common_length(part, whole) for part in (before, after))
+                mask[max(0, len(ids) - start) : max(0, len(ids) - stop)] = True
         return mask
 
     def _mask_by_prefixes(self, messages: list[Message], ids: Tensor) -> Tensor:
@@ -154,19 +274,57 @@ class RowEncoder:
     def _says(self, ids: Tensor, answers: Sequence[str]) -> bool:
         """Whether the tokens say the answers and nothing else, spaces and special tokens aside."""
         said = self.tokenizer.decode(ids, skip_special_tokens=True)
-        return len(ids) > 0 and "".join(said.split()) == "".join("".join(answers).split())
+        is_text = len(ids) > 0 and not bool(self.is_placeholder(ids).any())
+        return is_text and "".join(said.split()) == "".join("".join(answers).split())
 
-    def _check_images(self, row: Row, ids: Tensor, image: Image.Image | None) -> None:
-        expected = 0 if image is None else self.image_tokens(image)
-        found = self._count_placeholders(ids)
-        if found != expected or (image is not None and not expected):
+    def _check_images(self, row: Row, ids: Tensor, messages: Sequence[Message]) -> None:
+        expected = [self.image_tokens(image) for image in conversation.images_of(messages)]
+        found = int(self.is_placeholder(ids).sum())
+        if found != sum(expected) or 0 in expected:
             raise ModelUnavailable(
-                f"Row {row.id!r} holds {found} image tokens where its picture takes {expected}: "
-                "the model's chat template does not place the picture."
+                f"Row {row.id!r} holds {found} image tokens where its pictures take {sum(expected)}: "
+                "the model's chat template does not place the pictures."
             )
 
-    def _count_placeholders(self, ids: Tensor) -> int:
-        return 0 if self._image_token_id is None else int(ids.eq(self._image_token_id).sum())
+    def is_placeholder(self, ids: Tensor) -> Tensor:
+        """(tokens,) bool: which of them stand for pictures."""
+        return ids == (-1 if self._image_token_id is None else self._image_token_id)
+
+    def _encoded(self, row: Row, messages: Sequence[Message], rendered: dict[str, Tensor], trained: Tensor) -> Encoded:
+        ids = rendered.pop("input_ids")
+        per_token = {name: value for name, value in rendered.items() if value.shape == ids.shape}
+        if self._sees_prompts_whole:  # else the model would see the words it is to predict
+            per_token["token_type_ids"] = (trained.cumsum(0) > 0).long()
+        return Encoded(
+            row_id=row.id,
+            input_ids=ids,
+            labels=ids.masked_fill(~trained, NOT_TRAINED),
+            per_token=per_token,
+            pictures={name: value for name, value in rendered.items() if value.shape != ids.shape},
+            image_tokens=int(self.is_placeholder(ids).sum()),
+            images=len(conversation.images_of(messages)),
+            whole_length=len(ids),
+        )
+
+    def _check(self, encoded: Encoded, answers: Sequence[str]) -> None:
+        """What must hold of every row, asked of the result alone: wrong labels train silently.
+
+        Raises:
+            ModelUnavailable: something else than the answers and the end is trained, or the end is not.
+        """
+        trained = encoded.labels[encoded.labels != NOT_TRAINED]
+        if not self._says(trained, answers):
+            raise ModelUnavailable(_not_told_apart(encoded.row_id))
+        if not bool(torch.isin(encoded.labels[-1], self._ends)):
+            raise ModelUnavailable(
+                f"Row {encoded.row_id!r} does not end with a trained end token, so no end would ever be learned: "
+                "give the model's tokenizer an eos_token."
+            )
+        if bool(encoded.images) != bool(encoded.pictures):
+            raise ModelUnavailable(
+                f"Row {encoded.row_id!r} has {encoded.images} pictures and the model's processor made "
+                f"{sorted(encoded.pictures) or 'nothing'} of them: use another model."
+            )
 
     def _with_end(self, rendered: dict[str, Tensor], trained: Tensor) -> tuple[dict[str, Tensor], Tensor]:
         """The last answer ends with a trained end token; what the template writes behind it is cut off."""
@@ -192,24 +350,30 @@ class RowEncoder:
                 kept[at] = False
         return kept if bool(kept.any()) else trained
 
+    def _is_cut_through_a_picture(self, encoded: Encoded) -> bool:
+        return bool(self.is_placeholder(encoded.input_ids[self.max_length :]).any())
+
     def _within_length(self, encoded: Encoded) -> Encoded:
-        """Cut at max_length from the right, where the answer is; a picture stands before any answer."""
+        """Cut at max_length from the right, where the last answer is."""
         if len(encoded.input_ids) <= self.max_length:
             return encoded
         labels = encoded.labels[: self.max_length]
         if not bool((labels != NOT_TRAINED).any()):
             raise DatasetInvalid(too_long(f"Row {encoded.row_id}", self.max_length))
-        return Encoded(
-            row_id=encoded.row_id,
+        return replace(
+            encoded,
             input_ids=encoded.input_ids[: self.max_length],
             labels=labels,
             per_token={name: value[: self.max_length] for name, value in encoded.per_token.items()},
-            pictures=encoded.pictures,
         )
 
 
 def collate(rows: Sequence[Encoded], pad_id: int, *, left: bool = False) -> dict[str, Tensor]:
-    """A batch: (rows, longest) for what belongs to tokens, padded right for training and left for generation."""
+    """A batch: (rows, longest) for what belongs to tokens, padded right for training and left for generation.
+
+    Rows of text may stand beside rows with pictures. Pictures are joined along their first dimension; where tiles or
+    sizes differ, zeros fill up, which every family that has them leaves out again.
+    """
     longest = max(len(row.input_ids) for row in rows)
 
     def padded(tensors: Sequence[Tensor], value: int) -> Tensor:
@@ -222,13 +386,46 @@ def collate(rows: Sequence[Encoded], pad_id: int, *, left: bool = False) -> dict
         "input_ids": padded([row.input_ids for row in rows], pad_id),
         "attention_mask": padded([torch.ones_like(row.input_ids) for row in rows], 0),
         "labels": padded([row.labels for row in rows], NOT_TRAINED),
-        **{name: padded([row.per_token[name] for row in rows], 0) for name in rows[0].per_token},
-        **{name: torch.cat([row.pictures[name] for row in rows]) for name in rows[0].pictures},
+        **{
+            name: padded([row.per_token.get(name, torch.zeros_like(row.input_ids)) for row in rows], 0)
+            for name in _names(row.per_token for row in rows)
+        },
+        **{
+            name: _joined([row.pictures[name] for row in rows if name in row.pictures])
+            for name in _names(row.pictures for row in rows)
+        },
     }
+
+
+def _names(tensors: Iterable[dict[str, Tensor]]) -> list[str]:
+    return list(dict.fromkeys(name for each in tensors for name in each))
+
+
+def _joined(tensors: Sequence[Tensor]) -> Tensor:
+    """Along the first dimension, the others filled up with zeros to the largest."""
+    shape = [max(sizes) for sizes in zip(*(tensor.shape[1:] for tensor in tensors), strict=True)]
+
+    def filled(tensor: Tensor) -> Tensor:
+        missing = [(0, most - size) for most, size in zip(shape, tensor.shape[1:], strict=True)]
+        return torch.nn.functional.pad(tensor, [n for pair in reversed(missing) for n in pair])
+
+    return torch.cat([filled(tensor) for tensor in tensors])
 
 
 def too_long(whose: str, max_length: int) -> str:
     return f"{whose}: nothing of the answer is left within max_length {max_length}. Raise max_length."
+
+
+def pictures_too_long(whose: str, max_length: int) -> str:
+    return f"{whose}: the pictures alone do not fit into max_length {max_length}. Raise max_length or lower max_pixels."
+
+
+def _not_told_apart(row_id: str) -> str:
+    return (
+        f"The answer of row {row_id!r} cannot be told from its question in the text that the model's chat template "
+        "makes, so the model would learn the question too. Use a model whose template marks the assistant's text with "
+        "{% generation %}."
+    )
 
 
 @contextmanager
@@ -241,17 +438,6 @@ def _template_errors(row: Row) -> Iterator[None]:
             f"The model's chat template or processor cannot take row {row.id!r} ({str(error)[:200]}): "
             "choose another model for this dataset."
         ) from error
-
-
-def _encoded(row: Row, rendered: dict[str, Tensor], trained: Tensor) -> Encoded:
-    ids = rendered.pop("input_ids")
-    return Encoded(
-        row_id=row.id,
-        input_ids=ids,
-        labels=ids.masked_fill(~trained, NOT_TRAINED),
-        per_token={name: value for name, value in rendered.items() if value.shape == ids.shape},
-        pictures={name: value for name, value in rendered.items() if value.shape != ids.shape},
-    )
 
 
 def _cut(rendered: dict[str, Tensor], length: int) -> dict[str, Tensor]:

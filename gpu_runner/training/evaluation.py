@@ -11,8 +11,8 @@ from gpu_runner.rows import Rows
 from gpu_runner.training import generation, scoring
 from gpu_runner.training.encoding import RowEncoder, collate
 from gpu_runner.training.generation import Beat
+from gpu_runner.training.loss import summed_loss
 from gpu_runner.training.models import Loaded
-from gpu_runner.training.optimisation import summed_loss
 from gpu_runner.training.selection import Selection, spread
 from jobs.paths import DataRoot
 from jobs.results import Answer
@@ -37,12 +37,12 @@ class Scores:
 
 
 class Validation:
-    """The rows a run is measured on, the same at every evaluation."""
+    """The rows a run is measured on, the same at every evaluation; `at_once` of them are computed together."""
 
     def __init__(self, rows: Rows, encoder: RowEncoder, root: DataRoot, batch_size: int) -> None:
         self._encoder = encoder
         self._root = root
-        self._batch_size = batch_size
+        self.at_once = batch_size
         self._for_loss = spread(rows, LOSS_ROWS)
         self._for_answers = spread(rows, ANSWER_ROWS)
         self._max_new_tokens = generation.longest_answer(encoder, self._for_answers, most=ANSWER_TOKENS)
@@ -53,7 +53,7 @@ class Validation:
 
     def score(self, loaded: Loaded, beat: Beat) -> tuple[Scores, list[Answer]]:
         """The scores, and the answers that are shown."""
-        loss = mean_loss(loaded, self._encoder, self._for_loss, self._batch_size, beat)
+        loss = mean_loss(loaded, self._encoder, self._for_loss, self.at_once, beat)
         answers = self._answers(loaded, self._for_answers, beat)
         return Scores(loss, scoring.accuracy(answers)), answers[:SAMPLE_ROWS]
 
@@ -68,7 +68,7 @@ class Validation:
             selection,
             self._root,
             max_new_tokens=self._max_new_tokens,
-            batch_size=self._batch_size,
+            batch_size=self.at_once,
             beat=beat,
         )
 

@@ -41,7 +41,7 @@ def answer_rows(
     for indices in selection.batches(batch_size):
         opened = [selection.open(index) for index in indices]
         batch = collate(
-            [encoder.encode_prompt(row, image) for row, image in opened], loaded.tokenizer.pad_token_id, left=True
+            [encoder.encode_prompt(row, images) for row, images in opened], loaded.tokenizer.pad_token_id, left=True
         )
         texts = _continued(loaded, batch, max_new_tokens)
         answers += [

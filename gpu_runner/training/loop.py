@@ -5,16 +5,22 @@ Killed at any point and resumed from its newest checkpoint, it logs the same num
 """
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
+import torch
 from torch import Tensor
 
-from gpu_runner.training import checkpoints, optimisation, run_state, trainable
+from gpu_runner.training import checkpoints, device, goal, run_state, trainable
+from gpu_runner.training.batches import Batches, EncodedRows
 from gpu_runner.training.checkpoints import Checkpoint, Manifest
-from gpu_runner.training.encoding import RowEncoder, collate
-from gpu_runner.training.evaluation import Scores, Validation
+from gpu_runner.training.curves import Curves
+from gpu_runner.training.encoding import RowEncoder
+from gpu_runner.training.evaluation import Validation
+from gpu_runner.training.loss import needs_all_logits_at_once, summed_loss
 from gpu_runner.training.models import Loaded
 from gpu_runner.training.optimisation import Optimisation
 from gpu_runner.training.plan import Plan
@@ -22,8 +28,24 @@ from gpu_runner.training.run_log import RunLog, finite
 from gpu_runner.training.run_state import RunState, Window
 from gpu_runner.training.selection import Selection
 from gpu_runner.work import Stopped, Work
-from jobs.events import JobPaused
 from jobs.specs import FinetuneSpec
+
+T = TypeVar("T")
+
+Metrics = dict[str, float]
+
+
+@dataclass
+class Gathered:
+    """What the micro-batches of a step gave: gradients on the parameters, and these sums.
+
+    `loss` is summed over `tokens` trained ones; `seen` counts all real tokens, `scale` divided each loss.
+    """
+
+    loss: float
+    tokens: int
+    seen: int
+    scale: int
 
 
 class TrainingLoop:
@@ -35,23 +57,27 @@ class TrainingLoop:
         loaded: Loaded,
         encoder: RowEncoder,
         training: Selection,
+        lengths: list[int],
         validation: Validation | None,
         begin: Checkpoint | None,
     ) -> None:
         self._work = work
         self._config = work.spec.config
         self._loaded = loaded
-        self._encoder = encoder
-        self._training = training
+        self._rows = EncodedRows(encoder, training)
         self._validation = validation
-        self.plan = Plan.of(self._config, len(training))
-        self.state = RunState(rows=len(training))
+        self._goal = goal.goal_of(self._config)
+        self.plan = Plan.of(self._config, len(training), lengths)
+        self.state = RunState(rows=len(training), at_once=self.plan.at_once)
         self.checkpoint = begin
         self._optimisation = Optimisation(loaded, self._config, self.plan.total_steps)
         if begin is not None:
             self.state.restore(begin.state, self._optimisation)
-        self._report = RunLog(work.journal, self.plan, loaded.compute, self.state.step)
+            self.plan = self.plan.with_at_once(self.state.at_once)
+        curves = Curves(work.folder.tensorboard) if self._config.tensorboard else None
+        self._report = RunLog(work.journal, curves, self.plan, loaded.compute, self.state.step)
         self._is_save_due = False
+        self._said: set[str] = set()
 
     @property
     def tokens_per_second(self) -> float | None:
@@ -65,94 +91,187 @@ class TrainingLoop:
             Stopped: a cancel, or a pause or leave once the state is saved.
             JobFailed: it diverged, or an evaluation was not possible; what was trained until then is saved.
         """
-        self._work.journal.phase("training")
-        if self.state.step == 0:
-            self._show_untrained()
-        while self.state.step < self.plan.total_steps:
-            learning_rate, grad_norm = self._step()
-            if self._is_due(self._config.logging_steps):
+        with self._report:
+            self._report.phase("training")
+            if self.state.step == 0:
+                self._show_untrained()
+            while not self._is_last():
+                with self._batches() as batches:
+                    self._train(batches)
+
+    def _batches(self) -> Batches:
+        return Batches(
+            self._rows,
+            self.plan,
+            self._loaded.tokenizer.pad_token_id,
+            first=self.state.step,
+            workers=self._config.dataloader_workers,
+        )
+
+    def _train(self, batches: Batches) -> None:
+        """Step until the run's end, or until a step did not fit into memory and the plan has smaller pieces now."""
+        while not self._is_last():
+            gathered = self._gradients(batches)
+            if gathered is None:
+                return
+            learning_rate, grad_norm = self._update(gathered)
+            metrics = self._log(learning_rate, grad_norm) if self._is_due(self._config.logging_steps) else {}
+            if self._is_due(self._config.eval_steps):
+                metrics |= self._evaluate(metrics)
+            if self.state.has_ended_early and self.state.window.tokens:
                 self._log(learning_rate, grad_norm)
-            scores = self._evaluate() if self._is_due(self._config.eval_steps) else None
             self._is_save_due |= self._is_due(self._config.save_steps)
             if self._is_save_due and self._may_save():
-                self._save(scores)
+                self._save(metrics)
             if self._work.stop.wanted in ("pause", "leave") and self._may_save() and not self._is_last():
                 self._save_and_stop()
 
-    def _step(self) -> tuple[float, float]:
-        """One update of the weights; gives learning rate and gradient norm."""
-        began, seen = time.monotonic(), 0
-        total, tokens, scale = 0.0, 0, 0
-        micro_batches = self.plan.micro_batches(self.state.step)
-        for indices in micro_batches:
+    def _gradients(self, batches: Batches) -> Gathered | None:
+        """The gradients of the next step. None where they did not fit into memory: it begins again, in pieces half as
+        large, from the very state it had."""
+        began = time.monotonic()
+        rng = run_state.rng_state()
+        gathered = self._if_it_fits(lambda: self._gather(batches), self.plan.at_once)
+        if gathered is None:
+            self._optimisation.discard()
+            run_state.set_rng_state(rng)
+            device.give_back_memory(self._loaded.compute.device)
+            self._take_fewer()
+        else:
+            self._note_logits()
+            self._report.stepped(time.monotonic() - began, gathered.seen)
+        return gathered
+
+    def _if_it_fits(self, compute: Callable[[], T], at_once: int) -> T | None:
+        """None when memory was too short for so many rows and fewer are possible."""
+        try:
+            return compute()
+        except Exception as error:
+            if at_once == 1 or not device.is_out_of_memory(error):
+                raise
+        return None  # out here, where the error no longer holds on to what filled the memory
+
+    def _take_fewer(self) -> None:
+        before, self.state.at_once = self.plan.at_once, self.plan.at_once // 2
+        self.plan = self.plan.with_at_once(self.state.at_once)
+        self._report.note(
+            f"Memory was too short for {before} rows at once. The run goes on after step {self.state.step} with "
+            f"{self.state.at_once} at once and more of these per update, so that each update sees the same rows.",
+            "fewer_rows_at_once",
+        )
+
+    def _gather(self, batches: Batches) -> Gathered:
+        losses: list[Tensor] = []
+        gathered = Gathered(loss=0.0, tokens=0, seen=0, scale=0)
+        pieces = len(self.plan.micro_batches(self.state.step))
+        for batch in batches.of_step(self.state.step):
             self._work.stop.check_cancel()
-            batch = self._batch(indices)
-            loss, count = optimisation.summed_loss(self._loaded, batch)
-            scale = scale or count * len(micro_batches)  # near the step's tokens: keeps fp16 gradients in range
-            self._optimisation.backward(loss / scale)
-            total, tokens = total + loss.item(), tokens + count
-            seen += int(batch["attention_mask"].sum())
-        grad_norm, learning_rate = self._optimisation.step(scale / tokens)
+            loss, count = summed_loss(self._loaded, batch)
+            gathered.scale = gathered.scale or count * pieces  # near the step's tokens: keeps fp16 gradients in range
+            self._optimisation.backward(loss / gathered.scale)
+            losses.append(loss.detach())
+            gathered.tokens += count
+            gathered.seen += int(batch["attention_mask"].sum())
+        gathered.loss = float(torch.stack(losses).double().sum())  # once a step: reading waits for a GPU
+        return gathered
+
+    def _update(self, gathered: Gathered) -> tuple[float, float]:
+        """One update of the weights; gives learning rate and gradient norm."""
+        grad_norm, learning_rate = self._optimisation.step(gathered.scale / gathered.tokens)
         self.state.step += 1
-        self.state.window.loss += total
-        self.state.window.tokens += tokens
-        self._report.stepped(time.monotonic() - began, seen)
+        self.state.window.loss += gathered.loss
+        self.state.window.tokens += gathered.tokens
         self._report.progress(self.state.step)
         return learning_rate, grad_norm
 
-    def _batch(self, indices: list[int]) -> dict[str, Tensor]:
-        rows = [self._encoder.encode(*self._training.open(index)) for index in indices]
-        return collate(rows, self._loaded.tokenizer.pad_token_id)
+    def _note_logits(self) -> None:
+        if needs_all_logits_at_once(self._loaded):
+            self._note_once(
+                "This model changes its logits in a way of its own, so those of a batch's trained tokens are made in "
+                "one piece: if memory is short, lower batch_size.",
+                "logits_at_once",
+            )
+
+    def _note_once(self, message: str, code: str) -> None:
+        if code not in self._said:
+            self._said.add(code)
+            self._report.note(message, code)
 
     def _is_due(self, every: int) -> bool:
         return self.state.step % every == 0 or self._is_last()
 
     def _is_last(self) -> bool:
-        return self.state.step == self.plan.total_steps
+        return self.state.step == self.plan.total_steps or self.state.has_ended_early
 
     def _may_save(self) -> bool:
         """Not right after a skipped update: the next good one shows whether the run recovers."""
         return not self._optimisation.skipped_in_a_row or self._is_last()
 
-    def _log(self, learning_rate: float, grad_norm: float) -> None:
+    def _log(self, learning_rate: float, grad_norm: float) -> Metrics:
         self.state.train_loss = self.state.window.mean()
-        self._report.log_training(
+        self.state.window = Window()
+        return self._report.log_training(
             self.state.step, self.state.train_loss, learning_rate, grad_norm, self._optimisation.skipped
         )
-        self.state.window = Window()
 
     def _show_untrained(self) -> None:
-        if self._validation:
-            with self._evaluating():
-                self._report.samples(0, self._validation.samples(self._loaded, self._beat))
+        validation = self._validation
+        if validation is not None:
+            answers = self._evaluated(validation, lambda: validation.samples(self._loaded, self._beat))
+            self._report.samples(0, answers)
 
-    def _evaluate(self) -> Scores | None:
-        if self._validation is None:
-            return None
+    def _evaluate(self, logged: Metrics) -> Metrics:
+        """The scores; `logged` is what was logged at this step, which may be what the run is judged by."""
+        validation = self._validation
+        if validation is None:
+            return {}
         try:
-            with self._evaluating():
-                scores, answers = self._validation.score(self._loaded, self._beat)
+            scores, answers = self._evaluated(validation, lambda: validation.score(self._loaded, self._beat))
         except Stopped:
             raise
         except Exception:
             self._save_unscored()
             raise
-        self._report.log(self.state.step, scores.named())
+        metrics = scores.named()
+        self._report.log(self.state.step, metrics)
         self._report.samples(self.state.step, answers)
         self.state.note_scores(scores.loss, scores.accuracy)
-        return scores
+        self._judge(logged | metrics)
+        return metrics
 
-    def _save(self, scores: Scores | None) -> None:
+    def _judge(self, metrics: Metrics) -> None:
+        """Compare with the best so far; without a better one for too long, the run ends here."""
+        if self._goal.metric not in metrics:
+            self._note_once(
+                f"metric_for_best_model {self._goal.metric} was not measured at step {self.state.step}, so eval_loss "
+                f"tells the best checkpoint. Measured were {', '.join(sorted(metrics))}.",
+                "metric_for_best_model",
+            )
+            self._goal = goal.BY_LOSS
+        self.state.note_goal(self._goal, self._goal.value_in(metrics), self._config.early_stopping_threshold)
+        patience = self._config.early_stopping_patience
+        if patience is not None and self.state.without_gain >= patience and not self._is_last():
+            self.state.has_ended_early = True
+            self._report.note(
+                f"The run ends at step {self.state.step} of {self.plan.total_steps}: {self._goal.metric} has not "
+                f"become better than {self.state.best} in {patience} evaluations (early_stopping_patience).",
+                "early_stopping",
+            )
+
+    def _save(self, metrics: Metrics) -> None:
+        """Metrics are those of this very step; only what is evaluated or judged by belongs to the checkpoint."""
         self._optimisation.check_weights()
-        metrics = finite({} if scores is None else scores.named())
+        kept = {name: value for name, value in metrics.items() if name.startswith("eval_") or name == self._goal.metric}
+        kept = finite(kept)
         folder = self._work.folder.checkpoints
-        self.state.note_checkpoint(self._name_of(folder / f"step-{self.state.step}"), metrics.get("eval_loss"))
-        self._work.journal.phase("saving")
-        self.checkpoint = checkpoints.write(folder, self._manifest(metrics), self._fill, self._work.journal.sync)
-        self._work.journal.checkpoint(self.state.step, self.checkpoint.folder, self.checkpoint.size_bytes, metrics)
+        name = self._name_of(folder / f"step-{self.state.step}")
+        self.state.note_checkpoint(name, self._goal, self._goal.value_in(kept))
+        self._report.phase("saving")
+        self.checkpoint = checkpoints.write(folder, self._manifest(kept), self._fill, self._report.sync)
+        self._report.checkpoint(self.checkpoint)
         self._is_save_due = False
         self._rotate()
-        self._work.journal.phase("training")
+        self._report.phase("training")
 
     def _rotate(self) -> None:
         work, best = self._work, self.state.best_checkpoint
@@ -160,7 +279,7 @@ class TrainingLoop:
         removed = checkpoints.rotate(work.folder.checkpoints, self._config.save_total_limit, best_folder)
         removed += checkpoints.rotate_earlier(work.root, work.job_id, work.attempt, best_folder)
         for step, folder in removed:
-            work.journal.checkpoint_removed(step, folder)
+            self._report.checkpoint_removed(step, folder)
 
     def _fill(self, checkpoint: Checkpoint) -> None:
         """Write the files of a checkpoint."""
@@ -171,7 +290,7 @@ class TrainingLoop:
             self._loaded.model.save_pretrained(checkpoint.model, save_embedding_layers=False)
         self.state.save(checkpoint.state, self._optimisation)
 
-    def _manifest(self, metrics: dict[str, float]) -> Manifest:
+    def _manifest(self, metrics: Metrics) -> Manifest:
         return Manifest(
             job_id=self._work.job_id,
             attempt=self._work.attempt,
@@ -179,16 +298,18 @@ class TrainingLoop:
             method=self._config.method,
             model_name=self._config.model_name,
             metrics=metrics,
+            judged_by=self._goal.metric,
+            higher_is_better=self._goal.higher_is_better,
         )
 
     def _save_unscored(self) -> None:
         if self._may_save() and (self.checkpoint is None or self.checkpoint.step != self.state.step):
-            self._save(None)
+            self._save({})
 
     def _save_and_stop(self) -> None:
         self._save_unscored()
         if self._work.stop.wanted == "pause":
-            self._work.journal.state(JobPaused, step=self.state.step)
+            self._report.paused(self.state.step)
         raise Stopped
 
     def _beat(self) -> None:
@@ -198,12 +319,23 @@ class TrainingLoop:
     def _name_of(self, folder: Path) -> str:
         return self._work.root.name_of(folder)
 
+    def _evaluated(self, validation: Validation, compute: Callable[[], T]) -> T:
+        """What an evaluation gives, with fewer rows at once where memory is short."""
+        while True:
+            with self._evaluating():
+                given = self._if_it_fits(compute, validation.at_once)
+            if given is not None:
+                return given
+            device.give_back_memory(self._loaded.compute.device)
+            validation.at_once //= 2
+            self._note_once("Memory was too short: evaluations take fewer rows at once.", "fewer_rows_evaluated")
+
     @contextmanager
     def _evaluating(self) -> Iterator[None]:
         """Work beside the training, which must not change its course."""
-        self._work.journal.phase("evaluating")
+        self._report.phase("evaluating")
         self._loaded.model.eval()
         with run_state.rng_untouched():
             yield
         trainable.train_mode(self._loaded)
-        self._work.journal.phase("training")
+        self._report.phase("training")

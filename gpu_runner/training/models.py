@@ -20,12 +20,13 @@ from transformers import (
     AutoModelForImageTextToText,
     AutoProcessor,
     AutoTokenizer,
+    GenerationConfig,
     PretrainedConfig,
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
 from transformers.utils import logging as transformers_logging
 
-from gpu_runner.training import adapters, checkpoints, demo_model, device, lineage
+from gpu_runner.training import adapters, checkpoints, conversation, demo_model, device, lineage, without_video
 from gpu_runner.training.adapters import ADAPTER_CONFIG
 from gpu_runner.training.checkpoints import Checkpoint
 from gpu_runner.training.device import Compute
@@ -57,9 +58,7 @@ class Loaded:
     @property
     def end_ids(self) -> frozenset[int]:
         """Tokens after which the model stops."""
-        configured = self.model.generation_config.eos_token_id
-        more = configured if isinstance(configured, list) else [configured]
-        return frozenset(token for token in (self.tokenizer.eos_token_id, *more) if token is not None)
+        return end_ids(self.processor, self.model.generation_config)
 
     @property
     def longest(self) -> int | None:
@@ -72,8 +71,14 @@ class Loaded:
         is_large = sum(parameter.numel() for parameter in self.model.parameters()) > models.CPU_LIMIT_PARAMETERS
         return 1 if is_large and self.compute.device.type == "cuda" else most
 
-    def encoder(self, max_length: int) -> RowEncoder:
-        return RowEncoder(self.processor, max_length, self.end_ids)
+    def encoder(self, max_length: int, max_pixels: int | None = None) -> RowEncoder:
+        return RowEncoder(
+            self.processor,
+            max_length,
+            self.end_ids,
+            image_token_id=image_token_id(self.model.config),
+            max_pixels=max_pixels,
+        )
 
 
 def source_of(name: str, root: DataRoot, settings: Settings) -> ModelSource:
@@ -117,12 +122,17 @@ class Described:
         """The most tokens the model was made for."""
         return getattr(self.config.get_text_config(), "max_position_embeddings", None)
 
-    def encoder(self, max_length: int) -> RowEncoder | None:
+    def encoder(self, max_length: int, max_pixels: int | None = None) -> RowEncoder | None:
         """For counting tokens."""
         if self.processor is None:
             return None
-        tokenizer = getattr(self.processor, "tokenizer", self.processor)
-        return RowEncoder(self.processor, max_length, frozenset({tokenizer.eos_token_id}))
+        return RowEncoder(
+            self.processor,
+            max_length,
+            end_ids(self.processor, GenerationConfig.from_model_config(self.config)),
+            image_token_id=image_token_id(self.config),
+            max_pixels=max_pixels,
+        )
 
 
 def describe(source: ModelSource, *, offline: bool = False) -> Described:
@@ -173,16 +183,46 @@ def load_base(
     return Loaded(model.eval(), processor, source, Compute(torch.device(device), dtype))
 
 
+def load_encoder(source: ModelSource, max_length: int, max_pixels: int | None, *, offline: bool = False) -> RowEncoder:
+    """What makes tensors of rows for a model, without its weights. Raises ModelUnavailable."""
+    config = _config(source, offline)
+    with _told_plainly(source):
+        processor = load_processor(source.location, sees_images=_sees_images(config), offline=offline)
+        try:
+            generation = GenerationConfig.from_pretrained(source.location, local_files_only=offline)
+        except OSError:  # many have none
+            generation = GenerationConfig.from_model_config(config)
+    ends = end_ids(processor, generation)
+    return RowEncoder(processor, max_length, ends, image_token_id=image_token_id(config), max_pixels=max_pixels)
+
+
+def end_ids(processor: Any, generation: GenerationConfig) -> frozenset[int]:
+    """Tokens after which the model stops."""
+    configured = generation.eos_token_id
+    more = configured if isinstance(configured, list) else [configured]
+    own = getattr(processor, "tokenizer", processor).eos_token_id
+    return frozenset(token for token in (own, *more) if token is not None)
+
+
 def load_processor(location: str | Path, *, sees_images: bool, offline: bool = False) -> Any:
     """The processor, or the tokeniser of a text model; it always has a padding token."""
+    without_video.allow()
     kind = AutoProcessor if sees_images else AutoTokenizer
     processor = kind.from_pretrained(location, trust_remote_code=False, local_files_only=offline)
     tokenizer = getattr(processor, "tokenizer", processor)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
+    if type(processor).__name__ == "PaliGemmaProcessor" and not processor.chat_template:
+        processor.chat_template = conversation.PREFIX_TEMPLATE
     if not processor.chat_template:
         raise ModelUnavailable(f"{location} has no chat template: use its instruction-tuned variant.")
     return processor
+
+
+def image_token_id(config: PretrainedConfig) -> int | None:
+    """The placeholder that the model puts a picture's feature in; None where it reads text only."""
+    token: int | None = getattr(config, "image_token_id", None)
+    return token
 
 
 def load_checkpoint(

@@ -1,7 +1,6 @@
-"""Loss, gradients and the update of the weights: AdamW under a cosine schedule with linear warm-up.
+"""Gradients and the update of the weights: AdamW under a cosine schedule with linear warm-up.
 
-Used by the loop; evaluation uses `summed_loss`. The loss of a step is the mean over the step's trained tokens,
-however they fall into micro-batches.
+Used by the loop. The loss of a step is the mean over the step's trained tokens, however they fall into micro-batches.
 """
 
 import math
@@ -9,12 +8,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import LRScheduler
 from transformers import get_cosine_schedule_with_warmup
 
-from gpu_runner.training.encoding import NOT_TRAINED
 from gpu_runner.training.models import Loaded
 from jobs.errors import JobFailed
 from jobs.training_config import TrainingConfig
@@ -22,18 +19,6 @@ from jobs.training_config import TrainingConfig
 MOST_SKIPPED = 5  # updates in a row
 _REMEDY = "Start a new job with a lower learning_rate; checkpoints saved before are still good."
 _SEARCH = 16  # more in fp16: halvings of the loss scale from its first value, 2**16, to 1
-
-
-def summed_loss(loaded: Loaded, batch: dict[str, Tensor]) -> tuple[Tensor, int]:
-    """Cross-entropy summed over the batch's trained tokens (a float32 scalar), and how many these are."""
-    device = loaded.compute.device
-    inputs = {name: value.to(device) for name, value in batch.items() if name != "labels"}
-    targets = batch["labels"][:, 1:].to(device)
-    trained = targets != NOT_TRAINED
-    with loaded.compute.autocast():
-        logits = loaded.model(**inputs, use_cache=False).logits
-    predicted = logits[:, :-1][trained].float()  # only trained positions are upcast: vocabularies are large
-    return functional.cross_entropy(predicted, targets[trained], reduction="sum"), int(trained.sum())
 
 
 class Optimisation:
@@ -79,6 +64,10 @@ class Optimisation:
         self._scaler.update()
         self._optimizer.zero_grad(set_to_none=True)
         return float(norm), learning_rate
+
+    def discard(self) -> None:
+        """Forget what gradients were added since the last update."""
+        self._optimizer.zero_grad(set_to_none=True)
 
     def check_weights(self) -> None:
         """Raises JobFailed when what is trained holds numbers that are none."""

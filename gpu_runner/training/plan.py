@@ -3,19 +3,24 @@
 Used by the loop and for what is told about progress.
 """
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
 
 from jobs.training_config import TrainingConfig
 
+POOL_STEPS = 32  # rows are grouped by length among those of so many steps, so that chance still mixes them
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, eq=False)
 class Plan:
     """Every epoch visits each row once, in an order of its own; its last step may have fewer rows.
 
-    A step is one update of the weights: up to `accumulation` micro-batches of up to `batch_size` rows.
+    A step is one update of the weights: `accumulation` groups of `batch_size` rows. Where `lengths` are known, in
+    tokens with images, the rows of a group are about equally long, so that little is padded. `at_once` rows are
+    computed together: a whole group, or less of it where memory is short, which changes no step's rows.
     """
 
     rows: int
@@ -24,9 +29,13 @@ class Plan:
     epochs: int
     max_steps: int | None
     seed: int
+    lengths: np.ndarray | None = None
+    at_once: int = 0
 
     @classmethod
-    def of(cls, config: TrainingConfig, rows: int) -> "Plan":
+    def of(cls, config: TrainingConfig, rows: int, lengths: Sequence[int] | None = None) -> "Plan":
+        """`lengths` are those of all rows; they count only where they differ and grouping is wanted."""
+        differ = config.group_by_length and lengths is not None and len(set(lengths)) > 1
         return cls(
             rows=rows,
             batch_size=config.batch_size,
@@ -34,6 +43,8 @@ class Plan:
             epochs=config.num_epochs,
             max_steps=config.max_steps,
             seed=config.seed,
+            lengths=np.asarray(lengths) if differ else None,
+            at_once=config.batch_size,
         )
 
     @property
@@ -50,8 +61,13 @@ class Plan:
         """Row indices of the micro-batches of step `step`, counted from 0."""
         epoch, place = divmod(step, self.steps_per_epoch)
         start = place * self._rows_per_step
-        chosen = _order(self.rows, self.seed, epoch)[start : start + self._rows_per_step].tolist()
-        return [chosen[at : at + self.batch_size] for at in range(0, len(chosen), self.batch_size)]
+        chosen = _order(self, epoch)[start : start + self._rows_per_step].tolist()
+        groups = _cut(chosen, self.batch_size)
+        return [piece for group in groups for piece in _cut(group, self.at_once or self.batch_size)]
+
+    def with_at_once(self, rows: int) -> "Plan":
+        """The same steps, computed so many rows at a time."""
+        return replace(self, at_once=rows)
 
     def epoch_after(self, steps: int) -> float:
         """How many times the rows have been seen after so many steps."""
@@ -62,7 +78,25 @@ class Plan:
         return self.batch_size * self.accumulation
 
 
-@lru_cache(maxsize=1)
-def _order(rows: int, seed: int, epoch: int) -> np.ndarray:
+@lru_cache(maxsize=2)
+def _order(plan: Plan, epoch: int) -> np.ndarray:
     """(rows,) a permutation of the row indices."""
-    return np.random.default_rng((seed, epoch)).permutation(rows)
+    draw = np.random.default_rng((plan.seed, epoch))
+    order = draw.permutation(plan.rows)
+    if plan.lengths is None:
+        return order
+    pool = POOL_STEPS * plan.batch_size * plan.accumulation
+    pools = [order[at : at + pool] for at in range(0, plan.rows, pool)]
+    return np.concatenate([_grouped(rows, plan.lengths, plan.batch_size, draw) for rows in pools])
+
+
+def _grouped(rows: np.ndarray, lengths: np.ndarray, size: int, draw: np.random.Generator) -> np.ndarray:
+    """The rows in groups of about equal length, the groups in an order of chance; one that is not full stays last."""
+    by_length = rows[np.argsort(-lengths[rows], kind="stable")]
+    whole = len(rows) // size * size
+    groups = by_length[:whole].reshape(-1, size)
+    return np.concatenate([groups[draw.permutation(len(groups))].ravel(), by_length[whole:]])
+
+
+def _cut(rows: list[int], size: int) -> list[list[int]]:
+    return [rows[at : at + size] for at in range(0, len(rows), size)]

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from gpu_runner.training.goal import Goal
 from gpu_runner.training.optimisation import Optimisation
 from jobs.errors import DatasetInvalid
 
@@ -31,28 +32,43 @@ class Window:
 
 @dataclass
 class RunState:
-    """What changes from step to step. `rows` is how many rows the set had, to notice another one."""
+    """What changes from step to step. `rows` is how many rows the set had, to notice another one.
+
+    `at_once` rows are computed together, fewer than configured where memory was short. `best` is the best value of the
+    run's goal, `without_gain` how many evaluations in a row brought none; `best_checkpoint` has `best_saved`.
+    """
 
     rows: int
+    at_once: int
     step: int = 0
     window: Window = field(default_factory=Window)
     train_loss: float | None = None
     best_eval_loss: float | None = None
     best_eval_accuracy: float | None = None
+    best: float | None = None
+    without_gain: int = 0
+    has_ended_early: bool = False
     best_checkpoint: str | None = None
-    best_checkpoint_loss: float | None = None
+    best_saved: float | None = None
 
     def note_scores(self, loss: float, accuracy: float | None) -> None:
         """Remember the best of each; a loss that is no number is never the best."""
-        if _is_better(self.best_eval_loss, loss):
-            self.best_eval_loss = loss
+        if math.isfinite(loss):
+            self.best_eval_loss = loss if self.best_eval_loss is None else min(loss, self.best_eval_loss)
         if accuracy is not None:
             self.best_eval_accuracy = max(accuracy, self.best_eval_accuracy or 0.0)
 
-    def note_checkpoint(self, name: str, eval_loss: float | None) -> None:
+    def note_goal(self, goal: Goal, value: float | None, threshold: float) -> None:
+        """Count an evaluation: it gained if it beat the best by more than `threshold`."""
+        has_gained = value is not None and goal.is_better(value, self.best, threshold)
+        self.without_gain = 0 if has_gained else self.without_gain + 1
+        if has_gained:
+            self.best = value
+
+    def note_checkpoint(self, name: str, goal: Goal, value: float | None) -> None:
         """Remember the best of the checkpoints that were evaluated at their step."""
-        if eval_loss is not None and _is_better(self.best_checkpoint_loss, eval_loss):
-            self.best_checkpoint, self.best_checkpoint_loss = name, eval_loss
+        if value is not None and goal.is_better(value, self.best_saved):
+            self.best_checkpoint, self.best_saved = name, value
 
     def save(self, path: Path, optimisation: Optimisation) -> None:
         state = {"run": asdict(self), "optimisation": optimisation.state_dict(), "rng": rng_state()}
@@ -76,10 +92,6 @@ class RunState:
             setattr(self, name, Window(**value) if name == "window" else value)
         optimisation.load_state_dict(saved["optimisation"])
         set_rng_state(saved["rng"])
-
-
-def _is_better(best: float | None, loss: float) -> bool:
-    return math.isfinite(loss) and (best is None or loss < best)
 
 
 def seed_everything(seed: int) -> None:

@@ -25,13 +25,11 @@ class Selection:
     def __len__(self) -> int:
         return len(self.indices)
 
-    def open(self, index: int) -> tuple[Row, Image.Image | None]:
-        """A row with its picture. Raises DatasetInvalid when the picture is missing or broken."""
+    def open(self, index: int) -> tuple[Row, tuple[Image.Image, ...]]:
+        """A row with its pictures. Raises DatasetInvalid when one is missing or broken."""
         row = self.rows[index]
-        if row.image is None:
-            return row, None
-        image = self.rows.open_image(index)
-        return row, Image.new("RGB", image.size, GREY) if self.grey else image
+        images = self.rows.open_images(index)
+        return row, tuple(Image.new("RGB", image.size, GREY) for image in images) if self.grey else images
 
     def batches(self, size: int) -> Iterator[tuple[int, ...]]:
         for start in range(0, len(self.indices), size):
@@ -53,5 +51,10 @@ def spread(rows: Rows, limit: int, *, grey: bool = False) -> Selection:
 
 def image_name(root: DataRoot, rows: Rows, row: Row) -> str | None:
     """The picture's name below the data root; None where it has no file of its own."""
-    file = rows.image_file(row.image) if row.image is not None else None
-    return root.name_of(file) if file is not None else None
+    return next(iter(image_names(root, rows, row)), None)
+
+
+def image_names(root: DataRoot, rows: Rows, row: Row) -> tuple[str, ...]:
+    """The names of its pictures below the data root; none where they have no files of their own."""
+    files = [rows.image_file(name) for name in row.pictures]
+    return tuple(root.name_of(file) for file in files if file is not None)

@@ -1,11 +1,14 @@
 """What the rows of a run hold, found out before the first step: too long rows, missing images.
 
-Called by the recipe finetune while it loads, so that a run does not end after hours for what was there to see.
+Called by the recipe finetune while it loads, so that a run does not end after hours for what was there to see, and by
+the recipe preview, which shows some of it.
 """
 
+import heapq
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from PIL import Image
+import numpy as np
 
 from gpu_runner import images
 from gpu_runner.rows import Row, Rows
@@ -15,12 +18,16 @@ from jobs.errors import DatasetInvalid
 
 MOST_ROWS = 20_000  # of a larger set that many are looked at, evenly spaced: about ten seconds
 _NAMED = 10  # row ids in a message
+_KEPT = 100  # of the longest rows
 
 
 @dataclass
 class Survey:
     """`truncated` rows of `looked_at` are longer than max_length; `longest` is in tokens, images included, and so are
-    the `lengths` of the rows looked at, in their order."""
+    the `lengths` of the rows looked at, in their order.
+
+    `by_length` are the indices of the longest rows, the longest first; of equals the first.
+    """
 
     looked_at: int = 0
     truncated: int = 0
@@ -28,17 +35,21 @@ class Survey:
     lengths: list[int] = field(default_factory=list)
     without_image: list[str] = field(default_factory=list)
     nothing_left: list[str] = field(default_factory=list)
+    by_length: list[int] = field(default_factory=list)
 
 
-def survey(chosen: Selection, encoder: RowEncoder) -> Survey:
-    """Look at every chosen row's length and image, reading no picture.
+def survey(chosen: Selection, encoder: RowEncoder, beat: Callable[[], None] = lambda: None) -> Survey:
+    """Look at every chosen row's length and image, reading no picture; `beat` is called for each and may end it.
 
     Raises:
         DatasetInvalid: there are no rows, images are missing, or rows would have nothing left to learn.
     """
     found, rows = Survey(), chosen.rows
     for index in chosen.indices:
+        beat()
         _look_at(rows, rows[index], encoder, found)
+    longest = heapq.nlargest(_KEPT, range(len(found.lengths)), key=found.lengths.__getitem__)
+    found.by_length = [chosen.indices[at] for at in longest]
     if not found.looked_at:
         raise DatasetInvalid(f"{rows.name} has no rows: convert or split again.")
     if found.without_image:
@@ -49,34 +60,54 @@ def survey(chosen: Selection, encoder: RowEncoder) -> Survey:
     return found
 
 
+def lengths_of_all(found: Survey, chosen: Selection) -> list[int]:
+    """A length for every row of the set, whose `chosen` rows were surveyed: its own, or that of the one surveyed
+    before it, which is of the same video as a rule."""
+    at = np.searchsorted(np.array(chosen.indices), np.arange(len(chosen.rows)), side="right") - 1
+    lengths: list[int] = np.array(found.lengths)[at].tolist()
+    return lengths
+
+
 def _look_at(rows: Rows, row: Row, encoder: RowEncoder, found: Survey) -> None:
     found.looked_at += 1
-    if not _has_its_image(rows, row):
+    if not _has_its_images(rows, row):
         found.without_image.append(row.id)
-    length = _length(row, encoder)
+    length = _length(rows, row, encoder)
     found.longest = max(found.longest, length)
     found.lengths.append(length)
     if length > encoder.max_length:
         found.truncated += 1
-        if _length(row, encoder, prompt_only=True) >= encoder.max_length:
+        if _length(rows, row, encoder, prompt_only=True) >= encoder.max_length:
             found.nothing_left.append(row.id)
 
 
-def _length(row: Row, encoder: RowEncoder, *, prompt_only: bool = False) -> int:
-    """Tokens of a row, from its text and its picture's size; within a few of the exact count."""
+def _length(rows: Rows, row: Row, encoder: RowEncoder, *, prompt_only: bool = False) -> int:
+    """Tokens of a row, from its text and its pictures' sizes; within a few of the exact count."""
     tokens = encoder.text_tokens(row, prompt_only=prompt_only)
-    if row.image is None:
-        return tokens
-    size = (max(1, row.width), max(1, row.height))
-    return tokens - 1 + encoder.image_tokens(Image.new("RGB", size))
+    return tokens + sum(encoder.image_length(size) - 1 for size in _sizes(rows, row))
 
 
-def _has_its_image(rows: Rows, row: Row) -> bool:
+def _sizes(rows: Rows, row: Row) -> list[tuple[int, int]]:
+    """Of its pictures, as the row states it or else from the files' headers; what cannot be read is a point."""
+    if len(row.pictures) == 1 and row.width > 0 and row.height > 0:
+        return [(row.width, row.height)]
+    return [_size(rows, name) for name in row.pictures]
+
+
+def _size(rows: Rows, name: str) -> tuple[int, int]:
     try:
-        file = rows.image_file(row.image) if row.image is not None else None
+        file = rows.image_file(name)
+        return images.read_size(file) if file is not None else (1, 1)
+    except images.BadImage:
+        return 1, 1
+
+
+def _has_its_images(rows: Rows, row: Row) -> bool:
+    try:
+        files = [rows.image_file(name) for name in row.pictures]
     except images.BadImage:
         return False
-    return file is None or file.is_file()
+    return all(file is None or file.is_file() for file in files)
 
 
 def _listed(row_ids: list[str]) -> str:

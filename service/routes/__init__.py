@@ -34,6 +34,7 @@ HANDLERS: list[ControllerRouterHandler] = [
     datasets.get_image,
     datasets.download_validation_report,
     train.start,
+    train.preview,
     train.plan,
     train.planned,
     train.status,

@@ -10,9 +10,9 @@ from litestar.params import Parameter
 from jobs.errors import WrongState
 from jobs.lifecycle import Status
 from jobs.presets import PRESETS, Preset
-from jobs.results import PlanResult
+from jobs.results import PlanResult, PreviewResult
 from jobs.settings import Settings
-from jobs.specs import FinetuneSpec, Kind, PlanSpec
+from jobs.specs import FinetuneSpec, Kind, PlanSpec, PreviewSpec
 from service import answers, planning, waiting
 from service.answers import Accepted, Answer, Cancelled, Progress, Started
 from service.dispatch import Dispatch
@@ -28,6 +28,9 @@ Limit = Annotated[int, Parameter(ge=1, le=1000)]
 _TAGS = ["train"]
 PLANNED = documented(404, 409, 422, 424, 503) | {
     202: ResponseSpec(Accepted, description="The plan is still being made", generate_examples=False)
+}
+_PREVIEWED = documented(404, 422, 503) | {
+    202: ResponseSpec(Accepted, description="The job runs on; its address tells how it goes", generate_examples=False)
 }
 
 
@@ -105,6 +108,14 @@ async def planned(job_id: str, store: Store, recorder: Recorder) -> PlanAnswer:
     if not isinstance(record.result, PlanResult):
         raise WrongState(f"Job {job_id} is no plan that is completed: it is a {record.kind} job and {record.status}.")
     return await planning.answer(record, store, recorder.runners.values())
+
+
+@post("/train/preview", status_code=200, tags=_TAGS, responses=_PREVIEWED)
+async def preview(
+    data: FinetuneSpec, request: Request[Any, Any, Any], dispatch: Dispatch, settings: Settings
+) -> Response[PreviewResult]:
+    """What the same body sent to start would train on: the text of the first and the longest rows, piece by piece."""
+    return await waiting.run(request, dispatch, PreviewSpec(config=data.config), settings)
 
 
 @get("/train/{job_id:str}/status", tags=_TAGS, responses=documented(404))

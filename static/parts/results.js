@@ -5,9 +5,10 @@ import { h, setText } from "../dom.js";
 import { bytes, megabytes, number, percent, plural } from "../format.js";
 import { answerCard } from "./answers.js";
 import { beforeAndAfter, datasetAddress, findingsList, histograms, leaks, nameOfData, splitBar, validationBadge, withoutHistograms } from "./dataset-parts.js";
+import { previewOf } from "./preview.js";
 import { bars, card, classBars, facts, scroller } from "./pieces.js";
 
-const BY_KIND = { prepare, convert, validate, split, plan, finetune, evaluate, generate, export: exported };
+const BY_KIND = { prepare, convert, validate, split, preview, plan, finetune, evaluate, generate, export: exported };
 
 export function resultOf(job) {
   return job.result ? BY_KIND[job.kind](job.result, job.spec) : [];
@@ -133,6 +134,10 @@ function evaluate(result) {
     card("Score", bars(shares, { text: percent }), sentence && h("p", {}, sentence), result.grey_images && h("p", { class: "callout" }, "All pictures were replaced by plain grey: this is what guessing scores."), facts([["Rows", number(result.rows)], ["Loss", number(result.loss)]])),
     answers(result.answers),
   ];
+}
+
+function preview(result) {
+  return [card("What is trained", previewOf(result))];
 }
 
 function generate(result) {

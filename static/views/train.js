@@ -13,6 +13,7 @@ import { attempt, say } from "../notices.js";
 import { titleOf } from "../words.js";
 import { datasetAddress, splitBar, validationBadge } from "../parts/dataset-parts.js";
 import { card, copyButton, facts } from "../parts/pieces.js";
+import { previewOf } from "../parts/preview.js";
 import { schemaForm } from "../parts/schema-form.js";
 import { trainingPlan } from "../parts/training-plan.js";
 
@@ -93,6 +94,8 @@ function show(root, { query, set }, { schema, presets, models, datasets, earlier
   const start = h("button", { class: "primary", "aria-keyshortcuts": "Control+Enter", "aria-describedby": "refusal" }, "Start training");
   const refusal = h("div", { id: "refusal" });
   const plan = h("div", { class: "plan" });
+  const look = h("button", { type: "button", onclick: onLook }, "Show what is trained");
+  const looked = h("div", { class: "looked" });
   const places = h("div", { class: "places" });
   const fits = trainingPlan({ values: form.values, check, apply, refused: ({ errors }) => form.show(errors) });
   const request = h("pre", { tabindex: 0, "aria-label": "The request" });
@@ -125,6 +128,7 @@ function show(root, { query, set }, { schema, presets, models, datasets, earlier
       ),
       card("Name", h("div", { class: "fields wide" }, form.element("experiment_name"), form.element("tags"))),
       form.groups.slice(1).map((name) => card(name[0].toUpperCase() + name.slice(1), form.group(name))),
+      card("What is trained", h("p", { class: "note" }, "The first and the longest rows as the model gets them; no weights are loaded for it."), h("div", { class: "actions" }, look), looked),
     ),
     h(
       "aside", { class: "card", "aria-labelledby": "plan-title" },
@@ -318,12 +322,26 @@ function show(root, { query, set }, { schema, presets, models, datasets, earlier
         say(["The training is recorded.", ...warnings].join(" "));
         location.hash = `#/job/${job_id}`;
       },
-      (problem) => {
-        const homeless = form.show(problem.errors);
-        const messages = problem.errors.length ? homeless.map(({ message }) => message) : [problem.message];
-        say(problem.message, "unseen");
-        replace(refusal, messages.map((message) => h("p", { class: "callout", data: { tone: "bad" } }, message)));
-      },
+      (problem) => refuse(refusal, problem),
+    ));
+  }
+
+  function refuse(place, problem) {
+    const errors = problem.errors ?? [];
+    const homeless = form.show(errors);
+    const messages = errors.length ? homeless.map(({ message }) => message) : [problem.message];
+    say(problem.message, "unseen");
+    replace(place, messages.map((message) => h("p", { class: "callout", data: { tone: "bad" } }, message)));
+  }
+
+  // -- what is trained
+
+  function onLook() {
+    if (!form.check()) return say("Some settings need another value.", "bad");
+    replace(looked, h("p", { class: "note" }, "Reading the rows …"));
+    attempt(look, () => api.post("/train/preview", form.values()).then(
+      (answer) => replace(looked, ...(answer.status_url ? [h("p", {}, "It takes longer: ", h("a", { href: `#/job/${answer.job_id}` }, "see the job"), ".")] : previewOf(answer))),
+      (problem) => refuse(looked, problem),
     ));
   }
 }

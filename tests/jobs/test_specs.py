@@ -19,6 +19,7 @@ from jobs.specs import (
     Kind,
     PlanSpec,
     PrepareSpec,
+    PreviewSpec,
     Slot,
     SplitSpec,
     ValidateSpec,
@@ -31,6 +32,7 @@ EXAMPLES: dict[Kind, Any] = {
     Kind.VALIDATE: ValidateSpec(data_path="a"),
     Kind.SPLIT: SplitSpec(data_path="a", output_dir="b"),
     Kind.PREPARE: PrepareSpec(sam2_zip_path="uploads/1/a.zip", output_dir="a"),
+    Kind.PREVIEW: PreviewSpec(config=CONFIG, rows=("r",)),
     Kind.PLAN: PlanSpec(config=CONFIG, experiment_name="e", tags=("t",)),
     Kind.FINETUNE: FinetuneSpec(config=CONFIG, experiment_name="e", tags=("t",)),
     Kind.EVALUATE: EvaluateSpec(data_path="a", job_id="j"),
@@ -183,3 +185,9 @@ def test_a_form_is_told_of_every_setting_what_it_is_called_what_it_does_and_wher
     assert properties["lora_rank"].items() >= {"minimum": 1, "maximum": 256, "default": 8}.items()
     assert properties["seed"]["x-advanced"] is True
     assert "x-advanced" not in properties["learning_rate"]
+
+
+def test_patience_without_validation_data_is_refused() -> None:
+    with pytest.raises(msgspec.ValidationError, match="needs val_data_path"):
+        config_with(early_stopping_patience=3, val_data_path=None)
+    assert config_with(early_stopping_patience=3, val_data_path="datasets/val.jsonl").early_stopping_patience == 3

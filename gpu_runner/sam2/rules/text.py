@@ -16,7 +16,7 @@ class Text:
         row = seen.row
         if any(turn.from_ == "gpt" and not turn.value.strip() for turn in row.conversations):
             self._empty.add(row.id)
-        if sum(turn.value.count(IMAGE_MARK) for turn in row.conversations) != (row.image is not None):
+        if sum(turn.value.count(IMAGE_MARK) for turn in row.conversations) != len(row.pictures):
             self._placeholders.add(row.id)
         if not _alternates(row):
             self._turns.add(row.id)

@@ -102,6 +102,22 @@ def test_the_best_checkpoint_stands_for_a_job(root: DataRoot) -> None:
     assert checkpoints.of_job(root, "job") == best
 
 
+def test_the_best_is_told_by_the_metric_and_the_direction_its_manifest_names(root: DataRoot) -> None:
+    for step, accuracy in ((1, 0.2), (2, 0.9), (3, 0.5)):
+        manifest = Manifest(
+            job_id="job",
+            attempt=1,
+            step=step,
+            method="full",
+            model_name="m",
+            metrics={"eval_loss": float(step), "eval_accuracy": accuracy},
+            judged_by="eval_accuracy",
+            higher_is_better=True,
+        )
+        checkpoints.write(folder_of(root, 1), manifest, lambda made: made.state.write_bytes(b"s"), lambda: None)
+    assert checkpoints.of_job(root, "job").step == 2
+
+
 def test_the_newest_stands_for_a_job_whose_best_is_broken(root: DataRoot) -> None:
     save(folder_of(root, 1), 3, loss=0.5).state.write_bytes(b"torn!")
     newest = save(folder_of(root, 2), 9, attempt=2)
@@ -126,6 +142,16 @@ def test_rotation_never_leaves_fewer_than_two(tmp_path: Path) -> None:
         save(tmp_path, step)
     checkpoints.rotate(tmp_path, 1, best=None)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step-10", "step-2"]
+
+
+def test_rotation_never_leaves_fewer_than_two_that_verify(tmp_path: Path) -> None:
+    for step in (1, 2, 3, 4, 5):
+        save(tmp_path, step)
+    for step in (3, 4):
+        (tmp_path / f"step-{step}" / "state.pt").write_bytes(b"torn!")
+    gone = checkpoints.rotate(tmp_path, 2, best=None)
+    assert [step for step, _ in gone] == [1, 3]
+    assert sorted(path.name for path in tmp_path.iterdir() if checkpoints.verify(path)) == ["step-2", "step-5"]
 
 
 def test_checkpoints_of_earlier_attempts_go_once_two_newer_ones_are_there(root: DataRoot) -> None:

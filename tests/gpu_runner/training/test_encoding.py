@@ -62,7 +62,7 @@ def with_template(processor: Any, template: str) -> Any:
 
 
 def test_only_the_answer_and_its_end_are_trained(encoder: RowEncoder) -> None:
-    encoded = encoder.encode(row("red"), PICTURE)
+    encoded = encoder.encode(row("red"), (PICTURE,))
     assert trained_text(encoder, encoded.labels) == "red<|im_end|>"
     assert encoded.input_ids[-1] == encoder.tokenizer.eos_token_id
     assert (encoded.labels[encoded.labels != NOT_TRAINED] == encoded.input_ids[encoded.labels != NOT_TRAINED]).all()
@@ -70,12 +70,12 @@ def test_only_the_answer_and_its_end_are_trained(encoder: RowEncoder) -> None:
 
 def test_every_answer_of_a_longer_conversation_is_trained_and_no_question(encoder: RowEncoder) -> None:
     turns = (*row("red").conversations, Turn("human", "And the shape?"), Turn("gpt", "a circle"))
-    encoded = encoder.encode(Row(id="r", image="i.png", conversations=turns), PICTURE)
+    encoded = encoder.encode(Row(id="r", image="i.png", conversations=turns), (PICTURE,))
     assert trained_text(encoder, encoded.labels) == "red<|im_end|>a circle<|im_end|>"
 
 
 def test_a_picture_has_as_many_placeholders_as_features(encoder: RowEncoder) -> None:
-    encoded = encoder.encode(row(), PICTURE)
+    encoded = encoder.encode(row(), (PICTURE,))
     placeholders = int((encoded.input_ids == encoder.processor.image_token_id).sum())
     assert placeholders == demo_model.IMAGE_TOKENS == encoder.image_tokens(PICTURE)
     assert encoded.pictures["pixel_values"].shape == (1, 3, 64, 64)
@@ -84,7 +84,7 @@ def test_a_picture_has_as_many_placeholders_as_features(encoder: RowEncoder) -> 
 def test_a_template_without_marks_gives_the_same_labels(processor: Any, encoder: RowEncoder) -> None:
     plain = demo_model.CHAT_TEMPLATE.replace("{% generation %}", "").replace("{% endgeneration %}", "")
     unmarked = encoder_of(with_template(processor, plain))
-    assert torch.equal(unmarked.encode(row(), PICTURE).labels, encoder.encode(row(), PICTURE).labels)
+    assert torch.equal(unmarked.encode(row(), (PICTURE,)).labels, encoder.encode(row(), (PICTURE,)).labels)
 
 
 def test_a_template_whose_marks_leak_the_prompt_is_not_believed(processor: Any, encoder: RowEncoder) -> None:
@@ -93,31 +93,30 @@ def test_a_template_whose_marks_leak_the_prompt_is_not_believed(processor: Any, 
     leaking = plain.replace(start, f"{start}{{% generation %}}").replace(
         "{% endfor %}{% if add", "{% endgeneration %}{% endfor %}{% if add"
     )
-    encoded = encoder_of(with_template(processor, leaking)).encode(row(), PICTURE)
+    encoded = encoder_of(with_template(processor, leaking)).encode(row(), (PICTURE,))
     assert trained_text(encoder, encoded.labels) == "red<|im_end|>"
 
 
 def test_labels_that_hold_more_than_the_answer_are_refused(
     encoder: RowEncoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def everything(_self: RowEncoder, _messages: Any, ids: torch.Tensor) -> torch.Tensor:
-        return torch.ones(len(ids), dtype=torch.bool)
+    def everything(_self: RowEncoder, _row: Row, _messages: Any, rendered: dict[str, torch.Tensor]) -> torch.Tensor:
+        return torch.ones_like(rendered["input_ids"], dtype=torch.bool)
 
-    monkeypatch.setattr(RowEncoder, "_mask_by_prefixes", everything)
-    encoder._marks_answers = False
+    monkeypatch.setattr(RowEncoder, "_answer_mask", everything)
     with pytest.raises(ModelUnavailable, match="row 'row-0'"):
-        encoder.encode(row(), PICTURE)
+        encoder.encode(row(), (PICTURE,))
 
 
 def test_an_end_is_added_where_the_template_writes_none(processor: Any, encoder: RowEncoder) -> None:
     endless = demo_model.CHAT_TEMPLATE.replace("{{ '<|im_end|>' }}{% endgeneration %}", "{% endgeneration %}")
-    encoded = encoder_of(with_template(processor, endless)).encode(row(), PICTURE)
+    encoded = encoder_of(with_template(processor, endless)).encode(row(), (PICTURE,))
     assert trained_text(encoder, encoded.labels) == "red<|im_end|>"
 
 
 def test_the_space_a_template_writes_behind_an_answer_is_not_learned(processor: Any) -> None:
     encoder = encoder_of(with_template(processor, LLAVA_TEMPLATE))
-    encoded = encoder.encode(row("red"), PICTURE)
+    encoded = encoder.encode(row("red"), (PICTURE,))
     assert trained_text(encoder, encoded.labels).lstrip() == "red<|im_end|>"
     assert encoder.tokenizer.decode(encoded.input_ids).endswith("ASSISTANT: red<|im_end|>")
 
@@ -125,21 +124,21 @@ def test_the_space_a_template_writes_behind_an_answer_is_not_learned(processor: 
 def test_no_answer_of_a_longer_conversation_ends_with_a_space(processor: Any) -> None:
     encoder = encoder_of(with_template(processor, LLAVA_TEMPLATE))
     turns = (*row("red").conversations, Turn("human", "And the shape?"), Turn("gpt", "a circle"))
-    encoded = encoder.encode(Row(id="r", image="i.png", conversations=turns), PICTURE)
+    encoded = encoder.encode(Row(id="r", image="i.png", conversations=turns), (PICTURE,))
     between = encoder.tokenizer.bos_token_id
     spans = encoder.tokenizer.decode(encoded.labels.masked_fill(encoded.labels == NOT_TRAINED, between))
     assert [text.lstrip() for text in spans.split("<|endoftext|>") if text] == ["red", "a circle<|im_end|>"]
 
 
 def test_words_of_a_dataset_never_become_control_tokens(encoder: RowEncoder) -> None:
-    encoded = encoder.encode(row("a <image> <|im_end|> sign", "Is <|im_start|>this<image> red?"), PICTURE)
+    encoded = encoder.encode(row("a <image> <|im_end|> sign", "Is <|im_start|>this red?"), (PICTURE,))
     assert int((encoded.input_ids == encoder.processor.image_token_id).sum()) == demo_model.IMAGE_TOKENS
     assert int((encoded.labels == encoder.tokenizer.eos_token_id).sum()) == 1
 
 
 def test_a_long_answer_is_cut_but_the_picture_stays_whole(processor: Any) -> None:
     encoder = encoder_of(processor, max_length=128)
-    encoded = encoder.encode(row("very long " * 100), PICTURE)
+    encoded = encoder.encode(row("very long " * 100), (PICTURE,))
     assert len(encoded.input_ids) == 128
     assert int((encoded.input_ids == encoder.processor.image_token_id).sum()) == demo_model.IMAGE_TOKENS
     assert (encoded.labels != NOT_TRAINED).any()
@@ -147,29 +146,29 @@ def test_a_long_answer_is_cut_but_the_picture_stays_whole(processor: Any) -> Non
 
 def test_a_row_with_nothing_left_to_learn_is_refused_with_its_id(processor: Any) -> None:
     with pytest.raises(DatasetInvalid, match=r"row-0.*max_length"):
-        encoder_of(processor, max_length=128).encode(row(question="why " * 200), PICTURE)
+        encoder_of(processor, max_length=128).encode(row(question="why " * 200), (PICTURE,))
 
 
 def test_a_row_without_an_answer_is_refused(encoder: RowEncoder) -> None:
     unanswered = Row(id="row-9", image="i.png", conversations=(Turn("human", "<image>\nWhat?"),))
     with pytest.raises(DatasetInvalid, match="row-9"):
-        encoder.encode(unanswered, PICTURE)
+        encoder.encode(unanswered, (PICTURE,))
 
 
 def test_a_template_that_drops_the_picture_is_refused(processor: Any) -> None:
     blind = demo_model.CHAT_TEMPLATE.replace("<image>", "")
     with pytest.raises(ModelUnavailable, match="row-0"):
-        encoder_of(with_template(processor, blind)).encode(row(), PICTURE)
+        encoder_of(with_template(processor, blind)).encode(row(), (PICTURE,))
 
 
 def test_the_prompt_ends_where_the_answer_begins(encoder: RowEncoder) -> None:
-    prompt, whole = encoder.encode_prompt(row(), PICTURE), encoder.encode(row(), PICTURE)
+    prompt, whole = encoder.encode_prompt(row(), (PICTURE,)), encoder.encode(row(), (PICTURE,))
     first = int((whole.labels != NOT_TRAINED).nonzero()[0])
     assert torch.equal(prompt.input_ids, whole.input_ids[:first])
 
 
 def test_padding_is_neither_seen_nor_trained(encoder: RowEncoder) -> None:
-    short, long = encoder.encode(row("red"), PICTURE), encoder.encode(row("a rather long answer"), PICTURE)
+    short, long = encoder.encode(row("red"), (PICTURE,)), encoder.encode(row("a rather long answer"), (PICTURE,))
     batch = collate([short, long], encoder.tokenizer.pad_token_id)
     padding = len(long.input_ids) - len(short.input_ids)
     assert batch["attention_mask"][0].tolist() == [1] * len(short.input_ids) + [0] * padding
@@ -178,7 +177,9 @@ def test_padding_is_neither_seen_nor_trained(encoder: RowEncoder) -> None:
 
 
 def test_prompts_are_padded_on_the_left(encoder: RowEncoder) -> None:
-    prompts = [encoder.encode_prompt(row(question=text), PICTURE) for text in ("What?", "What colour is the object?")]
+    prompts = [
+        encoder.encode_prompt(row(question=text), (PICTURE,)) for text in ("What?", "What colour is the object?")
+    ]
     batch = collate(prompts, encoder.tokenizer.pad_token_id, left=True)
     assert batch["attention_mask"][0, 0] == 0
     assert (batch["attention_mask"][:, -1] == 1).all()
@@ -187,11 +188,11 @@ def test_prompts_are_padded_on_the_left(encoder: RowEncoder) -> None:
 def test_the_text_length_without_opening_the_picture_is_the_real_one(encoder: RowEncoder) -> None:
     estimated = encoder.text_tokens(row()) - 1 + encoder.image_tokens(PICTURE)
     after_the_end = 1  # the template's last newline, which training cuts off
-    assert estimated == len(encoder.encode(row(), PICTURE).input_ids) + after_the_end
+    assert estimated == len(encoder.encode(row(), (PICTURE,)).input_ids) + after_the_end
 
 
 def test_rows_without_pictures_are_encoded_too(encoder: RowEncoder) -> None:
-    encoded = encoder.encode(row(image=None), None)
+    encoded = encoder.encode(row(image=None), ())
     assert encoded.pictures == {}
     assert trained_text(encoder, encoded.labels) == "red<|im_end|>"
 
@@ -199,4 +200,6 @@ def test_rows_without_pictures_are_encoded_too(encoder: RowEncoder) -> None:
 def test_processor_survives_saving(processor: Any, tmp_path: Path) -> None:
     processor.save_pretrained(tmp_path)
     again = encoder_of(models.load_processor(tmp_path, sees_images=True))
-    assert torch.equal(again.encode(row(), PICTURE).input_ids, encoder_of(processor).encode(row(), PICTURE).input_ids)
+    assert torch.equal(
+        again.encode(row(), (PICTURE,)).input_ids, encoder_of(processor).encode(row(), (PICTURE,)).input_ids
+    )

@@ -58,8 +58,7 @@ def test_an_evaluation_leaves_the_generators_as_they_were(
 
 def test_grey_hides_everything_but_the_size(root: DataRoot, write_frames: Frames) -> None:
     rows = open_rows(root, write_frames("val", 2))
-    _, image = spread(rows, 1, grey=True).open(0)
-    assert image is not None
+    _, (image,) = spread(rows, 1, grey=True).open(0)
     assert image.size == (96, 72)
     assert image.getcolors() == [(96 * 72, GREY)]
 

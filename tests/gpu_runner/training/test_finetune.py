@@ -1,7 +1,9 @@
 """The recipe finetune: what it says, what it leaves, and that going on is exact."""
 
 import os
+import random
 import shutil
+import struct
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,15 +11,16 @@ from typing import Any
 import msgspec
 import pytest
 import torch
+from tensorboardX.proto.event_pb2 import Event
 
 from gpu_runner.recipes import finetune
 from gpu_runner.rows import LLAVA_FILE
-from gpu_runner.training import adapters, checkpoints, demo_model, models
+from gpu_runner.training import adapters, checkpoints, demo_model, evaluation, loop, loss, models
 from gpu_runner.training.evaluation import Validation
 from gpu_runner.training.loop import TrainingLoop
 from gpu_runner.work import Stopped, Work
 from jobs import events
-from jobs.errors import DatasetInvalid, JobFailed, ModelUnavailable, NoCapacity
+from jobs.errors import DatasetInvalid, JobFailed, ModelUnavailable, NoCapacity, OutOfMemory
 from jobs.models import ModelSource, Origin
 from jobs.paths import DataRoot
 from jobs.specs import EvaluateSpec, FinetuneSpec
@@ -43,37 +46,52 @@ def die_before(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
         pass
 
     def arrange(steps: int) -> type[BaseException]:
-        real = TrainingLoop._step
+        real = TrainingLoop._gradients
 
-        def step(self: TrainingLoop) -> tuple[float, float]:
+        def step(self: TrainingLoop, batches: Any) -> Any:
             if self.state.step == steps:
-                monkeypatch.setattr(TrainingLoop, "_step", real)
+                monkeypatch.setattr(TrainingLoop, "_gradients", real)
                 raise Killed
-            return real(self)
+            return real(self, batches)
 
-        monkeypatch.setattr(TrainingLoop, "_step", step)
+        monkeypatch.setattr(TrainingLoop, "_gradients", step)
         return Killed
 
     return arrange
 
 
-@pytest.mark.parametrize("method", ["full", "lora"])
-def test_a_killed_run_logs_what_an_uninterrupted_one_would(
-    method: str, finetune_spec: Build, work_for: WorkFor, said: Said, die_before: Callable[[int], type[BaseException]]
+MODES = {
+    "full": {"use_lora": False, "dataloader_workers": 0},
+    "lora": {"dataloader_workers": 0},
+    "lora with threads": {"dataloader_workers": 3},
+}
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("seed", [1, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(2, 8))])
+def test_a_run_killed_at_random_steps_logs_what_an_uninterrupted_one_would(
+    mode: str,
+    seed: int,
+    finetune_spec: Build,
+    work_for: WorkFor,
+    said: Said,
+    die_before: Callable[[int], type[BaseException]],
+    vary_lengths: Callable[[FinetuneSpec], None],
 ) -> None:
-    spec = finetune_spec(**METHODS[method])  # 8 steps: logged every 2, saved every 3, so within a logging window
+    spec = finetune_spec(**MODES[mode])  # 8 steps: logged every 2, saved every 3, so within a logging window
+    vary_lengths(spec)
     whole = work_for(spec, job_id="whole")
     expected = finetune.run(whole)
 
-    killed = die_before(5)
-    first = work_for(spec, job_id="killed", attempt=1)
-    with pytest.raises(killed):
-        finetune.run(first)
-    second = work_for(spec, job_id="killed", attempt=2)
-    result = finetune.run(second)
+    killed_at = sorted(random.Random(seed).sample(range(1, 8), 3))
+    attempts = [work_for(spec, job_id="killed", attempt=number) for number in (1, 2, 3, 4)]
+    for work, steps in zip(attempts, killed_at, strict=False):
+        with pytest.raises(die_before(steps)):
+            finetune.run(work)
+    result = finetune.run(attempts[-1])
 
-    logged = said(first, events.MetricsLogged) + said(second, events.MetricsLogged)
-    assert said(second, events.MetricsLogged)[0].step == 4  # it went on from step 3
+    assert [said(work, events.TrainingResumed)[0].step for work in attempts[1:]] == [s - s % 3 for s in killed_at]
+    logged = [event for work in attempts for event in said(work, events.MetricsLogged)]
     assert series(logged) == series(said(whole, events.MetricsLogged))
     assert result.final_train_loss == expected.final_train_loss
     assert result.best_eval_loss == expected.best_eval_loss
@@ -176,17 +194,17 @@ def test_a_pause_saves_the_state_and_the_next_attempt_goes_on(
     whole = work_for(spec, job_id="whole")
     finetune.run(whole)
     first = work_for(spec, attempt=1)
-    real = TrainingLoop._step
+    real = TrainingLoop._gradients
 
-    def step(self: TrainingLoop) -> tuple[float, float]:
+    def step(self: TrainingLoop, batches: Any) -> Any:
         if self.state.step == 4:
             self._work.stop.wanted = "pause"
-        return real(self)
+        return real(self, batches)
 
-    monkeypatch.setattr(TrainingLoop, "_step", step)
+    monkeypatch.setattr(TrainingLoop, "_gradients", step)
     with pytest.raises(Stopped):
         finetune.run(first)
-    monkeypatch.setattr(TrainingLoop, "_step", real)
+    monkeypatch.setattr(TrainingLoop, "_gradients", real)
     assert said(first)[-1] == said(first, events.JobPaused)[0]
     assert said(first, events.JobPaused)[0].step == 5
     second = work_for(spec, attempt=2)
@@ -281,22 +299,35 @@ def test_an_evaluation_that_fails_does_not_lose_the_weights(
 
 
 @pytest.fixture
+def vary_lengths(root: DataRoot) -> Callable[[FinetuneSpec], None]:
+    """Makes the answers of a training set unequally long."""
+
+    def arrange(spec: FinetuneSpec) -> None:
+        file = root.path_of(spec.config.train_data_path) / LLAVA_FILE
+        lines = file.read_bytes().splitlines(keepends=True)
+        longer = [b'"from":"gpt","value":"' + b"It is there. " * (index * 5 % 7) for index in range(len(lines))]
+        file.write_bytes(b"".join(map(lambda line, new: line.replace(longer[0], new), lines, longer)))
+
+    return arrange
+
+
+@pytest.fixture
 def spoil_gradients(monkeypatch: pytest.MonkeyPatch) -> Callable[[set[int]], None]:
     """Makes the gradients of these steps NaN, counted from 1."""
 
     def arrange(steps: set[int]) -> None:
-        real = TrainingLoop._step
+        real = TrainingLoop._gradients
 
-        def step(self: TrainingLoop) -> tuple[float, float]:
+        def step(self: TrainingLoop, batches: Any) -> Any:
             backward = self._optimisation.backward
             if self.state.step + 1 in steps:
                 monkeypatch.setattr(self._optimisation, "backward", lambda loss: backward(loss * torch.nan))
             try:
-                return real(self)
+                return real(self, batches)
             finally:
                 monkeypatch.setattr(self._optimisation, "backward", backward)
 
-        monkeypatch.setattr(TrainingLoop, "_step", step)
+        monkeypatch.setattr(TrainingLoop, "_gradients", step)
 
     return arrange
 
@@ -326,15 +357,15 @@ def test_a_training_that_diverged_ends_with_its_good_checkpoints(
 def test_weights_that_are_no_numbers_are_never_saved(
     finetune_spec: Build, work_for: WorkFor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = TrainingLoop._step
+    real = TrainingLoop._update
 
-    def step(self: TrainingLoop) -> tuple[float, float]:
-        done = real(self)
+    def update(self: TrainingLoop, gathered: Any) -> tuple[float, float]:
+        done = real(self, gathered)
         if self.state.step == 8:
             self._optimisation._parameters[0].data.fill_(torch.inf)
         return done
 
-    monkeypatch.setattr(TrainingLoop, "_step", step)
+    monkeypatch.setattr(TrainingLoop, "_update", update)
     work = work_for(finetune_spec(eval_steps=100, val_data_path=None))
     with pytest.raises(JobFailed, match="diverged"):
         finetune.run(work)
@@ -375,6 +406,212 @@ def test_the_twin_of_a_model_is_named_and_a_large_one_is_not_run_on_a_cpu(
     assert "llava-hf/llava-1.5-7b-hf" in said(work, events.JobNoted)[0].message
 
 
+@pytest.fixture
+def memory_for(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Makes memory too short for more than so many rows at once, from some step on; evaluations count as well."""
+
+    def arrange(rows: int, *, after: int = 0) -> None:
+        real, counted = TrainingLoop._gradients, [0]
+
+        def gradients(self: TrainingLoop, batches: Any) -> Any:
+            counted[0] = self.state.step
+            return real(self, batches)
+
+        def limited(loaded: Any, batch: dict[str, torch.Tensor]) -> Any:
+            given = loss.summed_loss(loaded, batch)
+            if len(batch["labels"]) > rows and counted[0] >= after:
+                raise torch.OutOfMemoryError("planned")
+            return given
+
+        monkeypatch.setattr(TrainingLoop, "_gradients", gradients)
+        monkeypatch.setattr(loop, "summed_loss", limited)
+        monkeypatch.setattr(evaluation, "summed_loss", limited)
+
+    return arrange
+
+
+LARGE = {"batch_size": 4, "gradient_accumulation_steps": 1, "logging_steps": 1, "lora_dropout": 0.0}
+
+
+def notes_of(said: Said, work: Work[FinetuneSpec], code: str) -> list[str]:
+    return [event.message for event in said(work, events.JobNoted) if event.code == code]
+
+
+def test_a_run_out_of_memory_goes_on_in_smaller_pieces_with_the_same_rows(
+    finetune_spec: Build, work_for: WorkFor, said: Said, memory_for: Callable[..., None]
+) -> None:
+    spec = finetune_spec(**LARGE, val_data_path=None)
+    enough, short = work_for(spec, job_id="enough"), work_for(spec, job_id="short")
+    finetune.run(enough)
+    memory_for(1, after=2)
+    result = finetune.run(short)
+    notes = notes_of(said, short, "fewer_rows_at_once")
+    assert ["for 4 rows" in notes[0], "for 2 rows" in notes[1], "after step 2" in notes[0]] == [True] * 3
+    assert len(notes) == 2
+    expected, found = series(said(enough, events.MetricsLogged)), series(said(short, events.MetricsLogged))
+    assert found.keys() == expected.keys()
+    assert all(found[key] == pytest.approx(expected[key], rel=1e-3) for key in found)
+    assert result.steps == 8
+
+
+def test_how_many_rows_fit_is_remembered_over_an_interruption(
+    finetune_spec: Build, work_for: WorkFor, said: Said, memory_for: Callable[..., None], die_before: Any
+) -> None:
+    spec = finetune_spec(**LARGE, val_data_path=None)
+    memory_for(2)
+    first, second = work_for(spec, attempt=1), work_for(spec, attempt=2)
+    with pytest.raises(die_before(5)):
+        finetune.run(first)
+    finetune.run(second)
+    assert len(notes_of(said, first, "fewer_rows_at_once")) == 1
+    assert notes_of(said, second, "fewer_rows_at_once") == []
+
+
+def test_a_run_whose_rows_do_not_fit_one_by_one_fails_with_advice(
+    finetune_spec: Build, work_for: WorkFor, said: Said, memory_for: Callable[..., None]
+) -> None:
+    memory_for(0, after=4)
+    work = work_for(finetune_spec(val_data_path=None))
+    with pytest.raises(OutOfMemory, match="max_length"):
+        finetune.run(work)
+    assert len(notes_of(said, work, "fewer_rows_at_once")) == 1
+    assert checkpoints.of_job(work.root, "job").step == 3
+
+
+def test_an_evaluation_out_of_memory_takes_fewer_rows_and_scores_the_same(
+    finetune_spec: Build, work_for: WorkFor, said: Said, memory_for: Callable[..., None]
+) -> None:
+    spec = finetune_spec(batch_size=4, gradient_accumulation_steps=1, max_steps=1, group_by_length=False)
+    enough, short = work_for(spec, job_id="enough"), work_for(spec, job_id="short")
+    finetune.run(enough)
+    memory_for(2)
+    finetune.run(short)
+    expected, found = series(said(enough, events.MetricsLogged)), series(said(short, events.MetricsLogged))
+    assert found[("eval_loss", 1)] == pytest.approx(expected[("eval_loss", 1)], rel=1e-3)
+    assert len(notes_of(said, short, "fewer_rows_evaluated")) == 1
+
+
+@pytest.fixture
+def scores_are(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Makes the evaluations of a run give these losses, or accuracies, one after the other."""
+
+    def arrange(losses: list[float], accuracies: list[float] | None = None) -> None:
+        given = iter(zip(losses, accuracies or [0.5] * len(losses), strict=True))
+        monkeypatch.setattr(Validation, "score", lambda *_: (evaluation.Scores(*next(given)), []))
+
+    return arrange
+
+
+def test_a_run_without_gain_ends_early_and_whole(
+    finetune_spec: Build, work_for: WorkFor, said: Said, scores_are: Callable[..., None]
+) -> None:
+    scores_are([3.0, 2.0, 1.95, 1.92, 0.5])
+    spec = finetune_spec(eval_steps=1, logging_steps=3, early_stopping_patience=2, early_stopping_threshold=0.1)
+    work = work_for(spec)
+    result = finetune.run(work)
+    assert result.steps == 4
+    assert result.best_checkpoint_path == result.checkpoint_path == "jobs/job/attempt-1/checkpoints/step-4"
+    (note,) = notes_of(said, work, "early_stopping")
+    assert "step 4 of 8" in note
+    logged = [event.step for event in said(work, events.MetricsLogged) if "train_loss" in event.values]
+    assert logged == [3, 4]
+
+
+def test_patience_survives_an_interruption(
+    finetune_spec: Build, work_for: WorkFor, scores_are: Callable[..., None], die_before: Any
+) -> None:
+    scores_are([2.0, 3.0, 3.0, 3.0, 3.0])
+    spec = finetune_spec(eval_steps=1, save_steps=1, early_stopping_patience=3)
+    with pytest.raises(die_before(3)):
+        finetune.run(work_for(spec, attempt=1))
+    assert finetune.run(work_for(spec, attempt=2)).steps == 4
+
+
+@pytest.mark.parametrize(
+    ("changes", "best"),
+    [
+        ({}, 2),
+        ({"metric_for_best_model": "eval_accuracy"}, 3),
+        ({"metric_for_best_model": "eval_accuracy", "greater_is_better": False}, 1),
+        ({"metric_for_best_model": "train_loss", "logging_steps": 1}, None),
+    ],
+)
+def test_the_best_checkpoint_is_told_by_any_metric(
+    changes: dict[str, Any],
+    best: int | None,
+    finetune_spec: Build,
+    work_for: WorkFor,
+    said: Said,
+    scores_are: Callable[..., None],
+) -> None:
+    scores_are([3.0, 1.0, 2.0, 4.0], [0.1, 0.5, 0.9, 0.3])
+    spec = finetune_spec(eval_steps=1, save_steps=1, max_steps=4, save_total_limit=1, use_lora=False, **changes)
+    work = work_for(spec)
+    result = finetune.run(work)
+    losses = {e.values["train_loss"]: e.step for e in said(work, events.MetricsLogged) if "train_loss" in e.values}
+    best = best or losses[min(losses)]
+    assert result.best_checkpoint_path == f"jobs/job/attempt-1/checkpoints/step-{best}"
+    assert checkpoints.of_job(work.root, "job").step == best
+    assert (result.best_eval_loss, result.best_eval_accuracy) == (1.0, 0.9)
+
+
+def test_a_metric_that_is_never_measured_is_said_and_the_loss_decides(
+    finetune_spec: Build, work_for: WorkFor, said: Said, scores_are: Callable[..., None]
+) -> None:
+    scores_are([1.0, 2.0])
+    work = work_for(finetune_spec(eval_steps=1, save_steps=1, max_steps=2, metric_for_best_model="eval_iou"))
+    assert str(finetune.run(work).best_checkpoint_path).endswith("step-1")
+    (note,) = notes_of(said, work, "metric_for_best_model")
+    assert "eval_accuracy, eval_loss" in note
+
+
+def test_curves_are_written_for_tensorboard(finetune_spec: Build, work_for: WorkFor, said: Said) -> None:
+    work = work_for(finetune_spec())
+    finetune.run(work)
+    (file,) = work.folder.tensorboard.iterdir()
+    expected = {
+        (name, event.step): pytest.approx(value)
+        for event in said(work, events.MetricsLogged)
+        for name, value in event.values.items()
+    }
+    assert curves_in(file) == expected
+    assert not finetune_run_without_curves(work_for(finetune_spec(**DATA, tensorboard=False), job_id="without"))
+
+
+DATA = {"train_data_path": "datasets/train", "val_data_path": None, "max_steps": 1}
+
+
+def finetune_run_without_curves(work: Work[FinetuneSpec]) -> bool:
+    finetune.run(work)
+    return work.folder.tensorboard.exists()
+
+
+def curves_in(file: Path) -> dict[tuple[str, int], float]:
+    """The scalars of an event file. Source: TFRecord: length (8 bytes), its crc (4), data, its crc (4); the crc is
+    masked CRC32C."""
+    content, found, at = file.read_bytes(), {}, 0
+    while at < len(content):
+        (length,) = struct.unpack_from("<Q", content, at)
+        data = content[at + 12 : at + 12 + length]
+        (checksum,) = struct.unpack_from("<I", content, at + 12 + length)
+        crc = crc32c(data)
+        assert checksum == (((crc >> 15) | (crc << 17)) + 0xA282EAD8) & 0xFFFFFFFF
+        event = Event.FromString(data)
+        found |= {(value.tag, event.step): value.simple_value for value in event.summary.value}
+        at += 16 + length
+    return found
+
+
+def crc32c(data: bytes) -> int:
+    """Castagnoli's polynomial, a bit at a time. Source: RFC 3720, appendix B.4."""
+    crc = 0xFFFFFFFF
+    for byte in data:
+        crc ^= byte
+        for _ in range(8):
+            crc = (crc >> 1) ^ (0x82F63B78 if crc & 1 else 0)
+    return crc ^ 0xFFFFFFFF
+
+
 def test_bf16_on_a_cpu_trains(finetune_spec: Build, work_for: WorkFor) -> None:
     result = finetune.run(work_for(finetune_spec(bf16=True, max_steps=2)))
     assert result.final_train_loss is not None
@@ -383,7 +620,7 @@ def test_bf16_on_a_cpu_trains(finetune_spec: Build, work_for: WorkFor) -> None:
 def test_the_loss_of_a_step_does_not_depend_on_how_its_rows_are_cut(
     finetune_spec: Build, work_for: WorkFor, said: Said
 ) -> None:
-    changes = {"use_lora": False, "num_epochs": 1, "logging_steps": 1, "learning_rate": 1e-3}
+    changes = {"use_lora": False, "num_epochs": 1, "logging_steps": 1, "group_by_length": False}
     small = finetune_spec(batch_size=1, gradient_accumulation_steps=4, **changes)
     config = msgspec.structs.replace(small.config, batch_size=4, gradient_accumulation_steps=1)
     one, other = work_for(small, job_id="one"), work_for(FinetuneSpec(config=config), job_id="other")

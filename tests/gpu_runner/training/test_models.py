@@ -12,7 +12,7 @@ from transformers import AutoModelForImageTextToText, GPT2Config, GPT2LMHeadMode
 
 from gpu_runner.training import adapters, demo_model, models, trainable
 from gpu_runner.training.device import Compute
-from gpu_runner.training.optimisation import summed_loss
+from gpu_runner.training.loss import summed_loss
 from jobs.errors import ModelUnavailable, NoCapacity
 from jobs.models import ModelSource, Origin
 from jobs.paths import DataRoot

@@ -5,11 +5,15 @@ from typing import Any
 
 import msgspec
 import pytest
+import tiny_models
 import torch
+from PIL import Image
+from tiny_models import FAMILIES, SEEING
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
 
 from gpu_runner.recipes import finetune, plan
-from gpu_runner.training import adapters, demo_model, device, models
+from gpu_runner.rows import LLAVA_FILE, Row, Turn
+from gpu_runner.training import adapters, demo_model, device, loss, models
 from jobs import footprint, support
 from jobs.errors import ModelUnavailable
 from jobs.events import PhaseEntered
@@ -139,3 +143,38 @@ def test_the_formats_of_the_table_are_those_training_takes() -> None:
             for each in formats:
                 wanted = msgspec.structs.replace(config, bf16=each == "bf16", fp16=each == "fp16")
                 assert device.for_training("cpu", wanted)[0].dtype is dtypes[each]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_family_is_counted_as_it_is_encoded(family: str, root: DataRoot, work_for: WorkFor) -> None:
+    """A row with two pictures, scaled to the cap of pixels: its tokens and theirs; and every parameter of the model."""
+    folder = root.datasets / "d"
+    (folder / "images").mkdir(parents=True)
+    names = ("images/0.png", "images/1.png") if family in SEEING else ()
+    images = tuple(Image.new("RGB", size) for size in ((90, 70), (40, 80)))[: len(names)]
+    for name, image in zip(names, images, strict=True):
+        image.save(folder / name)
+    turns = (Turn("human", "<image>\n" * len(names) + "What colour?"), Turn("gpt", "red"))
+    row = Row(id="row-0", images=names, conversations=turns)
+    (folder / LLAVA_FILE).write_bytes(msgspec.json.encode(row) + b"\n")
+    tiny_models.build(family, root.models / family)
+
+    config = TrainingConfig(model_name=family, train_data_path="datasets/d", max_length=512, max_pixels=2500)
+    found = plan.run(work_for(PlanSpec(config=config)))
+    loaded = models.load_base(resolve(family, [root.models]), device="cpu", dtype=torch.float32, offline=True)
+    encoded = loaded.encoder(512, 2500).encode(row, images)
+    assert abs(found.tokens.max - len(encoded.input_ids)) <= 2
+    assert encoded.image_tokens <= found.tokens.image_max < found.tokens.max  # with the marks around pictures
+    assert found.tokens.images_max == len(names)
+    assert found.parameters == adapters.parameters_by_part(loaded.model)
+    assert support.FAMILIES[found.shape.family].is_tested
+
+
+def test_the_table_calls_no_family_tested_that_is_not() -> None:
+    tested = {str(make()[0].config.model_type) for make in FAMILIES.values()}
+    assert {name for name, family in support.FAMILIES.items() if family.is_tested} == tested
+
+
+def test_the_arithmetic_knows_how_many_logits_the_loss_makes_at_once() -> None:
+    assert footprint.CHUNK_LOGITS == loss.MOST_LOGITS
+    assert footprint.LOSS is footprint.Loss.CHUNKED

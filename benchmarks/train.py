@@ -1,0 +1,265 @@
+"""Our steps against those of a stock transformers.Trainer script, and what reporting costs: `stock` is the baseline."""
+
+import shutil
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import torch
+from PIL import Image
+from transformers import LlavaConfig, LlavaForConditionalGeneration
+
+from benchmarks import stock
+from benchmarks.report import Report, at_least, at_most
+from gpu_runner.journal import Journal
+from gpu_runner.recipes import finetune
+from gpu_runner.rows import LLAVA_FILE, Row, Rows, Turn, open_rows
+from gpu_runner.training import demo_model, models
+from gpu_runner.training.encoding import RowEncoder, collate
+from gpu_runner.training.loop import TrainingLoop
+from gpu_runner.training.run_log import RunLog
+from gpu_runner.work import Stop, Work
+from jobs.paths import DataRoot
+from jobs.settings import Settings
+from jobs.specs import FinetuneSpec
+from jobs.training_config import TrainingConfig
+
+CLAIM = "A step costs what its arithmetic costs: none is spent on padding, on logits nobody asks for, or on reporting."
+
+ROUNDS = 5
+_ROWS, _BATCH, _ACCUMULATION = 80, 4, 2
+_LONG_VOCABULARY = 32_768
+_CORES = 2
+_WORDS = ("where", "what", "object", "picture", "person", "car", "dog", "left", "right", "top", "bottom", "list")
+
+
+_ON_THE_PATH = ("progress", "log_training", "stepped", "phase", "note", "checkpoint")
+
+Method = Callable[..., Any]
+Wrap = Callable[[Method], Method]
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """`words` gives the length of each row's question; the answers are a word long."""
+
+    name: str
+    vocabulary: int
+    words: Callable[[np.random.Generator], int]
+    wanted: float
+
+
+SCENARIOS = (
+    Scenario("uniform lengths", demo_model.VOCABULARY, lambda _: 30, 0.97),
+    Scenario("mixed lengths", demo_model.VOCABULARY, lambda draw: int(draw.choice([5, 20, 60, 400])), 1.3),
+    Scenario("long vocabulary", _LONG_VOCABULARY, lambda _: 30, 1.3),
+)
+
+
+@dataclass
+class Reporting:
+    """CPU seconds of the reporting: in its thread, on the step's path, and of the whole runs."""
+
+    thread: float = 0.0
+    path: float = 0.0
+    runs: float = 0.0
+
+    @property
+    def percent(self) -> float:
+        return 100 * (self.thread + self.path) / self.runs
+
+
+def run() -> Report:
+    torch.set_num_threads(_CORES)
+    reporting, rows, aims = Reporting(), [], []
+    for scenario in SCENARIOS:
+        with tempfile.TemporaryDirectory() as scratch:
+            ours, plain, collated = _measured(scenario, DataRoot(Path(scratch)), reporting)
+        against_plain, against_collated = _ratio(plain, ours), _ratio(collated, ours)
+        steps = _ROWS / (_BATCH * _ACCUMULATION)
+        speeds = (f"{steps / statistics.median(times):.2f}" for times in (ours, plain, collated))
+        rows.append((scenario.name, *speeds, f"{against_plain:.2f}", f"{against_collated:.2f}"))
+        aims.append(at_least(f"{scenario.name}: steps/s against the stock script", against_plain, scenario.wanted))
+        if scenario.wanted < 1:  # here our collator leaves the very same batches
+            what = f"{scenario.name}: steps/s against the stock script with our collator"
+            aims.append(at_least(what, against_collated, scenario.wanted))
+    aims.append(at_most("CPU time of reporting", reporting.percent, 1.0, "%"))
+    return Report(
+        claim=CLAIM,
+        setup=f"demo-llava with LoRA in fp32 on {_CORES} threads, batches of {_BATCH}, {_ACCUMULATION} an update, an "
+        f"epoch of {_ROWS} rows with a picture each, so that no cache helps; every step is logged. Long vocabulary: "
+        f"the same model with {_LONG_VOCABULARY:,} tokens. Mixed lengths: questions of 5, 20, 60 or 400 words. Stock: "
+        "a transformers.Trainer script with the same model, rows and hyper-parameters, once with a collator that pads "
+        "and supervises everything but padding, once with ours. The three take turns in one process, "
+        f"{ROUNDS} rounds after one that is not counted; ratios are medians over the rounds. Reporting is the CPU time "
+        "of its thread and of what the steps themselves give to it, against that of the whole runs.",
+        columns=("", "ours, steps/s", "stock, steps/s", "stock with our collator", "ours / stock", "ours / with ours"),
+        rows=rows,
+        aims=aims,
+    )
+
+
+def _measured(scenario: Scenario, root: DataRoot, reporting: Reporting) -> tuple[list[float], ...]:
+    """Seconds of an epoch in each round: ours, the stock script's, and that one's with our collator."""
+    folder = _model(root, scenario.vocabulary)
+    rows = open_rows(root, _data(root, scenario))
+    config = TrainingConfig(
+        model_name=f"models/{folder.name}",
+        train_data_path=rows.name,
+        max_length=4096,
+        batch_size=_BATCH,
+        gradient_accumulation_steps=_ACCUMULATION,
+        num_epochs=1,
+        logging_steps=1,
+        lora_dropout=0.0,
+        fp16=False,
+        bf16=False,
+        device="cpu",
+    )
+    plain, collated = stock.collator_of(folder, rows), _our_collator(folder, rows)
+    times: tuple[list[float], ...] = ([], [], [])
+    for number in range(ROUNDS + 1):
+        seconds = (
+            _ours(config, root, number, reporting),
+            stock.seconds_of(folder, config, rows, root.folder, plain),
+            stock.seconds_of(folder, config, rows, root.folder, collated),
+        )
+        if number:
+            for of_contender, one in zip(times, seconds, strict=True):
+                of_contender.append(one)
+    return times
+
+
+def _ours(config: TrainingConfig, root: DataRoot, number: int, reporting: Reporting) -> float:
+    """Seconds from the first step's begin to the last one's end, as the recipe runs them."""
+    folder = root.attempt(f"ours-{number}", 1)
+    folder.folder.mkdir(parents=True)
+    with Path("/dev/null").open("wb") as doorbell, _watched(reporting) as steps:
+        work: Work[Any] = Work(
+            job_id=f"ours-{number}",
+            attempt=1,
+            spec=FinetuneSpec(config=config),
+            device="cpu",
+            cores=_CORES,
+            root=root,
+            folder=folder,
+            journal=Journal(root, folder, f"ours-{number}", doorbell.fileno()),
+            stop=Stop(),
+            settings=Settings(data_root=str(root.folder), hf_offline=True),
+        )
+        finetune.run(work)
+    shutil.rmtree(folder.folder)
+    return steps[-1] - steps[0]
+
+
+@contextmanager
+def _watched(reporting: Reporting) -> Iterator[list[float]]:
+    """When the first step began and each one ended; adds up what reporting costs."""
+    times: list[float] = []
+    wrapped: list[tuple[type, str, Wrap]] = [
+        (TrainingLoop, "_gradients", lambda method: _begun(method, times)),
+        (TrainingLoop, "_update", lambda method: _ended(method, times)),
+        (RunLog, "_speak", lambda method: _spoken(method, reporting)),
+        *((RunLog, name, lambda method: _given(method, reporting)) for name in _ON_THE_PATH),
+    ]
+    real = [(of, name, getattr(of, name)) for of, name, _ in wrapped]
+    for of, name, wrap in wrapped:
+        setattr(of, name, wrap(getattr(of, name)))
+    began = time.process_time()
+    try:
+        yield times
+    finally:
+        reporting.runs += time.process_time() - began
+        for of, name, original in real:
+            setattr(of, name, original)
+
+
+def _begun(method: Method, times: list[float]) -> Method:
+    def call(*given: Any) -> Any:
+        if not times:
+            times.append(time.perf_counter())
+        return method(*given)
+
+    return call
+
+
+def _ended(method: Method, times: list[float]) -> Method:
+    def call(*given: Any) -> Any:
+        done = method(*given)
+        times.append(time.perf_counter())
+        return done
+
+    return call
+
+
+def _spoken(method: Method, reporting: Reporting) -> Method:
+    """The thread's own function: its CPU time at its end is all of the thread's."""
+
+    def call(*given: Any) -> None:
+        method(*given)
+        reporting.thread += time.thread_time()
+
+    return call
+
+
+def _given(method: Method, reporting: Reporting) -> Method:
+    def call(*given: Any) -> Any:
+        began = time.thread_time()
+        try:
+            return method(*given)
+        finally:
+            reporting.path += time.thread_time() - began
+
+    return call
+
+
+def _our_collator(folder: Path, rows: Rows) -> stock.Collator:
+    processor = models.load_processor(folder, sees_images=True)
+    encoder = RowEncoder(processor, 4096, frozenset({processor.tokenizer.eos_token_id}))
+
+    def make(indices: Any) -> dict[str, Any]:
+        encoded = [encoder.encode(rows[index], rows.open_images(index)) for index in indices]
+        return collate(encoded, processor.tokenizer.pad_token_id)
+
+    return make
+
+
+def _model(root: DataRoot, vocabulary: int) -> Path:
+    """demo-llava, or the same with room for more tokens."""
+    folder = demo_model.ensure(root.models / "demo")
+    if vocabulary == demo_model.VOCABULARY:
+        return folder
+    config = LlavaConfig.from_pretrained(folder)
+    config.text_config.vocab_size = vocabulary
+    larger = root.models / "long-vocabulary"
+    shutil.copytree(folder, larger)
+    torch.manual_seed(demo_model.SEED)
+    LlavaForConditionalGeneration(config).save_pretrained(larger)
+    return larger
+
+
+def _data(root: DataRoot, scenario: Scenario) -> str:
+    """The name of a dataset of noisy pictures with a question each."""
+    folder = root.datasets / "rows"
+    (folder / "images").mkdir(parents=True)
+    draw, lines = np.random.default_rng(1), []
+    for index in range(_ROWS):
+        pixels = draw.integers(0, 256, (72, 96, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / "images" / f"{index}.png")
+        question = " ".join(_WORDS[(index + at) % len(_WORDS)] for at in range(scenario.words(draw)))
+        conversation = (Turn("human", f"<image>\n{question}"), Turn("gpt", "red"))
+        row = Row(id=str(index), image=f"images/{index}.png", conversations=conversation, width=96, height=72)
+        lines.append(msgspec.json.encode(row) + b"\n")
+    (folder / LLAVA_FILE).write_bytes(b"".join(lines))
+    return "datasets/rows"
+
+
+def _ratio(theirs: list[float], ours: list[float]) -> float:
+    return statistics.median(a / b for a, b in zip(theirs, ours, strict=True))

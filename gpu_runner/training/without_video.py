@@ -1,0 +1,42 @@
+"""Processors that bring a video processor, on a host without torchvision: pictures work, videos are refused.
+
+Called by `models` before it loads a processor. Qwen2.5-VL and its relatives insist on a video processor, and those of
+transformers 5 need torchvision; rows have pictures only. Its settings are kept, so that what is saved again is whole.
+"""
+
+from typing import Any
+
+from transformers.models.auto.video_processing_auto import AutoVideoProcessor
+from transformers.processing_utils import MODALITY_TO_BASE_CLASS_MAPPING
+from transformers.utils import is_torchvision_available
+from transformers.video_processing_utils import BaseVideoProcessor, VideoProcessorMixin
+
+
+class NoVideo(VideoProcessorMixin):  # type: ignore[misc]
+    """Stands where a video processor is asked for; holds its settings."""
+
+    num_frames = None
+    fps = None
+
+    def __init__(self, **settings: Any) -> None:
+        self.settings = settings
+
+    def __call__(self, *_: Any, **__: Any) -> Any:
+        raise ValueError("videos need torchvision: install training-api[vision] on the runner")
+
+    def to_dict(self) -> dict[str, Any]:
+        return dict(self.settings)
+
+
+def allow() -> None:
+    """Let processors load without torchvision; where it is there, nothing changes."""
+    if is_torchvision_available():
+        return
+    # The base class it names is among those that cannot be imported; this one is its parent.
+    MODALITY_TO_BASE_CLASS_MAPPING["video_processor"] = "ImageProcessingMixin"
+    AutoVideoProcessor.from_pretrained = _read_settings
+
+
+def _read_settings(name: str, **options: Any) -> NoVideo:
+    settings, _ = BaseVideoProcessor.get_video_processor_dict(name, **options)
+    return NoVideo(**settings)

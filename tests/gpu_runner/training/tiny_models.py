@@ -1,0 +1,336 @@
+"""Tiny random models of real architectures, each with the processor and the kind of chat template its family has.
+
+Built in about a second, without any hub. `FAMILIES` names them; `build` writes one as a folder that `models` loads.
+Widths are multiples of 64, the block of 4-bit quantisation.
+"""
+
+import functools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers as tf
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from transformers.models.llava_next.image_processing_pil_llava_next import LlavaNextImageProcessorPil
+from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
+
+from gpu_runner.training import without_video
+
+IMAGE_PIXELS = 32
+PATCH_PIXELS = 8
+
+_TEXT = {
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 4096,
+}
+_EYES = {
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "image_size": IMAGE_PIXELS,
+    "patch_size": PATCH_PIXELS,
+}
+_CORPUS = [
+    "What colour is the object? red green blue yellow user assistant system human answer picture image and the"
+] * 20
+
+
+def llava() -> tuple[Any, Any]:
+    """LLaVA-1.5: CLIP and Llama, a fixed number of image tokens, a template in the form of its own."""
+    tokenizer = _tokenizer(["<image>"], image_token="<image>", adds_bos=True)
+    processor = tf.LlavaProcessor(
+        image_processor=tf.CLIPImageProcessorPil(size=_square(), do_center_crop=False),
+        tokenizer=tokenizer,
+        patch_size=PATCH_PIXELS,
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
+        chat_template=LLAVA_TEMPLATE,
+    )
+    config = tf.LlavaConfig(
+        vision_config=tf.CLIPVisionConfig(**_EYES, projection_dim=64),
+        text_config=tf.LlamaConfig(**_TEXT, **_vocabulary(tokenizer)),
+        image_token_index=_id(tokenizer, "<image>"),
+        vision_feature_layer=-1,
+        vision_feature_select_strategy="default",
+    )
+    return tf.LlavaForConditionalGeneration(config), processor
+
+
+def llava_next() -> tuple[Any, Any]:
+    """LLaVA-NeXT: tiles by the picture's shape, so that rows differ in image tokens and in pixel values."""
+    tokenizer = _tokenizer(["<image>"], image_token="<image>", adds_bos=True)
+    pinpoints = [[32, 64], [64, 32], [64, 64]]
+    processor = tf.LlavaNextProcessor(
+        image_processor=LlavaNextImageProcessorPil(
+            size={"shortest_edge": IMAGE_PIXELS}, crop_size=_square(), image_grid_pinpoints=pinpoints
+        ),
+        tokenizer=tokenizer,
+        patch_size=PATCH_PIXELS,
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
+        chat_template=LLAVA_TEMPLATE,
+    )
+    config = tf.LlavaNextConfig(
+        vision_config=tf.CLIPVisionConfig(**_EYES, projection_dim=64),
+        text_config=tf.LlamaConfig(**_TEXT, **_vocabulary(tokenizer)),
+        image_token_index=_id(tokenizer, "<image>"),
+        image_grid_pinpoints=pinpoints,
+        vision_feature_layer=-1,
+        vision_feature_select_strategy="default",
+    )
+    return tf.LlavaNextForConditionalGeneration(config), processor
+
+
+def qwen2_5_vl() -> tuple[Any, Any]:
+    """Qwen2.5-VL: any size of picture, patches in one long tensor with their grid beside it."""
+    marks = ["<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"]
+    tokenizer = _tokenizer(
+        marks,
+        image_token="<|image_pad|>",
+        video_token="<|video_pad|>",
+        vision_start_token="<|vision_start|>",
+        vision_end_token="<|vision_end|>",
+    )
+    without_video.allow()
+    processor = tf.Qwen2_5_VLProcessor(
+        image_processor=tf.Qwen2VLImageProcessorPil(size={"shortest_edge": 28 * 28, "longest_edge": 84 * 84}),
+        tokenizer=tokenizer,
+        video_processor=without_video.NoVideo(video_processor_type="Qwen2VLVideoProcessor", merge_size=2),
+        chat_template=_chatml("<|vision_start|><|image_pad|><|vision_end|>"),
+    )
+    config = tf.Qwen2_5_VLConfig(
+        text_config={
+            **_TEXT,
+            **_vocabulary(tokenizer),
+            "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 3, 3]},
+        },
+        vision_config={
+            "depth": 2,
+            "hidden_size": 64,
+            "intermediate_size": 128,
+            "num_heads": 4,
+            "out_hidden_size": 64,
+            "fullatt_block_indexes": [1],
+            "window_size": 56,
+        },
+        image_token_id=_id(tokenizer, "<|image_pad|>"),
+        video_token_id=_id(tokenizer, "<|video_pad|>"),
+        vision_start_token_id=_id(tokenizer, "<|vision_start|>"),
+        vision_end_token_id=_id(tokenizer, "<|vision_end|>"),
+    )
+    return tf.Qwen2_5_VLForConditionalGeneration(config), processor
+
+
+def gemma3() -> tuple[Any, Any]:
+    """Gemma 3: image tokens see one another (token_type_ids), turns end with a token that is not the EOS."""
+    marks = ["<start_of_image>", "<end_of_image>", "<image_soft_token>", "<start_of_turn>", "<end_of_turn>"]
+    tokenizer = _tokenizer(
+        marks,
+        adds_bos=True,
+        boi_token="<start_of_image>",
+        eoi_token="<end_of_image>",
+        image_token="<image_soft_token>",
+    )
+    processor = tf.Gemma3Processor(
+        image_processor=tf.Gemma3ImageProcessorPil(size=_square()),
+        tokenizer=tokenizer,
+        image_seq_length=4,
+        chat_template=GEMMA_TEMPLATE,
+    )
+    config = tf.Gemma3Config(
+        text_config={
+            **_TEXT,
+            **_vocabulary(tokenizer),
+            "head_dim": 16,
+            "query_pre_attn_scalar": 16,
+            "sliding_window": 64,
+        },
+        vision_config=dict(_EYES),
+        mm_tokens_per_image=4,
+        boi_token_index=_id(tokenizer, "<start_of_image>"),
+        eoi_token_index=_id(tokenizer, "<end_of_image>"),
+        image_token_index=_id(tokenizer, "<image_soft_token>"),
+    )
+    model = tf.Gemma3ForConditionalGeneration(config)
+    model.generation_config.eos_token_id = [tokenizer.eos_token_id, _id(tokenizer, "<end_of_turn>")]
+    return model, processor
+
+
+def smolvlm() -> tuple[Any, Any]:
+    """SmolVLM (Idefics 3): a picture is cut into tiles, each with its mark; the model leaves out tiles that pad."""
+    marks = ["<fake_token_around_image>", "<image>", "<global-img>", "<end_of_utterance>"]
+    marks += [f"<row_{row}_col_{column}>" for row in range(1, 3) for column in range(1, 3)]
+    tokenizer = _tokenizer(
+        marks,
+        image_token="<image>",
+        fake_image_token="<fake_token_around_image>",
+        global_image_token="<global-img>",
+        end_of_utterance_token="<end_of_utterance>",
+    )
+    processor = tf.Idefics3Processor(
+        image_processor=tf.Idefics3ImageProcessorPil(
+            size={"longest_edge": 2 * IMAGE_PIXELS}, max_image_size={"longest_edge": IMAGE_PIXELS}
+        ),
+        tokenizer=tokenizer,
+        image_seq_len=4,
+        chat_template=SMOLVLM_TEMPLATE,
+    )
+    config = tf.Idefics3Config(
+        text_config=tf.LlamaConfig(**_TEXT, **_vocabulary(tokenizer)),
+        vision_config=dict(_EYES),
+        image_token_id=_id(tokenizer, "<image>"),
+        scale_factor=2,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    model = tf.Idefics3ForConditionalGeneration(config)
+    model.generation_config.eos_token_id = [tokenizer.eos_token_id, _id(tokenizer, "<end_of_utterance>")]
+    return model, processor
+
+
+def paligemma() -> tuple[Any, Any]:
+    """PaliGemma: no chat template of its own; the prompt is seen as a whole, the answer word by word."""
+    tokenizer = _tokenizer(["<image>"], image_token="<image>")
+    eyes = SiglipImageProcessorPil(size=_square())
+    eyes.image_seq_length = (IMAGE_PIXELS // PATCH_PIXELS) ** 2
+    processor = tf.PaliGemmaProcessor(image_processor=eyes, tokenizer=tokenizer)
+    config = tf.PaliGemmaConfig(
+        text_config={
+            "model_type": "gemma",
+            **_TEXT,
+            **_vocabulary(tokenizer),
+            "head_dim": 16,
+            "use_bidirectional_attention": False,
+        },
+        vision_config={"model_type": "siglip_vision_model", **_EYES, "projection_dim": 64, "vision_use_head": False},
+        image_token_index=_id(tokenizer, "<image>"),
+        projection_dim=64,
+        hidden_size=64,
+    )
+    return tf.PaliGemmaForConditionalGeneration(config), processor
+
+
+def llama() -> tuple[Any, Any]:
+    """Llama, text only, whose template writes the BOS that the tokeniser would write too."""
+    tokenizer = _tokenizer([], adds_bos=True)
+    tokenizer.chat_template = "{{ bos_token }}" + _chatml("")
+    return tf.LlamaForCausalLM(tf.LlamaConfig(**_TEXT, **_vocabulary(tokenizer))), tokenizer
+
+
+def qwen() -> tuple[Any, Any]:
+    """Qwen2, text only."""
+    tokenizer = _tokenizer([])
+    tokenizer.chat_template = _chatml("")
+    return tf.Qwen2ForCausalLM(tf.Qwen2Config(**_TEXT, **_vocabulary(tokenizer))), tokenizer
+
+
+FAMILIES: dict[str, Callable[[], tuple[Any, Any]]] = {
+    build.__name__: build for build in (llava, llava_next, qwen2_5_vl, gemma3, smolvlm, paligemma, llama, qwen)
+}
+TEXT_ONLY = ("llama", "qwen")
+SEEING = tuple(name for name in FAMILIES if name not in TEXT_ONLY)
+
+
+def build(family: str, folder: Path) -> Path:
+    """Write the family's model, always with the same weights."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(3)
+        model, processor = FAMILIES[family]()
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return folder
+
+
+LLAVA_TEMPLATE = (  # of llava-hf/llava-1.5-7b-hf
+    "{% for message in messages %}{% if message['role'] != 'system' %}{{ message['role'].upper() + ': '}}{% endif %}"
+    "{# images first #}{% for content in message['content'] | selectattr('type', 'equalto', 'image') %}"
+    "{{ '<image>\n' }}{% endfor %}{% if message['role'] != 'assistant' %}"
+    "{% for content in message['content'] | selectattr('type', 'equalto', 'text') %}{{ content['text'] + ' '}}"
+    "{% endfor %}{% else %}{% for content in message['content'] | selectattr('type', 'equalto', 'text') %}"
+    "{% generation %}{{ content['text'] + ' '}}{% endgeneration %}{% endfor %}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}"
+)
+GEMMA_TEMPLATE = (  # of google/gemma-3-4b-it, without its system turn and its check of the order
+    "{{ bos_token }}{%- for message in messages -%}"
+    "{%- set role = 'model' if message['role'] == 'assistant' else message['role'] -%}"
+    "{{ '<start_of_turn>' + role + '\n' }}"
+    "{%- for item in message['content'] -%}"
+    "{%- if item['type'] == 'image' -%}{{ '<start_of_image>' }}"
+    "{%- elif item['type'] == 'text' -%}{{ item['text'] | trim }}{%- endif -%}{%- endfor -%}"
+    "{{ '<end_of_turn>\n' }}{%- endfor -%}"
+    "{%- if add_generation_prompt -%}{{ '<start_of_turn>model\n' }}{%- endif -%}"
+)
+SMOLVLM_TEMPLATE = (  # of HuggingFaceTB/SmolVLM-256M-Instruct
+    "<|im_start|>{% for message in messages %}{{ message['role'] | capitalize }}"
+    "{% if message['content'][0]['type'] == 'image' %}{{ ':' }}{% else %}{{ ': ' }}{% endif %}"
+    "{% for line in message['content'] %}{% if line['type'] == 'text' %}{{ line['text'] }}"
+    "{% elif line['type'] == 'image' %}{{ '<image>' }}{% endif %}{% endfor %}<end_of_utterance>\n{% endfor %}"
+    "{% if add_generation_prompt %}{{ 'Assistant:' }}{% endif %}"
+)
+
+
+def _chatml(image: str) -> str:
+    """The template of Qwen's models. Text models get their content as text, the others as parts."""
+    parts = (
+        "{% for part in message['content'] %}{% if part['type'] == 'image' %}" + image + "{% else %}{{ part['text'] }}"
+        "{% endif %}{% endfor %}"
+    )
+    return (
+        "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' }}"
+        + (parts if image else "{{ message['content'] }}")
+        + "{{ '<|im_end|>\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+    )
+
+
+def _tokenizer(marks: list[str], *, adds_bos: bool = False, **named: str) -> Any:
+    """A byte-level BPE of 512 entries and more for the marks; `named` are those the processor asks for."""
+    tokenizer = Tokenizer.from_str(_trained())
+    tokenizer.add_special_tokens([AddedToken(mark, special=True, normalized=False) for mark in marks])
+    if adds_bos:
+        bos = tokenizer.token_to_id("<s>")
+        tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", bos)])
+    return tf.PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        bos_token="<s>",
+        eos_token="<|im_end|>",
+        pad_token="<pad>",
+        extra_special_tokens=named,
+        padding_side="right",
+    )
+
+
+@functools.cache
+def _trained() -> str:
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=512,
+        special_tokens=["<s>", "<|im_start|>", "<|im_end|>", "<pad>"],
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(_CORPUS, trainer)
+    return str(tokenizer.to_str())
+
+
+def _vocabulary(tokenizer: Any) -> dict[str, int]:
+    return {
+        "vocab_size": len(tokenizer),
+        "pad_token_id": tokenizer.pad_token_id,
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+    }
+
+
+def _id(tokenizer: Any, token: str) -> int:
+    return int(tokenizer.convert_tokens_to_ids(token))
+
+
+def _square() -> dict[str, int]:
+    return {"height": IMAGE_PIXELS, "width": IMAGE_PIXELS}
