@@ -1,8 +1,8 @@
 """The muscle: executes jobs on this host and says what happens, never decides what runs where.
 
 Read in this order. The work: `journal` · `work` · `staging` · `images` · `lines` · `rows` · `arrow_rows` · `sam2` ·
-`training` · `exporters` · `recipes` (one file a kind). The runner around it: `devices` · `oom` · `doorbell` ·
-`processes` · `forks` · `survivors` · `child` · `zygote` · `forker` · `attempts` · `publisher` · `reporter` ·
+`training` · `exporters` · `recipes` (one file a kind). The runner around it: `processes` · `devices` · `oom` ·
+`doorbell` · `forks` · `survivors` · `child` · `zygote` · `forker` · `attempts` · `publisher` · `reporter` ·
 `supervisor` ·
 `intake` · `worker` · `health`. torch is imported below `zygote` only.
 """

@@ -75,6 +75,33 @@ def pids() -> Iterator[int]:
     return (int(name) for name in os.listdir("/proc") if name.isdigit())  # noqa: PTH208 - names are all it needs
 
 
+def sessions(leaders: Collection[int]) -> dict[int, list[int]]:
+    """The living processes of the sessions that these processes lead."""
+    found: dict[int, list[int]] = {leader: [] for leader in leaders}
+    for pid in pids() if leaders else ():
+        state = state_of(pid)
+        if state is not None and not state.is_dead and state.session in found:
+            found[state.session].append(pid)
+    return found
+
+
+def memory_bytes(of: Collection[int]) -> int | None:
+    """Resident memory of processes, what they share with others counted in part; None where that cannot be read.
+
+    Source: proc(5), /proc/<pid>/smaps_rollup: Pss in KiB.
+    """
+    found = 0
+    for pid in of:
+        try:
+            lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+        except (ProcessLookupError, FileNotFoundError):  # it has just ended
+            continue
+        except OSError:
+            return None
+        found += sum(int(line.split()[1]) * 1024 for line in lines if line.startswith("Pss:"))
+    return found
+
+
 def kill_session(leader: int) -> None:
     """Kill a process that leads its session, with its group; harmless when it is gone or leads nothing yet."""
     for kill in (os.killpg, os.kill):

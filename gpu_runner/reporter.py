@@ -3,15 +3,19 @@
 import asyncio
 import contextlib
 import secrets
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from importlib import metadata
 
-from gpu_runner.attempts import Attempt, Attempts
+from gpu_runner import processes
+from gpu_runner.attempts import Attempt, Attempts, Key
 from gpu_runner.devices import Devices
 from gpu_runner.publisher import Publisher
 from jobs import events
 from jobs.bus import Bus
-from jobs.events import Held, RunnerReported
+from jobs.events import Device, Held, RunnerReported
+from jobs.specs import Slot
 
 
 class Reporter:
@@ -43,23 +47,50 @@ class Reporter:
     async def report(self) -> None:
         """Raises what `jobs.bus.UNREACHABLE` names."""
         self._news.clear()
-        devices = await asyncio.to_thread(self._devices.read)  # a driver may take its time
+        devices, memory = await asyncio.to_thread(self._measure, list(self._attempts))  # a driver may take its time
         report = RunnerReported(
             runner_id=self._runner_id,
             boot=self._boot,
             at=datetime.now(UTC),
             devices=devices,
-            held=tuple(self._held(attempt) for attempt in self._attempts),
+            held=tuple(self._held(attempt, memory) for attempt in self._attempts),
             version=self._version,
             stopping=self.stopping,
         )
         await self._bus.publish([events.encode(report)])
 
-    def _held(self, attempt: Attempt) -> Held:
+    def _measure(self, attempts: Sequence[Attempt]) -> tuple[tuple[Device, ...], dict[Key, int]]:
+        """The devices, and what work with a model holds of them; that first, so that memory taken in between counts
+        twice rather than not at all."""
+        leaders = {
+            attempt.key: attempt.child.pid
+            for attempt in attempts
+            if attempt.child is not None and attempt.slot is Slot.GPU
+        }
+        sessions = processes.sessions(leaders.values())
+        memory: dict[Key, int] = {}
+        held: Counter[str] = Counter()
+        for attempt in attempts:
+            if attempt.key in leaders:
+                found = self._devices.held_by(attempt.device, sessions[leaders[attempt.key]])
+                if found is not None:
+                    memory[attempt.key] = found
+                    held[attempt.device] += found
+        return self._devices.read(held), memory
+
+    def _held(self, attempt: Attempt, memory: Mapping[Key, int]) -> Held:
         """Of a running attempt only what is published counts: the rest is on its way and need not be sent again."""
         is_finished = attempt.state == "finished"
         last_n = attempt.last_n if is_finished else self._publisher.published_n(attempt)
-        return Held(job_id=attempt.job_id, attempt=attempt.number, state=attempt.state, last_n=last_n)
+        return Held(
+            job_id=attempt.job_id,
+            attempt=attempt.number,
+            state=attempt.state,
+            last_n=last_n,
+            device=attempt.device,
+            slot=attempt.slot if attempt.device else None,
+            memory_bytes=memory.get(attempt.key),
+        )
 
 
 def _version() -> str:

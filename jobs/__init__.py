@@ -1,16 +1,15 @@
 """The language all programs of this service speak: specs, events, commands, states, names, paths.
 
 Read in this order: `errors` · `settings` · `logs` · `tasks` · `keys` · `paths` · `models` · `values` ·
-`training_config` · `specs` · `presets` ·
-`results` · `events` · `commands` · `frames` · `columns` · `lifecycle` · `redis_server` · `bus` ·
-`central_directory` · `archive` · `documents`. The client, for programs that drive the service: `backoff` · `calls` ·
-`subscription` · `transfer` · `connection` · `client` · `async_client`. Nothing here knows SQL or torch, and only
-`connection` and the two clients know HTTP.
+`training_config` · `support` · `footprint` · `specs` · `presets` · `results` · `events` · `commands` · `frames` ·
+`columns` · `lifecycle` · `redis_server` · `bus` · `central_directory` · `archive` · `documents`. The client, for
+programs that drive the service: `backoff` · `calls` · `subscription` · `transfer` · `connection` · `client` ·
+`async_client`. Nothing here knows SQL or torch, and only `connection` and the two clients know HTTP.
 
 Glossary
 --------
 job         one piece of work: an immutable *spec* (its tag is the *kind*), a *status*, events, artifacts
-kind        convert · validate · split · prepare · preview · finetune · evaluate · generate · export
+kind        convert · validate · split · prepare · preview · plan · finetune · evaluate · generate · export
 experiment  a finetune job seen as an experiment: name, tags, config, metrics, checkpoints;
             `experiment_id == job_id`
 attempt     the n-th try of a job; rises only after an interruption or a pause; it is the fencing token, and

@@ -43,10 +43,11 @@ class JobSubmitted(Event, frozen=True, kw_only=True, tag="job.submitted"):
 
 
 class JobPlaced(Event, frozen=True, kw_only=True, tag="job.placed"):
-    """The service chose a runner and a device."""
+    """The service chose a runner and a device, and keeps so much of its memory for the job; null is all of it."""
 
     runner_id: str
     device: str
+    reserved_bytes: int | None = None
 
 
 class JobWaiting(Event, frozen=True, kw_only=True, tag="job.waiting"):
@@ -60,7 +61,10 @@ class CancelRequested(Event, frozen=True, kw_only=True, tag="job.cancel_requeste
 
 
 class PauseRequested(Event, frozen=True, kw_only=True, tag="job.pause_requested"):
-    """Somebody wants the job to save its state and give its device back."""
+    """Somebody wants the job to save its state and give its device back. `preempted_by` is the job of higher priority
+    that needs the device; the paused one goes on by itself later."""
+
+    preempted_by: str | None = None
 
 
 class ResumeRequested(Event, frozen=True, kw_only=True, tag="job.resume_requested"):
@@ -234,14 +238,16 @@ ATTEMPT_ENDED = (JobInterrupted, JobPaused, JobCompleted, JobFailed, JobCancelle
 
 
 class Device(msgspec.Struct, frozen=True, kw_only=True):
-    """A device of a runner: `device_id` is `cpu` or `cuda:<index>`; `slots` is how many jobs of each sort it
-    takes at once; memory is None where nothing can measure it."""
+    """A device of a runner: `device_id` is `cpu` or `cuda:<index>`; `slots` is how many jobs of each sort it takes at
+    most; memory is None where nothing can measure it, and the configured budget where there is one. `capabilities`
+    are words such as `bf16` and `four_bit`."""
 
     device_id: str
     name: str
     slots: dict[Slot, int]
     memory_total_bytes: int | None = None
     memory_free_bytes: int | None = None
+    capabilities: tuple[str, ...] = ()
 
     @property
     def is_cuda(self) -> bool:
@@ -250,12 +256,16 @@ class Device(msgspec.Struct, frozen=True, kw_only=True):
 
 class Held(msgspec.Struct, frozen=True, kw_only=True):
     """An attempt a runner holds. `last_n` is the last journal line; a finished one is held until the service
-    has all its lines and says cancel."""
+    has all its lines and says cancel. `memory_bytes` is what its processes hold of the device now, where that can be
+    measured."""
 
     job_id: str
     attempt: int
     state: Literal["queued", "running", "finished"]
     last_n: int
+    device: str = ""
+    slot: Slot | None = None
+    memory_bytes: int | None = None
 
 
 class RunnerReported(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="runner.reported"):

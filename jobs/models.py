@@ -65,7 +65,7 @@ class KnownModel(msgspec.Struct, frozen=True, kw_only=True):
 
 DEMO_MODEL = "demo-llava"
 DEMO_TITLE = "Demo LLaVA, built in"
-DEMO_PARAMETERS = 1_500_000  # about; it is counted when it is built
+DEMO_PARAMETERS = 1_219_456
 
 _TWIN = "The weights of {old} are not in the transformers layout; {new} holds the same weights converted, and is used."
 
@@ -74,7 +74,7 @@ KNOWN = {
         title="LLaVA 1.5 7B", repository="llava-hf/llava-1.5-7b-hf", parameters=7_063_427_072
     ),
     "llava-hf/llava-1.5-13b-hf": KnownModel(
-        title="LLaVA 1.5 13B", repository="llava-hf/llava-1.5-13b-hf", parameters=13_350_839_296
+        title="LLaVA 1.5 13B", repository="llava-hf/llava-1.5-13b-hf", parameters=13_351_494_656
     ),
     "liuhaotian/llava-v1.5-7b": KnownModel(
         title="LLaVA 1.5 7B, by its original name",
@@ -85,7 +85,7 @@ KNOWN = {
     "liuhaotian/llava-v1.5-13b": KnownModel(
         title="LLaVA 1.5 13B, by its original name",
         repository="llava-hf/llava-1.5-13b-hf",
-        parameters=13_350_839_296,
+        parameters=13_351_494_656,
         note=_TWIN.format(old="liuhaotian/llava-v1.5-13b", new="llava-hf/llava-1.5-13b-hf"),
     ),
 }

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 import msgspec
 
+from jobs.footprint import ModelShape
 from jobs.specs import SplitSpec
 
 Value = str | int | float | bool | None
@@ -131,8 +132,58 @@ class PrepareResult(Result, frozen=True, kw_only=True, tag="prepare"):
     warnings: tuple[str, ...] = ()
 
 
+class TokenCounts(msgspec.Struct, frozen=True, kw_only=True):
+    """Tokens of the rows looked at, pictures included and as long as they are before max_length cuts them.
+
+    `image_max` is of one row's pictures, `trained_max` of what a row trains. `truncated` rows are longer than
+    max_length. `is_estimated`: the model's tokeniser could not be had, so text counts as four characters a token.
+    """
+
+    looked_at: int
+    p50: int
+    p95: int
+    max: int
+    mean: float
+    image_max: int
+    images_max: int
+    trained_max: int
+    truncated: int
+    is_estimated: bool = False
+
+
+class Probe(msgspec.Struct, frozen=True, kw_only=True):
+    """Real steps on the longest rows: what they took, beside what was predicted."""
+
+    device: str
+    device_name: str
+    peak_memory_bytes: int
+    predicted_memory_bytes: int
+    tokens_per_second: float
+    rows: int
+
+
+class PlanResult(Result, frozen=True, kw_only=True, tag="plan"):
+    """What a training would do, counted. Parameters are by part: vision, projector, language.
+
+    `longest` is the most tokens the model was made for. What it takes on which device says `POST /api/train/plan`.
+    """
+
+    parameters: dict[str, int]
+    trainable_parameters: dict[str, int]
+    shape: ModelShape
+    rows: int
+    tokens: TokenCounts
+    steps: int
+    longest: int | None = None
+    probe: Probe | None = None
+    warnings: tuple[str, ...] = ()
+
+
 class FinetuneResult(Result, frozen=True, kw_only=True, tag="finetune"):
-    """`trainable_parameters` and `total_parameters` are counts by part: vision, projector, language."""
+    """`trainable_parameters` and `total_parameters` are counts by part: vision, projector, language.
+
+    `predicted_memory_bytes` is what the peak was expected to be, uncorrected; `family` is the model's.
+    """
 
     steps: int
     final_train_loss: float | None = None
@@ -141,6 +192,9 @@ class FinetuneResult(Result, frozen=True, kw_only=True, tag="finetune"):
     checkpoint_path: str = ""
     best_checkpoint_path: str | None = None
     peak_memory_bytes: int | None = None
+    predicted_memory_bytes: int | None = None
+    tokens_per_second: float | None = None
+    family: str = ""
     device_name: str = ""
     trainable_parameters: dict[str, int] = {}
     total_parameters: dict[str, int] = {}
@@ -236,6 +290,7 @@ JobResult = (
     | SplitResult
     | PrepareResult
     | PreviewResult
+    | PlanResult
     | FinetuneResult
     | EvaluateResult
     | GenerateResult

@@ -49,8 +49,17 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     runner_id: Annotated[str | None, _says("Name of this runner; the host's name when not given.")] = None
     cpu_slots: Annotated[int, msgspec.Meta(ge=1, le=64), _says("Data jobs a runner executes at once.")] = 2
     gpu_slots: Annotated[
-        int, msgspec.Meta(ge=1, le=8), _says("Model jobs at once per GPU, or on the CPU where there is no GPU.")
+        int,
+        msgspec.Meta(ge=1, le=64),
+        _says("Model jobs at once per GPU, or on the CPU where there is no GPU; as many of them as its memory holds."),
     ] = 1
+    memory_budget_gib: Annotated[
+        Annotated[float, msgspec.Meta(gt=0)] | None,
+        _says(
+            "Memory model jobs may use together on a device that no driver measures: the CPU, or an integrated GPU. "
+            "All of the host's when not given."
+        ),
+    ] = None
     model_roots: Annotated[
         tuple[str, ...],
         _says("Further folders that may hold models, comma-separated; `<data_root>/models` always may."),

@@ -168,12 +168,24 @@ class PrepareSpec(_ExportOptions, frozen=True, kw_only=True, tag="prepare"):
         )
 
 
-class FinetuneSpec(Spec, frozen=True, kw_only=True, tag="finetune"):
-    """Fine-tune a model on a dataset."""
+class _Training(Spec, frozen=True, kw_only=True):
+    """What a training is asked for with: of `FinetuneSpec` and `PlanSpec` alike."""
 
     config: TrainingConfig
     experiment_name: Title | None = None
     tags: Annotated[tuple[Tag, ...], Meta(max_length=50)] = ()
+
+
+class FinetuneSpec(_Training, frozen=True, kw_only=True, tag="finetune"):
+    """Fine-tune a model on a dataset."""
+
+
+class PlanSpec(_Training, frozen=True, kw_only=True, tag="plan"):
+    """Find out what a training would take, and start nothing. The body is that of a training."""
+
+    probe: Annotated[
+        bool, Meta(description="Run two steps on the longest rows and measure them; takes a place on a device.")
+    ] = False
 
 
 class PreviewSpec(Spec, frozen=True, kw_only=True, tag="preview"):
@@ -241,6 +253,7 @@ JobSpec = (
     | SplitSpec
     | PrepareSpec
     | PreviewSpec
+    | PlanSpec
     | FinetuneSpec
     | EvaluateSpec
     | GenerateSpec
@@ -256,6 +269,7 @@ class Kind(StrEnum):
     SPLIT = "split"
     PREPARE = "prepare"
     PREVIEW = "preview"
+    PLAN = "plan"
     FINETUNE = "finetune"
     EVALUATE = "evaluate"
     GENERATE = "generate"
@@ -281,6 +295,8 @@ def kind_of(spec: Spec) -> Kind:
 
 
 def slot_of(spec: Spec) -> Slot:
+    if isinstance(spec, PlanSpec):
+        return Slot.GPU if spec.probe else Slot.CPU
     return Slot.GPU if kind_of(spec) in _MODEL_KINDS else Slot.CPU
 
 

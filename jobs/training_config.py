@@ -228,6 +228,14 @@ class TrainingConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     fp16: Annotated[
         bool | None, _hardware("fp16", "Compute in half precision; for a GPU that has no bfloat16.", advanced=True)
     ] = None
+    gradient_checkpointing: Annotated[
+        bool | None,
+        _hardware(
+            "Recompute activations",
+            "Keep little between the passes and compute it twice; slower and smaller. Open: for large models on a GPU.",
+            advanced=True,
+        ),
+    ] = None
     priority: Annotated[
         int,
         _hardware(
@@ -238,6 +246,14 @@ class TrainingConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
             le=100,
         ),
     ] = 0
+    preemptible: Annotated[
+        bool,
+        _hardware(
+            "May be paused",
+            "Jobs of higher priority may pause it: it saves its state, gives them its device, and goes on by itself.",
+            advanced=True,
+        ),
+    ] = False
 
     def __post_init__(self) -> None:
         if self.fp16 and self.bf16:

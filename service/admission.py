@@ -5,6 +5,7 @@
 
 import msgspec
 
+from jobs import support
 from jobs.errors import Conflict, InvalidInput, NotSupported, PathNotAllowed, UnknownExport, UnknownJob, WrongState
 from jobs.lifecycle import LIVE, Status
 from jobs.paths import DataRoot
@@ -16,6 +17,7 @@ from jobs.specs import (
     FinetuneSpec,
     GenerateSpec,
     JobSpec,
+    PlanSpec,
     PrepareSpec,
     PreviewSpec,
     SplitSpec,
@@ -67,10 +69,10 @@ class Admission:
             return Admitted(self._split(spec))
         if isinstance(spec, PrepareSpec):
             return Admitted(self._prepare(spec))
-        if isinstance(spec, FinetuneSpec):
-            return await self._finetune(spec)
+        if isinstance(spec, FinetuneSpec | PlanSpec):
+            return await self._training(spec)
         if isinstance(spec, PreviewSpec):
-            config, notes = await self._training(spec.config)  # its data may be invalid: it is only looked at
+            config, notes = await self._config(spec.config)  # its data may be invalid: it is only looked at
             return Admitted(_replace(spec, config=config), notes)
         if isinstance(spec, ExportSpec):
             return Admitted(await self._export(spec))
@@ -114,13 +116,13 @@ class Admission:
             keep=keep,
         )
 
-    async def _finetune(self, spec: FinetuneSpec) -> Admitted:
-        config, notes = await self._training(spec.config)
+    async def _training(self, spec: FinetuneSpec | PlanSpec) -> Admitted:
+        config, notes = await self._config(spec.config)
         if not config.allow_invalid_data:
             await self._refuse_failed_data(config)
-        return Admitted(_replace(spec, config=config), (*_warnings(config), *notes))
+        return Admitted(_replace(spec, config=config), (*warnings_of(config), *notes))
 
-    async def _training(self, config: TrainingConfig) -> tuple[TrainingConfig, tuple[str, ...]]:
+    async def _config(self, config: TrainingConfig) -> tuple[TrainingConfig, tuple[str, ...]]:
         """A configuration with its names made sure of, and sentences about them."""
         paths: dict[str, str | None] = {"train_data_path": self._existing(config.train_data_path)}
         if config.val_data_path is not None:
@@ -128,8 +130,11 @@ class Admission:
         if config.output_dir is not None:
             paths["output_dir"] = self._root.confine(config.output_dir)
         if config.continue_from is not None:
-            paths["continue_from"] = (await self._completed_training(config.continue_from)).job_id
+            paths["continue_from"] = await self._continuable(config, config.continue_from)
         note = (await self._names.source(config.model_name)).note
+        family = await self._names.family(config.model_name)
+        if family is not None and (why := support.why_not_family(family, config.method)):
+            raise InvalidInput(why, path="config.model_name")
         return _replace(config, **paths), (note,) if note else ()
 
     async def _use(self, spec: EvaluateSpec | GenerateSpec) -> Admitted:
@@ -193,6 +198,13 @@ class Admission:
             raise WrongState(f"Training {job.job_id} has {job.status}, so it left no model: name a completed one.")
         return job
 
+    async def _continuable(self, config: TrainingConfig, reference: str) -> str:
+        """The training to go on from, when its method and this one go together."""
+        earlier = await self._completed_training(reference)
+        if isinstance(earlier.spec, FinetuneSpec) and (why := support.why_not_continue(config, earlier.spec.config)):
+            raise InvalidInput(why, path="config.continue_from")
+        return earlier.job_id
+
     async def _labelled(self, label: str) -> JobRecord | None:
         try:
             name = self._root.confine(label)
@@ -219,7 +231,7 @@ def _overlap(one: str, other: str) -> bool:
     return _is_within(one, other) or _is_within(other, one)
 
 
-def _warnings(config: TrainingConfig) -> list[str]:
+def warnings_of(config: TrainingConfig) -> list[str]:
     """Settings that are allowed and rarely meant."""
     found = []
     if config.use_qlora and not config.use_lora:

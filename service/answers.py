@@ -14,6 +14,8 @@ from jobs.errors import FailureReason
 from jobs.lifecycle import Status
 from jobs.results import JobResult
 from jobs.specs import JobSpec, Kind
+from service.occupancy import priority_of, since_s
+from service.placement import turn_of
 from service.records import JobRecord, StoredEvent
 
 
@@ -88,7 +90,8 @@ class Progress(Answer, frozen=True, kw_only=True):
 class JobAnswer(Answer, frozen=True, kw_only=True):
     """Everything known of a job.
 
-    `queue_position` counts from 1 among the pending jobs; `waiting_reason` says why one waits. `last_seq` is the
+    `queue_position` counts from 1 among the pending jobs; `waiting_reason` says why one waits. Of a placed job
+    `reserved_bytes` of its device are kept for it; `preempted_by` is the job it makes room for. `last_seq` is the
     cursor behind the job's last event. `notes` are sentences for the user.
     """
 
@@ -109,6 +112,9 @@ class JobAnswer(Answer, frozen=True, kw_only=True):
     runner_id: str | None
     device: str | None
     device_name: str | None
+    reserved_bytes: int | None
+    running_since: datetime | None
+    preempted_by: str | None
     phase: str | None
     step: int | None
     total_steps: int | None
@@ -208,7 +214,6 @@ def event_page(stored: Iterable[StoredEvent], after: int) -> EventPage:
     return EventPage(events=events, next=events[-1].seq if events else after)
 
 
-def _turn(record: JobRecord) -> tuple[int, int]:
-    """Higher priority first, then in the order of submission."""
-    config = getattr(record.spec, "config", None)
-    return -getattr(config, "priority", 0), record.submitted_seq
+def _turn(record: JobRecord) -> tuple[float, int]:
+    """The order in which jobs are placed."""
+    return turn_of(priority_of(record), since_s(record)), record.submitted_seq

@@ -34,8 +34,8 @@ from service.rows import RowFiles
 from service.store import Store
 
 _BY_NAME = (
-    "settings", "root", "store", "recorder", "hub", "feeds", "bus", "dispatch", "sockets", "links", "row_files",
-    "notifier", "webhooks",
+    "settings", "root", "store", "recorder", "hub", "feeds", "bus", "dispatch", "reconciler", "sockets", "links",
+    "row_files", "notifier", "webhooks",
 )  # fmt: skip
 """What a handler gets by naming a parameter so; `_lifespan` puts them into the application's state."""
 
@@ -85,8 +85,9 @@ def _lifespan(settings: Settings, outgoing: Outgoing) -> Lifespan:
         app.state.update(
             {
                 "settings": settings, "root": root, "store": store, "recorder": recorder,
-                "hub": hub, "feeds": Feeds(store, hub), "bus": bus, "dispatch": dispatch, "sockets": OpenSockets(),
-                "links": links, "row_files": RowFiles(root), "notifier": notifier, "webhooks": notifier.webhooks,
+                "hub": hub, "feeds": Feeds(store, hub), "bus": bus, "dispatch": dispatch, "reconciler": reconciler,
+                "sockets": OpenSockets(), "links": links, "row_files": RowFiles(root), "notifier": notifier,
+                "webhooks": notifier.webhooks,
             }
         )  # fmt: skip
         try:

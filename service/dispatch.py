@@ -100,6 +100,10 @@ class Dispatch:
             raise WrongState(f"A {record.kind} job cannot be paused, only a training.")
         if record.cancel_requested_at is not None:
             raise WrongState("The job is being cancelled.")
+        if record.preempted_by is not None:
+            raise WrongState(
+                f"The job is making room for {record.preempted_by} and goes on by itself: pause it when it runs again."
+            )
         if record.status is Status.RUNNING and record.pause_requested_at is None:
             (record,) = await self._recorder.record([events.PauseRequested(**_envelope(record))])
         if record.pause_requested_at is None and record.status is not Status.PAUSED:

@@ -14,7 +14,8 @@ import structlog
 
 from jobs.errors import TrainingError, Unavailable, UnknownExport, UnknownJob, WrongState
 from jobs.events import Event, JobSubmitted
-from jobs.specs import EvaluateSpec, ExportSpec, FinetuneSpec, GenerateSpec, JobSpec
+from jobs.lifecycle import Status
+from jobs.specs import EvaluateSpec, ExportSpec, FinetuneSpec, GenerateSpec, JobSpec, Kind, PlanSpec
 from service.hub import Hub
 from service.records import JobRecord, WebhookRecord
 from service.store import Store
@@ -68,6 +69,10 @@ class Ledger:
         if record is None:
             raise UnknownJob
         return record
+
+    async def completed(self, limit: int, kinds: Sequence[Kind] = ()) -> list[JobRecord]:
+        """The newest jobs that ended with a result; of all kinds, or of these."""
+        return await self._store.jobs(kinds=kinds, status=Status.COMPLETED, limit=limit)
 
     async def record(self, events: Sequence[Event]) -> list[JobRecord]:
         """Record what the service itself states; the jobs' records afterwards, one an event.
@@ -211,7 +216,7 @@ class Ledger:
 def _used(spec: JobSpec) -> set[str]:
     """The jobs and exports a job builds on."""
     named: set[str | None] = set()
-    if isinstance(spec, FinetuneSpec):
+    if isinstance(spec, FinetuneSpec | PlanSpec):
         named = {spec.config.continue_from}
     elif isinstance(spec, EvaluateSpec | GenerateSpec):
         named = {spec.job_id, spec.export_id}

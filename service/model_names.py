@@ -1,4 +1,5 @@
-"""What a job's model name means on this host: for the refusal at submit, and for how large the model is.
+"""What a job's model name means on this host: for the refusal at submit, for how large the model is, and for the
+memory a job with it needs.
 
 `dispatch.py` and `reconcile.py` ask. A job that uses what another job trained has that job's model.
 """
@@ -6,16 +7,34 @@
 import asyncio
 import time
 from pathlib import Path
+from typing import Any
+
+import msgspec
 
 from jobs.errors import InvalidInput
+from jobs.footprint import (
+    DeviceType,
+    ModelShape,
+    inference_reserve_bytes,
+    known_config,
+    known_shape,
+    reserve_bytes,
+    shape_of,
+)
 from jobs.models import CPU_LIMIT_PARAMETERS, ModelSource, Origin, resolve
 from jobs.paths import DataRoot
 from jobs.settings import Settings
-from jobs.specs import EvaluateSpec, ExportSpec, FinetuneSpec, GenerateSpec, JobSpec
+from jobs.specs import EvaluateSpec, ExportSpec, FinetuneSpec, GenerateSpec, JobSpec, Kind, PlanSpec, Slot, slot_of
+from service import calibration
+from service.calibration import Run
 from service.ledger import Ledger
-from service.placement import SIZE_UNKNOWN, TOO_LARGE_FOR_CPU
+from service.placement import NOTHING, SIZE_UNKNOWN, TOO_LARGE_FOR_CPU, Needs
 
+_DEVICES: tuple[DeviceType, DeviceType] = ("cuda", "cpu")  # in the order of `Needs`
+_ANSWERED_ROWS, _ANSWERED_LENGTH = 8, 2048  # what evaluating and answering take together
+_CONFIG_MAX_BYTES = 2**20
 _REMEMBERED_S = 1.0  # many jobs submitted together name the same model
+_LOOKED_AT, _FRESH_S = 200, 30.0  # completed trainings, the newest; and for how long
 
 
 def model_roots(settings: Settings, root: DataRoot) -> list[Path]:
@@ -24,12 +43,13 @@ def model_roots(settings: Settings, root: DataRoot) -> list[Path]:
 
 
 class ModelNames:
-    """Looks names up below the model roots."""
+    """Looks names up below the model roots, and what earlier trainings took in the ledger."""
 
     def __init__(self, settings: Settings, root: DataRoot, ledger: Ledger) -> None:
         self._roots = model_roots(settings, root)
         self._ledger = ledger
         self._known: dict[str, tuple[float, ModelSource]] = {}
+        self._learnt: tuple[float, list[Run]] = (-_FRESH_S, [])
 
     async def source(self, name: str) -> ModelSource:
         """What the name means; the disk is asked again after a moment.
@@ -45,6 +65,11 @@ class ModelNames:
             self._known[name] = time.monotonic(), source
         return source
 
+    async def family(self, name: str) -> str | None:
+        """The `model_type` of the model's config; None where its files are not here and its name is not well known."""
+        source = await self.source(name)
+        return await asyncio.to_thread(_family, source)
+
     async def why_not_on_cpu(self, spec: JobSpec) -> str | None:
         """Why the job's model runs on a CPU only when that is asked for; None when it is small or there is none."""
         name = await self._name(spec)
@@ -58,8 +83,43 @@ class ModelNames:
             return SIZE_UNKNOWN if source.origin is Origin.HUB else None
         return TOO_LARGE_FOR_CPU if source.parameters >= CPU_LIMIT_PARAMETERS else None
 
+    async def needs(self, spec: JobSpec) -> Needs:
+        """The device memory the job needs, by its model's dimensions; not known of a model whose dimensions are not.
+
+        Of a training, and of the probe of one: by its plan's arithmetic, corrected as the plan is.
+        """
+        if slot_of(spec) is Slot.CPU:
+            return NOTHING
+        name = await self._name(spec)
+        try:
+            shape = await asyncio.to_thread(_shape, await self.source(name)) if name is not None else None
+        except InvalidInput:  # as above
+            shape = None
+        if shape is None:
+            return Needs()
+        if isinstance(spec, FinetuneSpec | PlanSpec):
+            runs = await self._runs()
+            factors = [calibration.largest_factor(runs, device, shape.family) for device in _DEVICES]
+            reserved = [
+                reserve_bytes(spec.config, shape, device=device, factor=factor)
+                for device, factor in zip(_DEVICES, factors, strict=True)
+            ]
+            return Needs(*reserved)
+        length = spec.max_length if isinstance(spec, EvaluateSpec) else _ANSWERED_LENGTH
+        return Needs(
+            *(inference_reserve_bytes(shape, rows=_ANSWERED_ROWS, length=length, device=device) for device in _DEVICES)
+        )
+
+    async def _runs(self) -> list[Run]:
+        """Completed trainings, the newest first; looked up again now and then."""
+        at, runs = self._learnt
+        if time.monotonic() - at >= _FRESH_S:
+            runs = calibration.runs_of(await self._ledger.completed(_LOOKED_AT, (Kind.FINETUNE,)))
+            self._learnt = time.monotonic(), runs
+        return runs
+
     async def _name(self, spec: JobSpec) -> str | None:
-        if isinstance(spec, FinetuneSpec):
+        if isinstance(spec, FinetuneSpec | PlanSpec):
             return spec.config.model_name
         if not isinstance(spec, EvaluateSpec | GenerateSpec):
             return None
@@ -70,3 +130,28 @@ class ModelNames:
             return None
         training = await self._ledger.job(origin.spec.job_id) if isinstance(origin.spec, ExportSpec) else origin
         return training.spec.config.model_name if training and isinstance(training.spec, FinetuneSpec) else None
+
+
+def _family(source: ModelSource) -> str | None:
+    family = (_config(source) or {}).get("model_type")
+    return family if isinstance(family, str) else None
+
+
+def _shape(source: ModelSource) -> ModelShape | None:
+    """The dimensions of a model, with counted parameters where its name is well known."""
+    if source.origin is not Origin.FOLDER:
+        return known_shape(source.location) or known_shape(source.name)
+    config = _config(source)
+    return None if config is None else shape_of(config)
+
+
+def _config(source: ModelSource) -> dict[str, Any] | None:
+    """A model's own config.json where its files are here, else what is known of a well-known name."""
+    if source.origin is not Origin.FOLDER:
+        return known_config(source.location) or known_config(source.name)
+    try:
+        with Path(source.location, "config.json").open("rb") as file:
+            config: dict[str, Any] = msgspec.json.decode(file.read(_CONFIG_MAX_BYTES), type=dict[str, Any])
+    except (OSError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return None  # the recipe says what is wrong with it
+    return config

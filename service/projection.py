@@ -78,7 +78,12 @@ def _replaced(record: JobRecord, changes: Mapping[str, Any]) -> JobRecord:
 
 
 def _placed(_: JobRecord, event: events.JobPlaced) -> Changes:
-    return {"runner_id": event.runner_id, "device": event.device, "waiting_reason": None}
+    return {
+        "runner_id": event.runner_id,
+        "device": event.device,
+        "reserved_bytes": event.reserved_bytes,
+        "waiting_reason": None,
+    }
 
 
 def _waiting(_: JobRecord, event: events.JobWaiting) -> Changes:
@@ -90,7 +95,11 @@ def _cancel_requested(_: JobRecord, event: events.CancelRequested) -> Changes:
 
 
 def _pause_requested(_: JobRecord, event: events.PauseRequested) -> Changes:
-    return {"pause_requested_at": event.at}
+    return {"pause_requested_at": event.at, "preempted_by": event.preempted_by}
+
+
+def _resume_requested(_: JobRecord, __: events.ResumeRequested) -> Changes:
+    return {"preempted_by": None}
 
 
 def _interrupted(_: JobRecord, event: events.JobInterrupted) -> Changes:
@@ -98,7 +107,8 @@ def _interrupted(_: JobRecord, event: events.JobInterrupted) -> Changes:
 
 
 def _started(record: JobRecord, event: events.JobStarted) -> Changes:
-    changes: Changes = {"started_at": record.started_at or event.at, "device": event.device, "waiting_reason": None}
+    changes: Changes = {"started_at": record.started_at or event.at, "running_since": event.at}
+    changes |= {"device": event.device, "waiting_reason": None}
     changes |= {field: value for field, value in _said(event, "device_name", "runner_id").items() if value}
     return changes
 
@@ -180,13 +190,21 @@ def _bytes(mebibytes: float | None) -> int | None:
     return None if mebibytes is None else int(mebibytes * 2**20)
 
 
-_NO_PLACE: Changes = {"runner_id": None, "device": None, "phase": None, "eta_s": None}
+_NO_PLACE: Changes = {
+    "runner_id": None,
+    "device": None,
+    "reserved_bytes": None,
+    "running_since": None,
+    "phase": None,
+    "eta_s": None,
+}
 
 _BY_TYPE: dict[type[Event], Callable[[JobRecord, Any], Changes]] = {
     events.JobPlaced: _placed,
     events.JobWaiting: _waiting,
     events.CancelRequested: _cancel_requested,
     events.PauseRequested: _pause_requested,
+    events.ResumeRequested: _resume_requested,
     events.JobInterrupted: _interrupted,
     events.JobStarted: _started,
     events.PhaseEntered: _phase_entered,

@@ -6,7 +6,6 @@ waits for an answer: a command that got lost is sent again because the next repo
 
 import asyncio
 import time
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
@@ -23,10 +22,12 @@ from jobs.events import Event, Held
 from jobs.lifecycle import Status
 from jobs.paths import DataRoot
 from jobs.settings import Settings
-from jobs.specs import slot_of
+from service import forecast
+from service.durations import Durations
 from service.ledger import Write
 from service.model_names import ModelNames
-from service.placement import Place, Room, Wait, place, waiting_for
+from service.occupancy import PLACED, Capacities, Key, Occupancy, is_wanted, occupancy, rooms, since_s
+from service.placement import Needs, Place, Room, Wait, Waiting, place, waiting_for
 from service.recorder import Recorder
 from service.records import JobRecord, RunnerView
 
@@ -35,14 +36,22 @@ log = structlog.get_logger()
 REDIS_AWAY = "Redis cannot be reached, so no runner can be told; the job starts when it is back."
 _TOGETHER = 500  # events a transaction; listeners and other writers get their turn in between
 _PAUSE = 19.0  # times what deciding took: with thousands of jobs waiting, requests still get most of the time
-_PLACED = (Status.QUEUED, Status.RUNNING)
+_FORESEEN = 100  # waiting jobs whose start is predicted
+
+
+class Asks(msgspec.Struct, frozen=True):
+    """What a job's model means for its place: why it runs on a CPU only when that is asked for, and its memory."""
+
+    not_on_cpu: str | None = None
+    needs: Needs | None = None
 
 
 class Situation(msgspec.Struct, frozen=True, kw_only=True):
     """What is known at one moment: `now` on the monotonic clock, `at` in UTC.
 
-    `up_since` is since when service and Redis were both up, None while they are not. `not_on_cpu` says of each
-    pending job why its model runs on a CPU only when that is asked for.
+    `up_since` is since when service and Redis were both up, None while they are not. `asks` says of each pending job
+    what its model means for its place, `expected_s` how long a job will take from its next start on,
+    `capacities` what each device could hold a moment ago.
     """
 
     jobs: Mapping[str, JobRecord]
@@ -51,7 +60,9 @@ class Situation(msgspec.Struct, frozen=True, kw_only=True):
     at: datetime
     up_since: float | None
     is_redis_lost: bool = False
-    not_on_cpu: Mapping[str, str | None] = {}
+    asks: Mapping[str, Asks] = {}
+    expected_s: Mapping[str, float | None] = {}
+    capacities: Mapping[Key, int] = {}
 
     @property
     def present(self) -> list[RunnerView]:
@@ -60,6 +71,29 @@ class Situation(msgspec.Struct, frozen=True, kw_only=True):
 
     def is_present(self, view: RunnerView) -> bool:
         return self.up_since is not None and view.is_alive(self.now)
+
+    @property
+    def rooms(self) -> list[Room]:
+        """The devices that take work, as they are now."""
+        return rooms(self.present, self.jobs, self.at, self.expected_s, self.capacities)
+
+    def waiting(self, job: JobRecord) -> Waiting:
+        """What a pending job asks for."""
+        asks = self.asks.get(job.job_id, Asks())
+        waiting = waiting_for(job.job_id, job.spec, asks.not_on_cpu, asks.needs)
+        return msgspec.structs.replace(waiting, since_s=since_s(job), expected_s=self.expected_s.get(job.job_id))
+
+
+class Queued(msgspec.Struct, frozen=True, kw_only=True):
+    """A waiting job as its owner is told: its turn from 1, why it waits, what it needs, in how many seconds it is
+    likely to start, as far as anybody can tell."""
+
+    job: JobRecord
+    position: int
+    priority: int
+    reason: str | None
+    needs: Needs
+    starts_in_s: float | None
 
 
 class State(msgspec.Struct, frozen=True):
@@ -89,7 +123,7 @@ def decide(situation: Situation, settings: Settings) -> list[Action]:
     actions: list[Action] = []
     for job in situation.jobs.values():
         actions += (
-            _about_placed(job, situation, settings) if job.status in _PLACED else _about_idle(job, situation, settings)
+            _about_placed(job, situation, settings) if job.status in PLACED else _about_idle(job, situation, settings)
         )
     for view in situation.present:
         actions += _unwanted(view, situation.jobs)
@@ -100,6 +134,8 @@ def _about_idle(job: JobRecord, situation: Situation, settings: Settings) -> lis
     """A job that no runner has."""
     if job.cancel_requested_at is not None:
         return [State(events.JobCancelled(**_envelope(job, situation)))]
+    if job.status is Status.PAUSED and job.preempted_by is not None:
+        return [State(events.ResumeRequested(**_envelope(job, situation)))]
     if _has_no_attempt_left(job, settings):
         detail = (
             f"The job was interrupted {job.interruptions} times and is not tried again. "
@@ -154,38 +190,63 @@ def _commands(job: JobRecord, view: RunnerView) -> Iterable[AnyCommand]:
 def _unwanted(view: RunnerView, jobs: Mapping[str, JobRecord]) -> Iterable[Action]:
     """Attempts the runner holds and nobody waits for: of ended or deleted jobs, of older attempts, of paused jobs."""
     for held in view.report.held:
-        if not _is_wanted(held, jobs):
+        if not is_wanted(held, jobs):
             yield Send(view.runner_id, commands.Cancel(job_id=held.job_id, attempt=held.attempt))
 
 
-def _is_wanted(held: Held, jobs: Mapping[str, JobRecord]) -> bool:
-    job = jobs.get(held.job_id)
-    if job is None or job.attempt != held.attempt:
-        return False
-    return job.status is not Status.PAUSED or held.last_n > job.recorded_n
-
-
 def _placements(situation: Situation, settings: Settings) -> list[Action]:
-    pending = {
-        job.job_id: job
-        for job in situation.jobs.values()
-        if job.status is Status.PENDING and job.cancel_requested_at is None and not _has_no_attempt_left(job, settings)
-    }
+    pending = _pending(situation, settings)
     if situation.up_since is None:
         return _waits(pending, [Wait(job_id, REDIS_AWAY) for job_id in pending if situation.is_redis_lost], situation)
-    waiting = [waiting_for(job.job_id, job.spec, situation.not_on_cpu.get(job.job_id)) for job in pending.values()]
-    decisions = place(waiting, rooms(situation.present, situation.jobs))
+    decisions = place([situation.waiting(job) for job in pending.values()], situation.rooms)
     places = [decision for decision in decisions if isinstance(decision, Place)]
     waits = [decision for decision in decisions if isinstance(decision, Wait)]
     placed: list[Action] = [
         State(
             events.JobPlaced(
-                runner_id=goes.runner_id, device=goes.device_id, **_envelope(pending[goes.job_id], situation)
+                runner_id=goes.runner_id,
+                device=goes.device_id,
+                reserved_bytes=goes.bytes,
+                **_envelope(pending[goes.job_id], situation),
             )
         )
         for goes in places
     ]
-    return placed + _waits(pending, waits, situation)
+    pauses: list[Action] = [
+        State(events.PauseRequested(preempted_by=wait.job_id, **_envelope(situation.jobs[job_id], situation)))
+        for wait in waits
+        for job_id in wait.pauses
+    ]
+    return placed + pauses + _waits(pending, waits, situation)
+
+
+def _pending(situation: Situation, settings: Settings) -> dict[str, JobRecord]:
+    """The jobs that want a place."""
+    return {
+        job.job_id: job
+        for job in situation.jobs.values()
+        if job.status is Status.PENDING and job.cancel_requested_at is None and not _has_no_attempt_left(job, settings)
+    }
+
+
+def queue(situation: Situation, settings: Settings) -> list[Queued]:
+    """The waiting jobs in their order, with what is likely to become of the first of them."""
+    pending = list(_pending(situation, settings).values())
+    waiting = sorted(map(situation.waiting, pending), key=lambda job: job.turn)
+    free = situation.rooms
+    starts_in_s = forecast.starts(waiting[:_FORESEEN], free)
+    reasons = {found.job_id: found.reason for found in place(waiting, free) if isinstance(found, Wait)}
+    return [
+        Queued(
+            job=situation.jobs[job.job_id],
+            position=position,
+            priority=job.priority,
+            reason=reasons.get(job.job_id, situation.jobs[job.job_id].waiting_reason),
+            needs=job.needs,
+            starts_in_s=starts_in_s.get(job.job_id),
+        )
+        for position, job in enumerate(waiting, 1)
+    ]
 
 
 def _waits(pending: Mapping[str, JobRecord], waits: Iterable[Wait], situation: Situation) -> list[Action]:
@@ -195,26 +256,6 @@ def _waits(pending: Mapping[str, JobRecord], waits: Iterable[Wait], situation: S
         for wait in waits
         if wait.reason != pending[wait.job_id].waiting_reason
     ]
-
-
-def rooms(views: Iterable[RunnerView], jobs: Mapping[str, JobRecord]) -> list[Room]:
-    """The devices that take work, less what is placed on them, whether or not a report shows it yet.
-
-    What a runner still ends, an older attempt say, counts on each of its devices: nobody knows where it runs.
-    """
-    used = Counter((job.runner_id, job.device, slot_of(job.spec)) for job in jobs.values() if job.status in _PLACED)
-    found = []
-    for view in views:
-        if view.report.stopping:
-            continue
-        ending = sum(held.state != "finished" and not _is_wanted(held, jobs) for held in view.report.held)
-        for device in view.devices:
-            free = {
-                slot: max(0, count - used[view.runner_id, device.device_id, slot] - ending)
-                for slot, count in device.slots.items()
-            }
-            found.append(Room(view.runner_id, device, free))
-    return found
 
 
 def _is_lost(view: RunnerView | None, situation: Situation, settings: Settings) -> bool:
@@ -255,7 +296,9 @@ class Reconciler:
         self._news = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self._sent_at: dict[tuple[str, AnyCommand], float] = {}
-        self._not_on_cpu: dict[str, str | None] = {}
+        self._durations = Durations(recorder)
+        self._capacities = Capacities()
+        self._asks: dict[str, Asks] = {}
         self._awake_since = time.monotonic()
         self._last_pass = self._awake_since
         self._decided_in_s = 0.0
@@ -272,6 +315,15 @@ class Reconciler:
     def wake(self) -> None:
         """Something changed: look again now."""
         self._news.set()
+
+    async def queue(self) -> list[Queued]:
+        """The waiting jobs in their order."""
+        situation = await self._situation()
+        return await asyncio.to_thread(queue, situation, self._settings)
+
+    def occupancy(self) -> list[Occupancy]:
+        """The devices of all runners that were heard, with who is on them."""
+        return occupancy(self._recorder.runners.values(), self._recorder.live, datetime.now(UTC))
 
     async def run(self) -> None:
         """Look once, and do what there is to do."""
@@ -336,18 +388,26 @@ class Reconciler:
             at=datetime.now(UTC),
             up_since=None if redis_up_since is None else max(redis_up_since, self._awake_since),
             is_redis_lost=self._recorder.is_redis_lost,
-            not_on_cpu=await self._sizes(),
+            asks=await self._asked(),
+            expected_s=await self._expected(),
+            capacities=self._capacities.note(self.occupancy(), now),
         )
 
-    async def _sizes(self) -> Mapping[str, str | None]:
-        """Of each pending job why its model runs on a CPU only when asked for; looked up once a job."""
-        known = self._not_on_cpu
+    async def _asked(self) -> Mapping[str, Asks]:
+        """Of each pending job what its model means for its place; looked up once a job."""
+        known = self._asks
         pending = [job for job in self._recorder.live.values() if job.status is Status.PENDING]
-        self._not_on_cpu = {
-            job.job_id: known[job.job_id] if job.job_id in known else await self.names.why_not_on_cpu(job.spec)
+        self._asks = {
+            job.job_id: known[job.job_id]
+            if job.job_id in known
+            else Asks(await self.names.why_not_on_cpu(job.spec), await self.names.needs(job.spec))
             for job in pending
         }
-        return self._not_on_cpu
+        return self._asks
+
+    async def _expected(self) -> Mapping[str, float | None]:
+        await self._durations.refresh()
+        return {job.job_id: self._durations.expected_s(job) for job in self._recorder.live.values()}
 
     async def _send(self, sends: Sequence[Send]) -> None:
         """Send what was not sent a moment ago: a report that shows its effect takes as long."""

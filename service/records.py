@@ -42,7 +42,9 @@ class JobRecord(Record, frozen=True, kw_only=True):
 
     `recorded_n` is the last journal line recorded of the present attempt, `last_seq` the job's last event,
     `submitted_seq` its first one and so its place in the order of submission. `waiting_reason` says why a pending
-    job waits. `notes` are sentences for the user.
+    job waits. `notes` are sentences for the user. `running_since` is set while an attempt
+    runs; of a placed job `reserved_bytes` of its device are kept for it, None is the whole device. `preempted_by` is
+    the job that a paused one makes room for.
     """
 
     job_id: str
@@ -62,7 +64,10 @@ class JobRecord(Record, frozen=True, kw_only=True):
     runner_id: str | None = None
     device: str | None = None
     device_name: str | None = None
+    reserved_bytes: int | None = None
     waiting_reason: str | None = None
+    running_since: datetime | None = None
+    preempted_by: str | None = None
     phase: str | None = None
     step: int | None = None
     total_steps: int | None = None

@@ -23,8 +23,11 @@ _WAIT = re.compile(r"(?:^|[,;\s])wait\s*=\s*\"?(\d{1,6})")
 _CLIENT_GONE = 499  # nobody reads it; it only shows in a log
 
 
-async def run(request: AnyRequest, dispatch: Dispatch, spec: JobSpec, settings: Settings) -> Response[Any]:
-    """The job's result; its failure as a problem; or 202 with its address when it takes longer than the wait.
+async def run(
+    request: AnyRequest, dispatch: Dispatch, spec: JobSpec, settings: Settings, *, as_record: bool = False
+) -> Response[Any]:
+    """The job's result, or `as_record` its record; its failure as a problem; or 202 with its address when it takes
+    longer than the wait.
 
     A client that goes away leaves the job running.
     """
@@ -34,7 +37,11 @@ async def run(request: AnyRequest, dispatch: Dispatch, spec: JobSpec, settings: 
     record = await _unless_gone(request, dispatch.run_and_wait(spec, wait_s))
     if record is None:
         return Response(None, status_code=_CLIENT_GONE)
-    return accepted(request, record) if not record.has_ended else _outcome(request, record)
+    if not record.has_ended:
+        return accepted(request, record)
+    if as_record and record.status is Status.COMPLETED:
+        return Response(record, status_code=200)
+    return _outcome(request, record)
 
 
 def accepted(request: AnyRequest, record: JobRecord) -> Response[Any]:

@@ -6,8 +6,8 @@ import { duration, number, percent } from "./format.js";
 export const LIVE = ["pending", "queued", "running", "paused"];
 export const STATUSES = [...LIVE, "completed", "failed", "cancelled"];
 export const KINDS = {
-  finetune: "Training", prepare: "Preparation", convert: "Conversion", validate: "Validation", split: "Split", evaluate: "Evaluation",
-  preview: "Preview", generate: "Answers", export: "Export",
+  preview: "Preview", plan: "Plan", finetune: "Training", prepare: "Preparation", convert: "Conversion", validate: "Validation", split: "Split",
+  evaluate: "Evaluation", generate: "Answers", export: "Export",
 };
 
 const SIGNS = { pending: "◌", queued: "◔", running: "●", paused: "❚❚", completed: "✓", failed: "✕", cancelled: "–" };
@@ -17,6 +17,7 @@ export const isLive = (job) => LIVE.includes(job.status);
 // An export is named after its training where that is among the known jobs.
 export function titleOf({ job_id, spec }, known = new Map()) {
   switch (spec.kind) {
+    case "plan": return `Plan of ${spec.config.model_name}`;
     case "finetune": return spec.experiment_name ?? spec.config.output_dir ?? `${spec.config.model_name} ${job_id.slice(-6)}`;
     case "prepare": case "convert": case "split": return spec.output_dir;
     case "validate": return spec.data_path;
@@ -38,11 +39,12 @@ export function badge(status) {
 // What happens, or happened, to a job, in one line.
 export function saying(job) {
   if (job.cancel_requested_at && isLive(job)) return "is being cancelled";
-  if (job.pause_requested_at && isLive(job)) return "saves its state and pauses";
+  if (job.pause_requested_at && isLive(job)) return job.preempted_by ? "saves its state and makes room for a job of higher priority; it goes on by itself" : "saves its state and pauses";
   if (job.status === "failed") return job.failure_detail;
   if (job.status === "pending") {
     const place = job.queue_position ? `place ${job.queue_position} in the queue` : "";
-    return [job.waiting_reason, place].filter(Boolean).join(" · ");
+    const seconds = job.predicted_start_at ? (Date.parse(job.predicted_start_at) - Date.now()) / 1000 : 0; // only the queue says it
+    return [job.waiting_reason, place, seconds > 1 && `likely to start in ${duration(seconds)}`].filter(Boolean).join(" · ");
   }
   if (job.status === "running") {
     const steps = job.total_steps ? `step ${number(job.step ?? 0)} of ${number(job.total_steps)}` : "";

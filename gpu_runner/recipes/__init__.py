@@ -18,6 +18,7 @@ RECIPES = {
     Kind.SPLIT: "gpu_runner.recipes.split",
     Kind.PREPARE: "gpu_runner.recipes.prepare",
     Kind.PREVIEW: "gpu_runner.recipes.preview",
+    Kind.PLAN: "gpu_runner.recipes.plan",
     Kind.FINETUNE: "gpu_runner.recipes.finetune",
     Kind.EVALUATE: "gpu_runner.recipes.evaluate",
     Kind.GENERATE: "gpu_runner.recipes.generate",

@@ -4,9 +4,10 @@ An interrupted or paused run goes on from the newest whole checkpoint of its ear
 """
 
 import torch
+from msgspec.structs import replace
 
 from gpu_runner.rows import Rows, open_rows
-from gpu_runner.training import checkpoints, device, models, run_state, trainable
+from gpu_runner.training import checkpoints, counting, device, models, run_state, trainable
 from gpu_runner.training.adapters import parameters_by_part
 from gpu_runner.training.checkpoints import Checkpoint
 from gpu_runner.training.device import Compute
@@ -15,7 +16,7 @@ from gpu_runner.training.evaluation import Validation
 from gpu_runner.training.loop import TrainingLoop
 from gpu_runner.training.models import Loaded
 from gpu_runner.training.selection import everything, spread
-from gpu_runner.training.survey import MOST_ROWS, lengths_of_all, survey
+from gpu_runner.training.survey import MOST_ROWS, Survey, lengths_of_all, survey
 from gpu_runner.work import Work
 from jobs.results import FinetuneResult
 from jobs.specs import FinetuneSpec
@@ -42,8 +43,9 @@ def _finetune(work: Work[FinetuneSpec]) -> FinetuneResult:
     loaded = _load(work, compute, resumed or _continued_from(work))
     encoder = loaded.encoder(_max_length(work, loaded), config.max_pixels)
     measured = Validation(validation, encoder, work.root, config.batch_size) if validation else None
-    lengths = _look_at(work, training, measured, encoder)
+    found, lengths = _look_at(work, training, measured, encoder)
 
+    predicted = counting.predicted_bytes(config, loaded, found)
     loop = TrainingLoop(
         work=work,
         loaded=loaded,
@@ -54,7 +56,7 @@ def _finetune(work: Work[FinetuneSpec]) -> FinetuneResult:
         begin=resumed,
     )
     loop.run()
-    return _result(work, loop, loaded)
+    return replace(_result(work, loop, loaded), predicted_memory_bytes=predicted)
 
 
 def _compute(work: Work[FinetuneSpec]) -> Compute:
@@ -93,8 +95,10 @@ def _max_length(work: Work[FinetuneSpec], loaded: Loaded) -> int:
     return asked
 
 
-def _look_at(work: Work[FinetuneSpec], training: Rows, validation: Validation | None, encoder: RowEncoder) -> list[int]:
-    """Find now what would end the run later; gives the length of every row. Raises DatasetInvalid."""
+def _look_at(
+    work: Work[FinetuneSpec], training: Rows, validation: Validation | None, encoder: RowEncoder
+) -> tuple[Survey, list[int]]:
+    """Find now what would end the run later; gives the length of every row beside it. Raises DatasetInvalid."""
     chosen = spread(training, MOST_ROWS)
     found = survey(chosen, encoder)
     if validation is not None:
@@ -105,7 +109,7 @@ def _look_at(work: Work[FinetuneSpec], training: Rows, validation: Validation | 
             f"end of their answer; the longest has {found.longest} tokens.",
             "rows_truncated",
         )
-    return [min(length, encoder.max_length) for length in lengths_of_all(found, chosen)]
+    return found, [min(length, encoder.max_length) for length in lengths_of_all(found, chosen)]
 
 
 def _result(work: Work[FinetuneSpec], loop: TrainingLoop, loaded: Loaded) -> FinetuneResult:
@@ -118,6 +122,8 @@ def _result(work: Work[FinetuneSpec], loop: TrainingLoop, loaded: Loaded) -> Fin
         checkpoint_path=work.root.name_of(loop.checkpoint.folder) if loop.checkpoint else "",
         best_checkpoint_path=state.best_checkpoint,
         peak_memory_bytes=device.peak_memory_bytes(loaded.compute.device),
+        tokens_per_second=loop.tokens_per_second,
+        family=str(loaded.model.config.model_type),
         device_name=device.name(loaded.compute.device),
         trainable_parameters=parameters_by_part(loaded.model, trainable_only=True),
         total_parameters=parameters_by_part(loaded.model),

@@ -79,6 +79,11 @@ class TrainingLoop:
         self._is_save_due = False
         self._said: set[str] = set()
 
+    @property
+    def tokens_per_second(self) -> float | None:
+        """How fast it went, evaluations and saving left out; None before the first step."""
+        return self._report.tokens_per_second
+
     def run(self) -> None:
         """Train to the end; the last step is logged, evaluated and saved whatever the intervals.
 

@@ -31,7 +31,7 @@ from gpu_runner.training.adapters import ADAPTER_CONFIG
 from gpu_runner.training.checkpoints import Checkpoint
 from gpu_runner.training.device import Compute
 from gpu_runner.training.encoding import RowEncoder
-from jobs import models
+from jobs import footprint, models
 from jobs.errors import ModelUnavailable, NoCapacity, is_disk_full
 from jobs.models import ModelSource, Origin
 from jobs.paths import DataRoot
@@ -103,6 +103,54 @@ def count_parameters(source: ModelSource, *, offline: bool = False) -> int:
     if source.parameters is not None:
         return source.parameters
     return sum(parameter.numel() for parameter in _skeleton(_config(source, offline)).parameters())
+
+
+@dataclass(frozen=True)
+class Described:
+    """A model without its weights: its config, itself on the meta device, its processor where that can be had."""
+
+    config: PretrainedConfig
+    skeleton: nn.Module
+    processor: Any | None
+
+    @property
+    def family(self) -> str:
+        return str(self.config.model_type)
+
+    @property
+    def longest(self) -> int | None:
+        """The most tokens the model was made for."""
+        return getattr(self.config.get_text_config(), "max_position_embeddings", None)
+
+    def encoder(self, max_length: int, max_pixels: int | None = None) -> RowEncoder | None:
+        """For counting tokens."""
+        if self.processor is None:
+            return None
+        return RowEncoder(
+            self.processor,
+            max_length,
+            end_ids(self.processor, GenerationConfig.from_model_config(self.config)),
+            image_token_id=image_token_id(self.config),
+            max_pixels=max_pixels,
+        )
+
+
+def describe(source: ModelSource, *, offline: bool = False) -> Described:
+    """A model as its config says it is, no weight loaded. Of a well-known name that cannot be had here the dimensions
+    are known all the same, and its processor is None.
+
+    Raises:
+        ModelUnavailable: it cannot be had, and nothing is known of it.
+    """
+    try:
+        config = _config(source, offline)
+        processor = load_processor(source.location, sees_images=_sees_images(config), offline=offline)
+    except (ModelUnavailable, *_NOT_LOADABLE):
+        known = footprint.known_config(source.location)
+        if source.origin is not Origin.HUB or known is None:
+            raise
+        config, processor = AutoConfig.for_model(**known), None
+    return Described(config, _skeleton(config), processor)
 
 
 def stored_dtype(source: ModelSource, *, offline: bool = False) -> torch.dtype:

@@ -39,6 +39,8 @@ class RunLog:
         self._began = time.monotonic()
         self._seconds = 0.0
         self._tokens = 0
+        self._all_seconds = 0.0
+        self._all_tokens = 0
         self._queue: queue.SimpleQueue[Say | threading.Event | None] = queue.SimpleQueue()
         self._progress: Say | None = None
         self._error: Exception | None = None
@@ -81,10 +83,17 @@ class RunLog:
         self.sync()
         self._journal.state(JobPaused, step=step)
 
+    @property
+    def tokens_per_second(self) -> float | None:
+        """Real tokens by the time of their steps, over the whole run; None before the first step."""
+        return self._all_tokens / self._all_seconds if self._all_seconds else None
+
     def stepped(self, seconds: float, tokens: int) -> None:
         """A step took so long for so many real tokens, images included and padding not."""
         self._seconds += seconds
         self._tokens += tokens
+        self._all_seconds += seconds
+        self._all_tokens += tokens
 
     def log_training(
         self, step: int, train_loss: float, learning_rate: float, grad_norm: float, skipped: int

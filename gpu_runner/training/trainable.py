@@ -15,7 +15,8 @@ from gpu_runner.training.checkpoints import Checkpoint
 from gpu_runner.training.device import Compute
 from gpu_runner.training.models import Loaded
 from jobs.errors import ModelUnavailable
-from jobs.models import CPU_LIMIT_PARAMETERS, ModelSource
+from jobs.footprint import DeviceType, recomputes_activations
+from jobs.models import ModelSource
 from jobs.paths import DataRoot
 from jobs.settings import Settings
 from jobs.training_config import TrainingConfig
@@ -45,7 +46,7 @@ def load(
         loaded = Loaded(adapters.attach(loaded.model, config), loaded.processor, source, compute)
         if begin is not None:
             _load_adapters(loaded, begin)
-    _save_memory(loaded)
+    _save_memory(loaded, config)
     train_mode(loaded)
     return loaded
 
@@ -94,8 +95,9 @@ def recompute_activations(loaded: Loaded) -> None:
     loaded.model.disable_input_require_grads()
 
 
-def _save_memory(loaded: Loaded) -> None:
-    """On a GPU a large model recomputes activations instead of keeping them; 8 GB hold a 7B model only so."""
+def _save_memory(loaded: Loaded, config: TrainingConfig) -> None:
+    """As the estimate of its memory supposes."""
     total = sum(adapters.parameters_by_part(loaded.model).values())
-    if loaded.compute.device.type == "cuda" and total > CPU_LIMIT_PARAMETERS:
+    kind: DeviceType = "cuda" if loaded.compute.device.type == "cuda" else "cpu"
+    if recomputes_activations(config, kind, total):
         recompute_activations(loaded)

@@ -8,10 +8,23 @@ import { beforeAndAfter, datasetAddress, findingsList, histograms, leaks, nameOf
 import { previewOf } from "./preview.js";
 import { bars, card, classBars, facts, scroller } from "./pieces.js";
 
-const BY_KIND = { prepare, convert, validate, split, preview, finetune, evaluate, generate, export: exported };
+const BY_KIND = { prepare, convert, validate, split, preview, plan, finetune, evaluate, generate, export: exported };
 
 export function resultOf(job) {
   return job.result ? BY_KIND[job.kind](job.result, job.spec) : [];
+}
+
+function plan(result, { config }) {
+  const { tokens } = result;
+  const sum = (counts) => Object.values(counts).reduce((total, count) => total + count, 0);
+  return [
+    callouts(result.warnings),
+    card("Plan", facts([
+      ["Model", config.model_name], ["Parameters", number(sum(result.parameters))], ["Trained", number(sum(result.trainable_parameters))], ["Rows", number(result.rows)],
+      ["Steps", number(result.steps)], ["Tokens of half the rows", number(tokens.p50)], ["Tokens of the longest row", number(tokens.max)], ["Of it picture", number(tokens.image_max)],
+      ["Measured by the probe", result.probe && megabytes(result.probe.peak_memory_bytes)],
+    ]), h("p", { class: "note" }, "Where it fits and how long it takes is said beside the form of a new training.")),
+  ];
 }
 
 function callouts(sentences) {

@@ -82,6 +82,19 @@ export function render(root, params) {
     job = found;
     head.update(job);
     parts.forEach((part) => part.update?.(job));
+    if (job.status === "pending") foresee();
+  }
+
+  // When it is likely to start depends on all jobs, so the queue says it. Without an answer the next look asks again.
+  async function foresee() {
+    const { queue } = await api.get("/train/queue").catch((error) => {
+      if (!(error instanceof api.Problem)) throw error;
+      return { queue: [] };
+    });
+    const mine = queue.find(({ job_id }) => job_id === job.job_id);
+    if (isOver || !mine || job.status !== "pending") return;
+    Object.assign(job, { queue_position: mine.position, waiting_reason: mine.reason, predicted_start_at: mine.predicted_start_at });
+    head.update(job);
   }
 
   // What moves often is taken from the event; for anything else the job is looked up again.

@@ -85,11 +85,11 @@ export function render(root, { query, set }) {
 
   // Places in the queue and reasons to wait change with what other jobs do.
   async function loadQueue() {
-    const page = await api.get("/jobs", { status: "pending", kind: kind.value, limit: 1000 });
-    for (const { job_id, queue_position, waiting_reason } of page.jobs) {
+    const { queue } = await api.get("/train/queue");
+    for (const { job_id, position: queue_position, reason: waiting_reason, predicted_start_at } of queue) {
       const job = jobs.get(job_id);
       if (job?.status !== "pending") continue; // it has begun since
-      Object.assign(job, { queue_position, waiting_reason });
+      Object.assign(job, { queue_position, waiting_reason, predicted_start_at });
       drawRow(job_id);
     }
   }

@@ -15,6 +15,7 @@ import { datasetAddress, splitBar, validationBadge } from "../parts/dataset-part
 import { card, copyButton, facts } from "../parts/pieces.js";
 import { previewOf } from "../parts/preview.js";
 import { schemaForm } from "../parts/schema-form.js";
+import { trainingPlan } from "../parts/training-plan.js";
 
 export const title = "New training";
 
@@ -96,6 +97,7 @@ function show(root, { query, set }, { schema, presets, models, datasets, earlier
   const look = h("button", { type: "button", onclick: onLook }, "Show what is trained");
   const looked = h("div", { class: "looked" });
   const places = h("div", { class: "places" });
+  const fits = trainingPlan({ values: form.values, check, apply, refused: ({ errors }) => form.show(errors) });
   const request = h("pre", { tabindex: 0, "aria-label": "The request" });
 
   let based = null; // the dataset whose paths the form began with
@@ -130,7 +132,7 @@ function show(root, { query, set }, { schema, presets, models, datasets, earlier
     ),
     h(
       "aside", { class: "card", "aria-labelledby": "plan-title" },
-      h("h2", { id: "plan-title" }, "What will run"), plan, places, refusal,
+      h("h2", { id: "plan-title" }, "What will run"), plan, places, fits.element, refusal,
       h("div", { class: "actions" }, start, h("span", { class: "note keys" }, h("kbd", {}, "Ctrl"), " ", h("kbd", {}, "Enter"))),
       h("details", {}, h("summary", {}, "As a request"), request, copyButton("Copy", () => request.textContent, markRequest)),
     ),
@@ -240,6 +242,7 @@ function show(root, { query, set }, { schema, presets, models, datasets, earlier
     drawPlan(config, method, dataset?.split?.train_samples ?? dataset?.num_samples);
     drawPlaces();
     setText(request, curl(form.values()));
+    fits.changed();
   }
 
   function drawData(dataset) {
@@ -296,11 +299,24 @@ function show(root, { query, set }, { schema, presets, models, datasets, earlier
 
   // -- start
 
+  function check() {
+    if (form.check()) return true;
+    say("Some settings need another value.", "bad");
+    return false;
+  }
+
+  // A change that the plan offers.
+  function apply(config) {
+    for (const [name, value] of Object.entries(config)) form.write(`config.${name}`, String(value));
+    onInput();
+    say("The change is in the form: plan it again to see what it takes.");
+  }
+
   function onStart(event) {
     event.preventDefault();
     if (start.disabled) return;
     replace(refusal);
-    if (!form.check()) return say("Some settings need another value.", "bad");
+    if (!check()) return;
     attempt(start, () => api.post("/train/start", form.values()).then(
       ({ job_id, warnings }) => {
         say(["The training is recorded.", ...warnings].join(" "));

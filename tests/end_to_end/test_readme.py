@@ -10,7 +10,7 @@ ADDRESS = "http://127.0.0.1:8000"
 def test_the_snippets_start_a_training_poll_it_to_its_end_and_read_its_events(house, sample_zip, capsys) -> None:
     _prepare_what_make_demo_leaves_behind(house, sample_zip)
     snippets = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
-    assert len(snippets) == 3
+    assert len(snippets) == 4
     script = "\n".join(snippets)
     assert ADDRESS in script
     names: dict[str, object] = {}

@@ -27,6 +27,12 @@ def test_the_schema_of_frames_is_up_to_date_and_knows_all_of_them() -> None:
     assert definitions["Numbered"]["properties"]["event"] == {"$ref": "#/$defs/LoggedEvent"}
 
 
+def test_the_page_of_what_works_together_is_up_to_date() -> None:
+    page = documents.CHECKOUT / "docs" / "support.md"
+    assert page.exists(), f"docs/support.md {STALE}"
+    assert page.read_text() == documents.support_page(), f"docs/support.md {STALE}"
+
+
 def test_the_table_of_settings_is_up_to_date() -> None:
     readme = (documents.CHECKOUT / "README.md").read_text()
     assert readme == documents.with_settings(readme), f"The table of settings in README.md {STALE}"
@@ -34,7 +40,8 @@ def test_the_table_of_settings_is_up_to_date() -> None:
 
 def test_writing_brings_all_of_them_up_to_date_once(tmp_path: Path) -> None:
     (tmp_path / "README.md").write_text("a\n<!-- settings -->\nyesterday's\n<!-- /settings -->\nb\n")
-    assert {path.name for path in documents.write(tmp_path)} == {"events.md", documents.SCHEMA, "README.md"}
+    written = {path.name for path in documents.write(tmp_path)}
+    assert written == {"events.md", documents.SCHEMA, "support.md", "README.md"}
     assert documents.write(tmp_path) == []
     readme = (tmp_path / "README.md").read_text()
     assert "`TRAINING_PORT` | `8000`" in readme

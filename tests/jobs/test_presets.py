@@ -3,7 +3,7 @@
 import msgspec
 import pytest
 
-from jobs import presets
+from jobs import footprint, presets
 from jobs.presets import PRESETS, Preset
 from jobs.training_config import TrainingConfig
 
@@ -22,6 +22,13 @@ PROMISED = {  # method, learning rate, batch × accumulation, epochs, warm-up, r
 def config_of(preset: Preset) -> TrainingConfig:
     given = {"model_name": "demo-llava", "train_data_path": "datasets/a/train.jsonl"}
     return msgspec.convert(given | preset.config, TrainingConfig)
+
+
+@pytest.mark.parametrize(("name", "gib"), [("8gb-gpu", 8), ("24gb-gpu", 24), ("ultra_low_memory", 8)])
+def test_a_preset_for_a_gpu_fits_a_7b_model_into_it(name: str, gib: int) -> None:
+    shape = footprint.known_shape("llava-hf/llava-1.5-7b-hf")
+    assert shape
+    assert footprint.reserve_bytes(config_of(presets.preset(name)), shape) <= gib * footprint.GIB
 
 
 @pytest.mark.parametrize("preset", PRESETS, ids=lambda preset: preset.name)

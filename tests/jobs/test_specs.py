@@ -17,6 +17,7 @@ from jobs.specs import (
     GenerateSpec,
     JobSpec,
     Kind,
+    PlanSpec,
     PrepareSpec,
     PreviewSpec,
     Slot,
@@ -32,6 +33,7 @@ EXAMPLES: dict[Kind, Any] = {
     Kind.SPLIT: SplitSpec(data_path="a", output_dir="b"),
     Kind.PREPARE: PrepareSpec(sam2_zip_path="uploads/1/a.zip", output_dir="a"),
     Kind.PREVIEW: PreviewSpec(config=CONFIG, rows=("r",)),
+    Kind.PLAN: PlanSpec(config=CONFIG, experiment_name="e", tags=("t",)),
     Kind.FINETUNE: FinetuneSpec(config=CONFIG, experiment_name="e", tags=("t",)),
     Kind.EVALUATE: EvaluateSpec(data_path="a", job_id="j"),
     Kind.GENERATE: GenerateSpec(data_path="a", model_name="demo-llava", rows=("r",)),
@@ -160,6 +162,7 @@ def test_ratios_add_up_to_one() -> None:
 def test_work_with_a_model_takes_a_gpu_slot_and_data_work_a_cpu_slot() -> None:
     slots = {kind: specs.slot_of(spec) for kind, spec in EXAMPLES.items()}
     assert {kind for kind, slot in slots.items() if slot is Slot.GPU} == {Kind.FINETUNE, Kind.EVALUATE, Kind.GENERATE}
+    assert specs.slot_of(PlanSpec(config=CONFIG, probe=True)) is Slot.GPU
 
 
 @pytest.mark.parametrize("text", ["a" * 50_000 + "!", " " * 50_000, "\n" * 50_000])

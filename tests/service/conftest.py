@@ -194,6 +194,12 @@ def fakes() -> Any:
     return _load(Path(__file__).parent / "fake_runner.py")
 
 
+@pytest.fixture
+def beside() -> Callable[[str], Any]:
+    """Gives a helper module of this folder by its name."""
+    return lambda name: _load(Path(__file__).parent / f"{name}.py")
+
+
 class History:
     """Events of one job, each a second after the one before."""
 

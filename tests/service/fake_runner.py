@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from jobs import bus as streams
-from jobs import commands, events, tasks
+from jobs import commands, events, footprint, tasks
 from jobs.commands import Cancel, Pause, Resend, Start
 from jobs.events import Device, Held, RunnerReported
 from jobs.results import (
@@ -20,9 +20,11 @@ from jobs.results import (
     ExportResult,
     FinetuneResult,
     GenerateResult,
+    PlanResult,
     PrepareResult,
     Result,
     SplitResult,
+    TokenCounts,
     ValidateResult,
 )
 from jobs.specs import Kind, Slot, Spec, kind_of
@@ -185,6 +187,16 @@ def default_result(job_id: str, spec: Spec) -> Result:
             return PrepareResult(
                 output_dir=values.output_dir, num_samples=3, passed=True, message="prepared", success=True,
                 convert=steps[0], validate=steps[1], split=steps[2],
+            )  # fmt: skip
+        case Kind.PLAN:
+            shape: Any = footprint.known_shape(values.config.model_name) or footprint.known_shape("demo-llava")
+            tokens = TokenCounts(
+                looked_at=100, p50=640, p95=700, max=900, mean=650.0, image_max=576, images_max=1, trained_max=60,
+                truncated=0,
+            )  # fmt: skip
+            return PlanResult(
+                parameters=shape.parameters, trainable_parameters=shape.trainable(values.config), shape=shape, rows=100,
+                tokens=tokens, steps=24, longest=4096,
             )  # fmt: skip
         case Kind.FINETUNE:
             return FinetuneResult(steps=4, final_train_loss=0.5, best_eval_loss=0.4, best_eval_accuracy=0.9)

@@ -1,5 +1,6 @@
 """Which job goes where."""
 
+import msgspec
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -7,7 +8,7 @@ from jobs.events import Device
 from jobs.specs import FinetuneSpec, Slot, ValidateSpec
 from jobs.training_config import TrainingConfig
 from service import placement
-from service.placement import Place, Room, Wait, Waiting, place, waiting_for
+from service.placement import Place, Room, Tenant, Wait, Waiting, place, waiting_for
 
 CPU = Device(device_id="cpu", name="CPU", slots={Slot.CPU: 2, Slot.GPU: 1})
 CPU_OF_GPU_HOST = Device(device_id="cpu", name="CPU", slots={Slot.CPU: 2})
@@ -20,11 +21,11 @@ def _rooms(*devices: Device, runner_id: str = "a", free: dict[Slot, int] | None 
 
 
 def _model(job_id: str = "j", **asks: object) -> Waiting:
-    return Waiting(job_id=job_id, slot=Slot.GPU, **asks)  # type: ignore[arg-type]
+    return Waiting(job_id=job_id, slot=Slot.GPU, **{"needs": placement.NOTHING} | asks)  # type: ignore[arg-type]
 
 
 def _data(job_id: str = "j", **asks: object) -> Waiting:
-    return Waiting(job_id=job_id, slot=Slot.CPU, **asks)  # type: ignore[arg-type]
+    return Waiting(job_id=job_id, slot=Slot.CPU, **{"needs": placement.NOTHING} | asks)  # type: ignore[arg-type]
 
 
 def test_a_job_without_any_runner_waits_with_the_remedy():
@@ -89,7 +90,102 @@ def test_a_job_asks_for_what_its_spec_says():
     config = TrainingConfig(model_name="m", train_data_path="d", device="cuda", priority=3)
     asked = waiting_for("j", FinetuneSpec(config=config), not_on_cpu="large")
     assert asked == Waiting(job_id="j", slot=Slot.GPU, wish="cuda", not_on_cpu="large", priority=3)
-    assert waiting_for("j", ValidateSpec(data_path="d"), not_on_cpu=None) == Waiting(job_id="j", slot=Slot.CPU)
+    data = waiting_for("j", ValidateSpec(data_path="d"), not_on_cpu=None)
+    assert data == Waiting(job_id="j", slot=Slot.CPU, needs=placement.NOTHING)
+
+
+# -- memory
+
+GIB = 2**30
+GPU_24 = msgspec.structs.replace(CUDA, slots={Slot.GPU: 4}, memory_total_bytes=24 * GIB)
+
+
+def _sized(job_id, gib, **asks):
+    needs = placement.Needs() if gib is None else placement.Needs(int(gib * GIB), int(gib * GIB))
+    return _model(job_id, needs=needs, **asks)
+
+
+def _tenant(job_id, gib, **known):
+    return Tenant(job_id=job_id, slot=Slot.GPU, bytes=None if gib is None else gib * GIB, **known)
+
+
+def _gpu(*tenants, free=None, device=GPU_24, runner_id="host-a"):
+    left = 24 - sum(24 if tenant.bytes is None else tenant.bytes // GIB for tenant in tenants) if free is None else free
+    return Room(runner_id, device, {Slot.GPU: 4 - len(tenants)}, max(0, left) * GIB, tenants)
+
+
+def _placed(decisions):
+    return [decision.job_id for decision in decisions if isinstance(decision, Place)]
+
+
+def test_a_job_waits_with_what_it_needs_and_what_is_free():
+    (wait,) = place([_sized("j", 16)], [_gpu(_tenant("t", 20))])
+    assert wait == Wait("j", "needs 16.0 GiB, 4.0 GiB free on cuda:0 of host-a")
+
+
+def test_a_device_takes_as_many_as_its_memory_holds_and_its_slots_allow():
+    assert _placed(place([_sized(f"j{n}", 8) for n in range(4)], [_gpu()])) == ["j0", "j1", "j2"]
+    assert len(_placed(place([_sized(f"j{n}", 1) for n in range(6)], [_gpu()]))) == 4
+
+
+def test_a_job_larger_than_every_device_says_so_and_keeps_nobody_waiting():
+    wait, small = place([_sized("huge", 30), _sized("small", 20)], [_gpu()])
+    assert "the largest device, cuda:0 of host-a, has 24.0 GiB" in wait.reason
+    assert isinstance(small, Place)
+
+
+def test_a_job_of_unknown_size_takes_a_device_that_is_free_of_others():
+    assert place([_sized("j", None)], [_gpu()]) == [Place("j", "host-a", "cuda:0", None)]
+    (wait,) = place([_sized("j", None)], [_gpu(_tenant("t", 1))])
+    assert wait.reason.startswith("needs a device for itself, as its size is not known")
+    assert _placed(place([_sized("j", None)], [_gpu(free=12)])) == []  # another program uses it
+    assert _placed(place([_sized("j", None), _sized("k", 1)], [_gpu()])) == ["j"]
+
+
+def test_a_small_job_passes_beside_the_large_one_that_waits():
+    decisions = place([_sized("large", 18), _sized("small", 4)], [_gpu(_tenant("t", 10, turn=-1.0))])
+    assert _placed(decisions) == ["small"]
+
+
+def test_a_job_that_would_delay_the_large_one_waits_and_is_told_for_whom():
+    decisions = place([_sized("large", 18), _sized("second", 8)], [_gpu(_tenant("t", 10, turn=-1.0))])
+    assert _placed(decisions) == []
+    assert decisions[1].reason == "needs 8.0 GiB; the room on cuda:0 of host-a is kept for large, which came first."
+
+
+def test_a_job_that_is_gone_before_the_large_one_could_start_passes():
+    rooms = [_gpu(_tenant("t", 10, turn=-1.0, remaining_s=100.0))]
+    assert _placed(place([_sized("large", 18), _sized("quick", 8, expected_s=79.0)], rooms)) == ["quick"]
+    assert _placed(place([_sized("large", 18), _sized("slow", 8, expected_s=81.0)], rooms)) == []
+
+
+def test_a_day_of_waiting_counts_as_a_point_of_priority():
+    day = 86_400.0
+    for age, first in ((0.9, "urgent"), (1.1, "old")):
+        jobs = [_sized("old", 20, since_s=0.0), _sized("urgent", 20, since_s=age * day, priority=1)]
+        assert _placed(place(jobs, [_gpu()])) == [first]
+
+
+def test_a_higher_priority_pauses_the_fewest_that_may_be_paused():
+    tenants = [
+        _tenant("fixed", 4, turn=9.0),
+        _tenant("a", 8, turn=9.0, may_pause=True),
+        _tenant("b", 8, turn=10.0, may_pause=True),
+    ]
+    (wait,) = place([_sized("urgent", 12, priority=1)], [_gpu(*tenants)])
+    assert wait.pauses == ("b",)
+    (wait,) = place([_sized("urgent", 20, priority=1)], [_gpu(*tenants)])
+    assert wait.pauses == ("b", "a")
+    (wait,) = place([_sized("urgent", 21, priority=1)], [_gpu(*tenants)])
+    assert wait.pauses == ()  # in vain
+    (wait,) = place([_sized("equal", 12)], [_gpu(*tenants)])
+    assert wait.pauses == ()
+
+
+def test_nobody_is_paused_while_enough_is_on_its_way():
+    tenants = [_tenant("a", 12, turn=9.0, leaving=True), _tenant("b", 12, turn=9.0, may_pause=True)]
+    (wait,) = place([_sized("urgent", 12, priority=1)], [_gpu(*tenants)])
+    assert wait.pauses == ()
 
 
 _devices = st.builds(

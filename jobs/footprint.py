@@ -1,0 +1,511 @@
+"""How much memory a training takes, by arithmetic on the model's dimensions: no model, no data and no torch needed.
+
+The plan, the placement and the page ask; `plan` corrects it by what finished runs really took. A model's dimensions
+come from its config.json, or for well-known names from `architectures.json` beside this file, which holds public
+facts: the dimensions, and parameter counts counted on the meta device.
+
+Two moments compete for the peak: the backward pass (activations and the loss are held) and the update (every
+gradient is held). The terms are those of the larger one.
+"""
+
+import functools
+from collections.abc import Mapping
+from enum import StrEnum
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+
+from jobs.training_config import TrainingConfig
+
+MIB, GIB = 2**20, 2**30
+
+RECOMPUTED_ABOVE = 300_000_000  # parameters: larger models on a GPU recompute activations instead of keeping them
+NF4_BYTES = 1 / 2 + 1 / 64 + 4 / (64 * 256)  # a weight, its block's 8-bit scale, the scale's own 32-bit one
+CUDA_CONTEXT_BYTES = 512 * MIB
+CPU_PROCESS_BYTES = 480 * MIB  # torch, transformers and peft imported: resident memory of a child before its model
+CHUNK_LOGITS = 2**25  # numbers held at once where the loss is chunked
+
+DeviceType = Literal["cuda", "cpu"]
+
+
+class Loss(StrEnum):
+    """How the loss turns hidden states into numbers, which decides how many logits are held."""
+
+    WHOLE = "whole"  # every position's logits in float32, as transformers does it
+    TRAINED = "trained"  # every position's logits once, in float32 only where a token is trained
+    CHUNKED = "chunked"  # of trained positions only, `CHUNK_LOGITS` at a time
+
+
+LOSS = Loss.CHUNKED
+"""What `gpu_runner.training.loss` does. The one switch: change it together with the loss."""
+
+
+class Term(StrEnum):
+    """What memory goes to."""
+
+    WEIGHTS = "weights"
+    WEIGHTS_4BIT = "weights in 4 bits"
+    ADAPTERS = "adapters"
+    CASTS = "weights in the format of the arithmetic"
+    OPTIMISER = "optimiser states"
+    GRADIENTS = "gradients"
+    ACTIVATIONS = "activations"
+    RECOMPUTED = "layer inputs kept for recomputing"
+    LAYER = "activations of one layer"
+    VISION = "vision activations"
+    LOSS = "logits and loss"
+    RUNTIME = "CUDA context"
+    PROCESS = "process and libraries"
+    FRAGMENTATION = "fragmentation"
+
+
+class Decoder(msgspec.Struct, frozen=True, kw_only=True):
+    """The language model: `layers` of gated blocks. Widths count numbers, `longest` tokens."""
+
+    hidden: int
+    intermediate: int
+    layers: int
+    heads: int
+    kv_heads: int
+    head_width: int
+    vocabulary: int
+    tied: bool
+    longest: int | None = None
+
+    @property
+    def attention_width(self) -> int:
+        return self.heads * self.head_width
+
+    @property
+    def linears(self) -> tuple[tuple[int, int], ...]:
+        """(inputs, outputs) of a layer's linear maps, those LoRA and 4-bit take: q, k, v, o, gate, up, down."""
+        attention, kv = self.attention_width, self.kv_heads * self.head_width
+        h, f = self.hidden, self.intermediate
+        return (h, attention), (h, kv), (h, kv), (attention, h), (h, f), (h, f), (f, h)
+
+    @property
+    def linear_parameters(self) -> int:
+        return self.layers * sum(inputs * outputs for inputs, outputs in self.linears)
+
+    def adapter_parameters(self, rank: int) -> int:
+        return self.layers * rank * sum(inputs + outputs for inputs, outputs in self.linears)
+
+
+class Tower(msgspec.Struct, frozen=True, kw_only=True):
+    """The eyes. `patches` is how many a picture of the usual size has."""
+
+    hidden: int
+    intermediate: int
+    layers: int
+    heads: int
+    patches: int
+
+
+class ModelShape(msgspec.Struct, frozen=True, kw_only=True):
+    """The dimensions of a model. `parameters` are by part: vision, projector, language.
+
+    `image_tokens` is how many tokens a picture of the usual size takes; `family` is its config's model_type. Where a
+    picture takes tokens by its size, `pixels_per_token` is how many pixels make one.
+    """
+
+    family: str
+    decoder: Decoder
+    tower: Tower | None
+    image_tokens: int
+    parameters: dict[str, int]
+    pixels_per_token: int | None = None
+
+    @property
+    def total(self) -> int:
+        return sum(self.parameters.values())
+
+    def trainable(self, config: TrainingConfig) -> dict[str, int]:
+        """Parameters a configuration trains, by part."""
+        if config.method == "full":
+            return self.parameters
+        adapters = self.decoder.adapter_parameters(config.lora_rank)
+        return dict.fromkeys(self.parameters, 0) | {"language": adapters}
+
+
+class RowTokens(msgspec.Struct, frozen=True, kw_only=True):
+    """The largest rows of a dataset: tokens with their pictures, those of them that are trained, pictures."""
+
+    longest: int
+    trained: int
+    images: int = 1
+
+    @classmethod
+    def worst(cls, config: TrainingConfig, shape: ModelShape) -> "RowTokens":
+        """What the configuration allows, where the data has not been looked at."""
+        images = 1 if shape.tower else 0
+        trained = max(1, config.max_length - images * shape.image_tokens)
+        return cls(longest=config.max_length, trained=trained, images=images)
+
+
+class NamedBytes(msgspec.Struct, frozen=True):
+    """One term of a footprint."""
+
+    name: Term
+    size_bytes: int
+
+
+class Footprint(msgspec.Struct, frozen=True, kw_only=True):
+    """The memory of a run on its device. `terms` add up to `expected_bytes`, the largest first.
+
+    `moment` is when the peak is: in the backward pass, or at the update. `recomputes` says whether activations are
+    recomputed; `loss` which logits are assumed to be held.
+    """
+
+    low_bytes: int
+    expected_bytes: int
+    high_bytes: int
+    terms: tuple[NamedBytes, ...]
+    moment: Literal["backward", "update"]
+    recomputes: bool
+    loss: Loss
+
+    @property
+    def dominant(self) -> Term:
+        return self.terms[0].name
+
+    def corrected(self, factor: float) -> "Footprint":
+        """With every number times `factor`: what finished runs on a host took, by what was predicted for them."""
+        return msgspec.structs.replace(
+            self,
+            low_bytes=round(self.low_bytes * factor),
+            expected_bytes=round(self.expected_bytes * factor),
+            high_bytes=round(self.high_bytes * factor),
+            terms=tuple(NamedBytes(term.name, round(term.size_bytes * factor)) for term in self.terms),
+        )
+
+
+def estimate(
+    config: TrainingConfig,
+    shape: ModelShape,
+    tokens: RowTokens | None = None,
+    *,
+    device: DeviceType = "cuda",
+    loss: Loss = LOSS,
+    recomputes: bool | None = None,
+) -> Footprint:
+    """The memory of a training; without `tokens` its rows are taken to be as long as max_length allows."""
+    tokens = tokens or RowTokens.worst(config, shape)
+    tokens = msgspec.structs.replace(tokens, longest=min(tokens.longest, config.max_length))
+    if recomputes is None:
+        recomputes = recomputes_activations(config, device, shape.total)
+    run = _Run(config, shape, tokens, device, loss, recomputes)
+    kept, backward, update = run.kept(), run.backward(), run.update()
+    moment: Literal["backward", "update"] = "backward" if sum(backward.values()) >= sum(update.values()) else "update"
+    passing = backward if moment == "backward" else update
+    tensors = sum(kept.values()) + sum(passing.values())
+    fixed = {Term.RUNTIME: CUDA_CONTEXT_BYTES} if device == "cuda" else {Term.PROCESS: CPU_PROCESS_BYTES}
+    slack = {Term.FRAGMENTATION: tensors // 20}
+    terms = {name: round(size) for name, size in (kept | passing | fixed | slack).items() if round(size)}
+    expected = sum(terms.values())
+    # Weights, gradients and states are counts; what passes through is modelled, and the allocator adds its own.
+    unsure = sum(passing.values()) // 5
+    return Footprint(
+        low_bytes=round(expected - slack[Term.FRAGMENTATION] - unsure / 2),
+        expected_bytes=expected,
+        high_bytes=round(expected + slack[Term.FRAGMENTATION] + unsure + fixed.get(Term.RUNTIME, 0) // 2),
+        terms=tuple(NamedBytes(name, size) for name, size in sorted(terms.items(), key=lambda term: -term[1])),
+        moment=moment,
+        recomputes=recomputes,
+        loss=loss,
+    )
+
+
+def reserve_bytes(
+    config: TrainingConfig,
+    shape: ModelShape,
+    tokens: RowTokens | None = None,
+    *,
+    device: DeviceType = "cuda",
+    factor: float = 1.0,
+) -> int:
+    """What placement sets aside for a run: its high estimate, times the host's correction."""
+    return estimate(config, shape, tokens, device=device).corrected(factor).high_bytes
+
+
+def inference_reserve_bytes(
+    shape: ModelShape, *, rows: int = 1, length: int = 2048, device: DeviceType = "cuda"
+) -> int:
+    """What placement sets aside for a model that only answers: weights, the cache of keys and values, one layer."""
+    width = 2 if device == "cuda" else 4
+    decoder, tokens = shape.decoder, rows * length
+    cache = 2 * decoder.layers * decoder.kv_heads * decoder.head_width * tokens * width
+    layer = tokens * width * (4 * decoder.hidden + 3 * decoder.intermediate)
+    logits = rows * decoder.vocabulary * 4
+    fixed = CUDA_CONTEXT_BYTES if device == "cuda" else CPU_PROCESS_BYTES
+    return round(1.1 * (shape.total * width + cache + layer + logits) + 1.5 * fixed)
+
+
+def recomputes_activations(config: TrainingConfig, device: DeviceType, parameters: int) -> bool:
+    """Whether a run keeps only the layers' inputs and computes the rest a second time; 8 GB hold a 7B model only so."""
+    if config.gradient_checkpointing is not None:
+        return config.gradient_checkpointing
+    return device == "cuda" and parameters > RECOMPUTED_ABOVE
+
+
+class _Run:
+    """One configuration on one kind of device. All sizes in bytes, by term."""
+
+    def __init__(
+        self,
+        config: TrainingConfig,
+        shape: ModelShape,
+        tokens: RowTokens,
+        device: DeviceType,
+        loss: Loss,
+        recomputes: bool,
+    ) -> None:
+        self._config, self._shape, self._decoder = config, shape, shape.decoder
+        self._device, self._loss, self._recomputes = device, loss, recomputes
+        self._is_full = config.method == "full"
+        self._rows = config.batch_size
+        self._tokens = config.batch_size * tokens.longest
+        self._trained_tokens = config.batch_size * min(tokens.trained, tokens.longest)
+        self._images = config.batch_size * tokens.images
+        self._width = compute_width(config, device)
+        self._trainable = sum(shape.trainable(config).values())
+
+    def kept(self) -> dict[Term, float]:
+        """What is there from the second step to the end."""
+        states = 8 * self._trainable  # two moments in float32
+        if self._is_full:
+            casts = self._width * self._shape.total if self._width < 4 else 0  # autocast keeps a copy of each weight
+            return {Term.WEIGHTS: 4 * self._shape.total, Term.CASTS: casts, Term.OPTIMISER: states}
+        adapters = {Term.ADAPTERS: 4 * self._trainable, Term.OPTIMISER: states}
+        in_four_bits = self._decoder.linear_parameters if self._config.method == "qlora" else 0
+        rest = self._width * (self._shape.total - in_four_bits)
+        return {Term.WEIGHTS: rest, Term.WEIGHTS_4BIT: NF4_BYTES * in_four_bits, **adapters}
+
+    def backward(self) -> dict[Term, float]:
+        """At the worst instant of a backward pass: where the loss is, or inside the last layers."""
+        accumulated: float = 4 * self._trainable if self._config.gradient_accumulation_steps > 1 else 0
+        begun = {Term.GRADIENTS: accumulated}
+        stem = self._tokens * 4 * 3 * self._decoder.hidden  # embeddings, their copy with the picture, the last norm
+        vision = {Term.VISION: self._vision()}
+        if not self._recomputes:
+            held = self._decoder.layers * self._layer() + stem
+            return begun | vision | {Term.ACTIVATIONS: held, Term.LOSS: self._loss_bytes()}
+        inputs = self._decoder.layers * self._tokens * self._residual_width * self._decoder.hidden + stem
+        at_loss = begun | vision | {Term.RECOMPUTED: inputs, Term.LOSS: self._loss_bytes()}
+        gradients = accumulated or 4 * self._trainable / self._decoder.layers
+        layer = self._layer() + self._layer_gradients() + self._dequantised()
+        at_layer = {Term.GRADIENTS: gradients, Term.RECOMPUTED: inputs, Term.LAYER: layer} | vision
+        return max(at_loss, at_layer, key=lambda terms: sum(terms.values()))
+
+    def update(self) -> dict[Term, float]:
+        return {Term.GRADIENTS: 4 * self._trainable}
+
+    @property
+    def _residual_width(self) -> int:
+        """Bytes of a number between layers: float32 weights make float32 sums."""
+        return 4 if self._is_full else self._width
+
+    def _layer(self) -> float:
+        """What one layer keeps for its backward pass.
+
+        Counted from the modules of transformers' Llama: two norms, attention through SDPA with keys and values
+        repeated for every head, a gated MLP; LoRA keeps the inputs of its A matrices, with dropout a copy each.
+        """
+        h, f, a = self._decoder.hidden, self._decoder.intermediate, self._decoder.attention_width
+        width = self._width
+        norms, attention, mlp = 2 * 4 * h, 4 * width * a, 3 * width * f
+        numbers: float
+        if self._is_full:
+            numbers = norms + 2 * 4 * h + 2 * width * h + attention + mlp + width * f
+        else:
+            numbers = norms + attention + mlp + self._adapter_inputs()
+        return self._tokens * numbers
+
+    def _adapter_inputs(self) -> float:
+        """Bytes a token of what the A and B matrices of a layer keep."""
+        inputs = sum(inputs for inputs, _ in self._decoder.linears)
+        between = 4 * self._config.lora_rank * len(self._decoder.linears)
+        if not self._config.lora_dropout and self._width == 4:  # q, k, v share theirs, gate and up theirs
+            return self._width * (2 * self._decoder.hidden + self._decoder.intermediate) + between
+        if not self._config.lora_dropout:  # adapters are float32: each map's input is cast there and back by itself
+            return self._width * inputs + between
+        mask = 1 if self._device == "cuda" else self._width  # a CPU multiplies by a mask of the same format
+        return (self._width + mask) * inputs + between
+
+    def _layer_gradients(self) -> float:
+        """What flows back through a layer at once."""
+        return self._tokens * self._width * (2 * self._decoder.intermediate + 2 * self._decoder.hidden)
+
+    def _dequantised(self) -> float:
+        if self._config.method != "qlora":
+            return 0
+        return 2 * self._width * max(inputs * outputs for inputs, outputs in self._decoder.linears)
+
+    def _vision(self) -> float:
+        """Pictures as numbers; the eyes' activations where they train, else one layer of them in passing."""
+        tower = self._shape.tower
+        if tower is None or not self._images:
+            return 0
+        patches = self._images * tower.patches
+        if not self._is_full:
+            return 0  # their pass is over, under no-grad, before the language model begins
+        layer = 2 * 4 * tower.hidden + 6 * self._width * tower.hidden + 4 * self._width * tower.intermediate
+        kept = 4 * tower.hidden if self._recomputes else layer
+        return patches * (tower.layers * kept + (layer if self._recomputes else 0))
+
+    def _loss_bytes(self) -> float:
+        vocabulary, width = self._decoder.vocabulary, self._width
+        if self._loss is Loss.WHOLE:  # logits, their float32 copy, log-probabilities, their gradient
+            return self._tokens * vocabulary * (width + 3 * 4)
+        if self._loss is Loss.TRAINED:  # two gradients of all logits, the trained ones' in float32
+            return self._tokens * vocabulary * 2 * width + self._trained_tokens * vocabulary * 2 * 4
+        chunk = min(max(1, CHUNK_LOGITS // vocabulary), self._trained_tokens)
+        return chunk * vocabulary * (width + 3 * 4) + self._trained_tokens * self._decoder.hidden * 2 * width
+
+
+def compute_width(config: TrainingConfig, device: DeviceType) -> int:
+    """Bytes of a number in the arithmetic: what the device does best unless the configuration says otherwise."""
+    if config.bf16 or (config.fp16 and device == "cuda"):
+        return 2
+    if (config.fp16 is False and config.bf16 is False) or (config.fp16 and device == "cpu"):
+        return 4
+    return 2 if device == "cuda" or config.method == "qlora" else 4
+
+
+# -- dimensions
+
+
+def known_shape(name: str) -> ModelShape | None:
+    """The shape of a well-known model; None for any other name."""
+    entry = _known().get(name)
+    if entry is None:
+        return None
+    shape = shape_of(entry.config)
+    return None if shape is None else msgspec.structs.replace(shape, parameters=entry.parameters)
+
+
+def known_names() -> tuple[str, ...]:
+    """The names `known_shape` knows."""
+    return tuple(_known())
+
+
+def known_config(name: str) -> dict[str, Any] | None:
+    """The dimensions of a well-known model as its config.json says them."""
+    entry = _known().get(name)
+    return None if entry is None else entry.config
+
+
+def shape_of(config: Mapping[str, Any], parameters: Mapping[str, int] | None = None) -> ModelShape | None:
+    """The shape a model's config.json describes; None where a dimension is missing or makes no sense.
+
+    Without `parameters` by part they are computed: exactly for Llama-like language models, nearly for the eyes.
+    """
+    try:
+        tied = {"tie_word_embeddings": config.get("tie_word_embeddings")}
+        decoder = _decoder(tied | dict(config.get("text_config") or config))
+        tower, projector, image_tokens, pixels = _eyes(config, decoder)
+    except (KeyError, TypeError, ValueError, ZeroDivisionError, AttributeError):
+        return None
+    counted = {"vision": _tower_parameters(tower), "projector": projector, "language": _decoder_parameters(decoder)}
+    return ModelShape(
+        family=str(config.get("model_type", "unknown")),
+        decoder=decoder,
+        tower=tower,
+        image_tokens=image_tokens,
+        parameters=dict(parameters) if parameters else counted,
+        pixels_per_token=pixels,
+    )
+
+
+# transformers leaves out of a config.json what has the class's default. Source: transformers, LlamaConfig and
+# CLIPVisionConfig as LlavaConfig makes them.
+_DEFAULTS: dict[str, dict[str, Any]] = {
+    "llama": {
+        "hidden_size": 4096,
+        "intermediate_size": 11008,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
+        "vocab_size": 32000,
+    },
+    "clip_vision_model": {
+        "hidden_size": 1024,
+        "intermediate_size": 4096,
+        "num_hidden_layers": 24,
+        "num_attention_heads": 16,
+        "image_size": 336,
+        "patch_size": 14,
+    },
+}
+_USUAL_PIXELS = 448  # a side, of eyes that take pictures of any size
+
+
+def _decoder(given: Mapping[str, Any]) -> Decoder:
+    text = {**_DEFAULTS.get(str(given.get("model_type")), {}), **given}
+    hidden, heads = _size(text, "hidden_size"), _size(text, "num_attention_heads")
+    return Decoder(
+        hidden=hidden,
+        intermediate=_size(text, "intermediate_size"),
+        layers=_size(text, "num_hidden_layers"),
+        heads=heads,
+        kv_heads=int(text.get("num_key_value_heads") or heads),
+        head_width=int(text.get("head_dim") or hidden // heads),
+        vocabulary=_size(text, "vocab_size"),
+        tied=bool(text.get("tie_word_embeddings", False)),
+        longest=text.get("max_position_embeddings"),
+    )
+
+
+def _eyes(config: Mapping[str, Any], decoder: Decoder) -> tuple[Tower | None, int, int, int | None]:
+    """The tower, the projector's parameters, the tokens a picture takes, and the pixels of one where that varies."""
+    given = config.get("vision_config")
+    if not given:
+        return None, 0, 0, None
+    vision = {**_DEFAULTS.get(str(given.get("model_type")), {}), **given}
+    patch = _side(vision.get("patch_size", 14))
+    side = _side(vision.get("image_size") or _USUAL_PIXELS)
+    hidden = _size(vision, "hidden_size")
+    tower = Tower(
+        hidden=hidden,
+        intermediate=int(vision.get("intermediate_size") or 4 * hidden),
+        layers=_size(vision, "num_hidden_layers" if "num_hidden_layers" in vision else "depth"),
+        heads=_size(vision, "num_attention_heads" if "num_attention_heads" in vision else "num_heads"),
+        patches=(side // patch) ** 2,
+    )
+    merged = int(vision.get("spatial_merge_size") or config.get("scale_factor") or 1) ** 2
+    tokens = config.get("image_seq_length") or config.get("mm_tokens_per_image") or tower.patches // merged
+    projector = hidden * decoder.hidden + decoder.hidden**2 + 2 * decoder.hidden
+    pixels = None if vision.get("image_size") else patch**2 * merged
+    return tower, projector, int(tokens), pixels
+
+
+def _size(of: Mapping[str, Any], name: str) -> int:
+    size = int(of[name])
+    if size <= 0:
+        raise ValueError(name)
+    return size
+
+
+def _side(value: Any) -> int:
+    return int(value[0] if isinstance(value, list | tuple) else value)
+
+
+def _decoder_parameters(decoder: Decoder) -> int:
+    embeddings = decoder.vocabulary * decoder.hidden * (1 if decoder.tied else 2)
+    return embeddings + decoder.linear_parameters + decoder.hidden * (2 * decoder.layers + 1)
+
+
+def _tower_parameters(tower: Tower | None) -> int:
+    if tower is None:
+        return 0
+    layer = 4 * tower.hidden**2 + 2 * tower.hidden * tower.intermediate + 9 * tower.hidden + tower.intermediate
+    return tower.layers * layer + tower.patches * tower.hidden
+
+
+class _Known(msgspec.Struct, frozen=True):
+    parameters: dict[str, int]
+    config: dict[str, Any]
+
+
+@functools.cache
+def _known() -> dict[str, _Known]:
+    return msgspec.json.decode(Path(__file__).with_name("architectures.json").read_bytes(), type=dict[str, _Known])

@@ -1,0 +1,103 @@
+"""What works together, written out: families of models, methods, devices, number formats. What is not here is refused.
+
+The service asks at plan and start time, the recipe once it knows a model's config. `docs/support.md` is made of it.
+"""
+
+from typing import Literal
+
+import msgspec
+
+from jobs.training_config import TrainingConfig
+
+Method = Literal["full", "lora", "qlora"]
+Format = Literal["fp32", "bf16", "fp16"]
+
+
+class Family(msgspec.Struct, frozen=True, kw_only=True):
+    """A family of models, by the `model_type` of its config.json.
+
+    `is_tested`: the tests train it; the others are made of the same layers and are not tried by the tests.
+    """
+
+    title: str
+    sees_images: bool
+    methods: tuple[Method, ...] = ("full", "lora", "qlora")
+    is_tested: bool = False
+
+
+def _eyes(title: str, *, is_tested: bool = False) -> Family:
+    return Family(title=title, sees_images=True, is_tested=is_tested)
+
+
+def _text(title: str, *, is_tested: bool = False) -> Family:
+    return Family(title=title, sees_images=False, is_tested=is_tested)
+
+
+FAMILIES: dict[str, Family] = {
+    "llava": _eyes("LLaVA 1.5", is_tested=True),
+    "llava_next": _eyes("LLaVA-NeXT", is_tested=True),
+    "llava_onevision": _eyes("LLaVA-OneVision"),
+    "qwen2_vl": _eyes("Qwen2-VL"),
+    "qwen2_5_vl": _eyes("Qwen2.5-VL", is_tested=True),
+    "qwen3_vl": _eyes("Qwen3-VL"),
+    "gemma3": _eyes("Gemma 3", is_tested=True),
+    "idefics3": _eyes("Idefics3, SmolVLM", is_tested=True),
+    "smolvlm": _eyes("SmolVLM2"),
+    "paligemma": _eyes("PaliGemma", is_tested=True),
+    "internvl": _eyes("InternVL"),
+    "llama": _text("Llama, and what shares its layers: SmolLM2, Vicuna", is_tested=True),
+    "mistral": _text("Mistral"),
+    "qwen2": _text("Qwen2, Qwen2.5", is_tested=True),
+    "qwen3": _text("Qwen3"),
+    "gemma": _text("Gemma"),
+    "gemma2": _text("Gemma 2"),
+    "gemma3_text": _text("Gemma 3, text"),
+}
+
+FORMATS: dict[tuple[Method, str], tuple[Format, ...]] = {
+    ("full", "cuda"): ("bf16", "fp16", "fp32"),
+    ("lora", "cuda"): ("bf16", "fp16", "fp32"),
+    ("qlora", "cuda"): ("bf16", "fp16", "fp32"),
+    ("full", "cpu"): ("fp32", "bf16"),
+    ("lora", "cpu"): ("fp32", "bf16"),
+    ("qlora", "cpu"): ("bf16", "fp32"),
+}
+"""By method and device; the first is taken where the configuration leaves it open, if the device has it."""
+
+CONTINUES: dict[Method, tuple[Method, ...]] = {
+    "full": ("full",),
+    "lora": ("lora", "qlora"),
+    "qlora": ("lora", "qlora"),
+}
+"""Which methods may go on from what which method trained."""
+
+
+def why_not_family(family: str, method: Method) -> str | None:
+    """Why a family of models cannot be trained so; None when it can."""
+    known = FAMILIES.get(family)
+    if known is None:
+        return (
+            f"Models of the type {family!r} are not known to train correctly here. "
+            f"Use one of these: {', '.join(sorted(FAMILIES))}."
+        )
+    if method not in known.methods:
+        return f"{known.title} cannot be trained with {method}. Use {' or '.join(known.methods)}."
+    return None
+
+
+def why_not_continue(config: TrainingConfig, earlier: TrainingConfig) -> str | None:
+    """Why a training cannot go on from another's weights; None when it can."""
+    if config.method in CONTINUES[earlier.method]:
+        return None
+    return (
+        f"That training used the method {earlier.method} and this one uses {config.method}: "
+        "set use_lora and use_qlora as they were there."
+    )
+
+
+def why_not_data(family: str, has_images: bool) -> str | None:
+    """Why a family cannot learn from such rows; None when it can."""
+    known = FAMILIES.get(family)
+    if has_images and known is not None and not known.sees_images:
+        return f"The rows have pictures and {known.title} reads text only: choose a vision-language model."
+    return None

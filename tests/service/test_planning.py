@@ -1,0 +1,225 @@
+"""What is made of a plan's counts: where it fits, what would make it fit, how long it lasts, what is doubtful."""
+
+import time
+from datetime import UTC, datetime
+from typing import Any
+
+import msgspec
+import pytest
+
+from jobs import footprint
+from jobs.events import Device, RunnerReported
+from jobs.footprint import GIB, Term
+from jobs.results import FinetuneResult, PlanResult, Probe, TokenCounts
+from jobs.specs import FinetuneSpec, Slot
+from jobs.training_config import TrainingConfig
+from service import calibration, planning
+from service.calibration import Run
+from service.planning import PlanAnswer
+from service.records import JobRecord, RunnerView
+
+LLAVA_7B = "llava-hf/llava-1.5-7b-hf"
+FOR_8_GB: dict[str, Any] = {"use_qlora": True, "batch_size": 1, "gradient_accumulation_steps": 8, "max_length": 1024}
+TOKENS = TokenCounts(
+    looked_at=1000, p50=700, p95=900, max=2000, mean=720.0, image_max=576, images_max=1, trained_max=400, truncated=0
+)
+
+
+def config(**settings: Any) -> TrainingConfig:
+    return TrainingConfig(**{"model_name": LLAVA_7B, "train_data_path": "datasets/x"} | settings)
+
+
+def counted(of: TrainingConfig, **changes: Any) -> PlanResult:
+    shape = footprint.known_shape(of.model_name)
+    assert shape
+    result = PlanResult(
+        parameters=shape.parameters,
+        trainable_parameters=shape.trainable(of),
+        shape=shape,
+        rows=1000,
+        tokens=TOKENS,
+        steps=500,
+        longest=4096,
+    )
+    return msgspec.structs.replace(result, **changes)
+
+
+def gpu(gib: float, runner_id: str = "a", index: int = 0) -> RunnerView:
+    size = round(gib * GIB)
+    device = Device(
+        device_id=f"cuda:{index}", name="GPU", slots={Slot.GPU: 1}, memory_total_bytes=size, memory_free_bytes=size
+    )
+    return runner(device, runner_id=runner_id)
+
+
+def runner(*devices: Device, runner_id: str = "a") -> RunnerView:
+    report = RunnerReported(runner_id=runner_id, boot="1", at=datetime.now(UTC), devices=devices, held=(), version="1")
+    return RunnerView(report=report, heard_at=time.monotonic(), lease_s=60)
+
+
+def plan(of: TrainingConfig, *runners: RunnerView, history: list[Run] | None = None, **changes: Any) -> PlanAnswer:
+    return planning.planned("job", of, counted(of, **changes), history or [], runners)
+
+
+def run(of: TrainingConfig, ratio: float, **changes: Any) -> Run:
+    fields: dict[str, Any] = {
+        "steps": 10,
+        "peak_memory_bytes": round(ratio * GIB),
+        "predicted_memory_bytes": GIB,
+        "tokens_per_second": 1000.0,
+        "family": "llava",
+        "total_parameters": {"language": 7_000_000_000},
+    }
+    return Run(runner_id="a", device_type="cuda", config=of, result=FinetuneResult(**fields | changes))
+
+
+def test_the_config_for_8_gb_fits_there_and_the_one_for_24_gb_does_not() -> None:
+    assert [fit.fits for fit in plan(config(**FOR_8_GB), gpu(8)).devices] == [True]
+    large = plan(config(), gpu(8), gpu(24, "b"))
+    assert {fit.runner_id: fit.fits for fit in large.devices} == {"a": False, "b": True}
+    assert "fits on cuda:0 of b" in large.message
+    assert large.memory.dominant is Term.WEIGHTS
+
+
+def test_what_fits_everywhere_needs_no_change() -> None:
+    assert plan(config(**FOR_8_GB), gpu(8), gpu(24, "b")).changes == ()
+
+
+def test_a_change_that_makes_it_fit_has_its_number_and_keeps_the_rows_of_an_update() -> None:
+    found = plan(config(batch_size=16, gradient_accumulation_steps=2), gpu(20))
+    smaller = next(change for change in found.changes if change.config.get("batch_size") == 8)
+    assert smaller.config["gradient_accumulation_steps"] == 4
+    assert smaller.expected_bytes < found.memory.expected_bytes
+    assert any("a" in name for change in found.changes for name in change.fits)
+    for change in found.changes:
+        again = plan(msgspec.structs.replace(config(batch_size=16), **change.config), gpu(20))
+        assert [fit.fits for fit in again.devices] == [bool(change.fits)], change.title
+    assert any("too large for cuda:0 of a" in warning for warning in found.warnings)
+
+
+def test_where_no_single_change_helps_all_that_are_needed_are_offered_together() -> None:
+    found = plan(config(batch_size=8, max_length=2048), gpu(6.8))
+    assert all(not change.fits for change in found.changes[:-1])
+    assert found.changes[-1].fits == ("cuda:0 of a",)
+    assert found.changes[-1].config["use_qlora"] is True
+
+
+def test_recomputing_activations_is_offered_where_they_are_kept() -> None:
+    found = plan(config(gradient_checkpointing=False, batch_size=1, max_length=2048), gpu(18))
+    change = next(change for change in found.changes if change.config == {"gradient_checkpointing": True})
+    assert change.fits == ("cuda:0 of a",)
+
+
+def test_a_device_that_does_not_tell_its_memory_is_not_judged() -> None:
+    silent = Device(device_id="cuda:0", name="GPU", slots={Slot.GPU: 1})
+    assert [fit.fits for fit in plan(config(), runner(silent)).devices] == [None]
+
+
+def test_without_a_runner_there_are_numbers_all_the_same() -> None:
+    found = plan(config(**FOR_8_GB))
+    assert found.devices == ()
+    assert 5.4 <= found.memory.expected_bytes / GIB <= 7.0  # simulated
+    assert found.memory.device_type == "cuda"
+    assert found.duration.minutes is None
+    assert "probe" in found.duration.message
+
+
+def test_what_earlier_runs_took_corrects_the_next_prediction_and_shows_its_error() -> None:
+    of = config(**FOR_8_GB)
+    bare = plan(of, gpu(8))
+    taught = plan(of, gpu(8), history=[run(of, ratio) for ratio in (1.18, 1.2, 1.22)])
+    assert taught.memory.expected_bytes == pytest.approx(1.2 * bare.memory.expected_bytes, rel=1e-6)
+    assert taught.memory.basis == "history"
+    correction = taught.memory.correction
+    assert (correction.runs, correction.factor) == (3, pytest.approx(1.2))
+    assert correction.error == pytest.approx(0.016, abs=0.01)
+    assert correction.uncorrected_error == pytest.approx(1 - 1 / 1.2)
+
+
+@pytest.mark.parametrize("other", [{"runner_id": "b"}, {"device_type": "cpu"}])
+def test_another_host_or_device_teaches_nothing(other: dict[str, Any]) -> None:
+    strange = msgspec.structs.replace(run(config(), 1.5), **other)
+    assert calibration.correction([strange], "a", "cuda", "llava").runs == 0
+    assert calibration.correction([run(config(), 1.5)], "a", "cuda", "llama").runs == 0
+
+
+def test_one_run_that_went_astray_corrects_by_no_more_than_twice() -> None:
+    assert calibration.correction([run(config(), 9.0)], "a", "cuda", "llava").factor == 2.0
+
+
+def test_a_probe_outweighs_the_history() -> None:
+    of = config(**FOR_8_GB)
+    probe = Probe(
+        device="cuda:0",
+        device_name="GPU",
+        peak_memory_bytes=6 * GIB,
+        predicted_memory_bytes=5 * GIB,
+        tokens_per_second=500.0,
+        rows=1,
+    )
+    found = plan(of, gpu(8), history=[run(of, 0.9, tokens_per_second=None)], probe=probe)
+    assert (found.memory.basis, found.memory.correction.factor) == ("probe", pytest.approx(1.2))
+    assert found.duration.basis == "probe"
+    assert found.duration.minutes == pytest.approx(3 * 1000 * 720 / 500 / 60, rel=0.01)
+
+
+def test_the_duration_comes_from_earlier_runs_of_the_model() -> None:
+    of = config()
+    found = plan(of, gpu(24), history=[run(of, 1.0), run(config(use_lora=False), 1.0, tokens_per_second=1.0)])
+    assert found.duration.minutes == pytest.approx(3 * 1000 * 720 / 1000 / 60, rel=0.01)
+    assert found.estimated_duration_minutes == found.duration.minutes
+
+
+def test_of_another_model_the_duration_goes_by_its_size() -> None:
+    smaller = run(config(model_name="other"), 1.0, total_parameters={"language": 700_000_000})
+    rate, source = calibration.speed([smaller], "cuda", config(), 7_000_000_000)
+    assert rate == pytest.approx(100)
+    assert "other models" in source
+
+
+@pytest.mark.parametrize(
+    ("settings", "changes", "expected"),
+    [
+        ({"use_lora": False, "learning_rate": 1e-3}, {}, "all weights of a large model"),
+        ({"learning_rate": 5e-6}, {}, "low for adapters"),
+        ({"batch_size": 128, "gradient_accumulation_steps": 128}, {}, "An update sees 16384 rows"),
+        ({"max_length": 8192}, {}, "above the 4096 tokens the model was made for"),
+        ({}, {"steps": 3}, "makes 3 updates"),
+        ({"lora_alpha": 4}, {}, "lora_alpha 4 is below"),
+        ({}, {"tokens": msgspec.structs.replace(TOKENS, truncated=7)}, "7 of 1000 rows are longer"),
+    ],
+)
+def test_what_is_rarely_meant_is_said(settings: dict[str, Any], changes: dict[str, Any], expected: str) -> None:
+    assert any(expected in warning for warning in plan(config(**settings), **changes).warnings)
+
+
+def test_usual_settings_are_not_warned_about() -> None:
+    assert plan(config(), gpu(24)).warnings == ()
+
+
+def test_a_completed_training_counts_as_a_run_of_its_device() -> None:
+    now = datetime.now(UTC)
+    record = JobRecord(
+        job_id="j",
+        spec=FinetuneSpec(config=config()),
+        submitted_at=now,
+        updated_at=now,
+        submitted_seq=1,
+        last_seq=1,
+        runner_id="a",
+        device="cuda:1",
+        result=FinetuneResult(steps=1),
+    )
+    (found,) = calibration.runs_of([record, msgspec.structs.replace(record, result=None)])
+    assert (found.runner_id, found.device_type) == ("a", "cuda")
+
+
+def test_where_pictures_take_tokens_by_their_size_fewer_pixels_are_offered_with_their_number() -> None:
+    of = config(model_name="Qwen/Qwen2.5-VL-7B-Instruct", batch_size=1, use_qlora=True, gradient_checkpointing=True)
+    tokens = msgspec.structs.replace(TOKENS, image_max=1500)
+    found = plan(of, gpu(6), tokens=tokens)
+    change = next(change for change in found.changes if "max_pixels" in change.config)
+    assert change.config == {"max_pixels": 750 * 28 * 28}
+    assert change.expected_bytes < found.memory.expected_bytes
+    fixed = plan(config(batch_size=1, use_qlora=True), gpu(4), tokens=tokens)
+    assert not any("max_pixels" in change.config for change in fixed.changes)
