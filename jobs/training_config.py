@@ -183,7 +183,7 @@ class TrainingConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
         str,
         _saving(
             "Judged by",
-            "The metric that tells the best checkpoint, such as eval_loss or eval_accuracy.",
+            "The metric that tells the best checkpoint, such as eval_loss, eval_accuracy or eval_box_iou.",
             advanced=True,
             pattern=r"^[a-z][a-z0-9_@.]{0,63}$",
         ),

@@ -115,6 +115,7 @@ def _result(work: Work[FinetuneSpec], loop: TrainingLoop, loaded: Loaded) -> Fin
         final_train_loss=state.train_loss,
         best_eval_loss=state.best_eval_loss,
         best_eval_accuracy=state.best_eval_accuracy,
+        best_scores=state.best_scores,
         checkpoint_path=work.root.name_of(loop.checkpoint.folder) if loop.checkpoint else "",
         best_checkpoint_path=state.best_checkpoint,
         peak_memory_bytes=device.peak_memory_bytes(loaded.compute.device),

@@ -221,20 +221,20 @@ class TrainingLoop:
         if validation is None:
             return {}
         try:
-            scores, answers = self._evaluated(validation, lambda: validation.score(self._loaded, self._beat))
+            measured, answers = self._evaluated(validation, lambda: validation.score(self._loaded, self._beat))
         except Stopped:
             raise
         except Exception:
             self._save_unscored()
             raise
-        metrics = scores.named()
+        metrics = measured.named()
         self._report.log(self.state.step, metrics)
         self._report.samples(self.state.step, answers)
-        self.state.note_scores(scores.loss, scores.accuracy)
-        self._judge(logged | metrics)
+        self.state.note_scores(measured.loss, measured.scores.label_accuracy)
+        self._judge(logged | metrics, metrics)
         return metrics
 
-    def _judge(self, metrics: Metrics) -> None:
+    def _judge(self, metrics: Metrics, scores: Metrics) -> None:
         """Compare with the best so far; without a better one for too long, the run ends here."""
         if self._goal.metric not in metrics:
             self._note_once(
@@ -243,7 +243,8 @@ class TrainingLoop:
                 "metric_for_best_model",
             )
             self._goal = goal.BY_LOSS
-        self.state.note_goal(self._goal, self._goal.value_in(metrics), self._config.early_stopping_threshold)
+        value = self._goal.value_in(metrics)
+        self.state.note_goal(self._goal, value, self._config.early_stopping_threshold, finite(scores))
         patience = self._config.early_stopping_patience
         if patience is not None and self.state.without_gain >= patience and not self._is_last():
             self.state.has_ended_early = True

@@ -16,17 +16,20 @@ from tensorboardX.proto.event_pb2 import Event
 from gpu_runner.recipes import finetune
 from gpu_runner.rows import LLAVA_FILE
 from gpu_runner.training import adapters, checkpoints, demo_model, evaluation, loop, loss, models
-from gpu_runner.training.evaluation import Validation
+from gpu_runner.training.evaluation import Measured, Validation
 from gpu_runner.training.loop import TrainingLoop
+from gpu_runner.training.scoring import Scores
 from gpu_runner.work import Stopped, Work
 from jobs import events
 from jobs.errors import DatasetInvalid, JobFailed, ModelUnavailable, NoCapacity, OutOfMemory
 from jobs.models import ModelSource, Origin
 from jobs.paths import DataRoot
+from jobs.results import Answer
 from jobs.specs import EvaluateSpec, FinetuneSpec
 
 METHODS = {"full": {"use_lora": False}, "lora": {}, "qlora": {"use_qlora": True}}
 SERIES = ("train_loss", "learning_rate", "grad_norm", "eval_loss", "eval_accuracy")
+OTHERS = ("memory_mb", "eval_exact_match", "eval_box_iou")
 
 Build = Callable[..., FinetuneSpec]
 WorkFor = Callable[..., Work[FinetuneSpec]]
@@ -102,9 +105,10 @@ def test_the_series_has_every_step_it_should(finetune_spec: Build, work_for: Wor
     work = work_for(finetune_spec(max_steps=7))
     finetune.run(work)
     logged = said(work, events.MetricsLogged)
-    steps = {name: [event.step for event in logged if name in event.values] for name in (*SERIES, "memory_mb")}
+    steps = {name: [event.step for event in logged if name in event.values] for name in (*SERIES, *OTHERS)}
     assert steps["train_loss"] == steps["learning_rate"] == steps["memory_mb"] == [2, 4, 6, 7]
-    assert steps["eval_loss"] == steps["eval_accuracy"] == [4, 7]
+    assert steps["eval_loss"] == steps["eval_accuracy"] == steps["eval_exact_match"] == [4, 7]
+    assert not steps["eval_box_iou"]  # these rows ask for no boxes
     assert {event.total_steps for event in logged} == {7}
     assert logged[-1].epoch == pytest.approx(7 / 4)
     assert {event.step for event in said(work, events.SamplePredicted)} == {0, 4, 7}
@@ -497,7 +501,12 @@ def scores_are(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
 
     def arrange(losses: list[float], accuracies: list[float] | None = None) -> None:
         given = iter(zip(losses, accuracies or [0.5] * len(losses), strict=True))
-        monkeypatch.setattr(Validation, "score", lambda *_: (evaluation.Scores(*next(given)), []))
+
+        def score(*_: Any) -> tuple[Measured, list[Answer]]:
+            loss, accuracy = next(given)
+            return Measured(loss, Scores(accuracy, 0.0, None, None, None)), []
+
+        monkeypatch.setattr(Validation, "score", score)
 
     return arrange
 
@@ -553,6 +562,8 @@ def test_the_best_checkpoint_is_told_by_any_metric(
     assert result.best_checkpoint_path == f"jobs/job/attempt-1/checkpoints/step-{best}"
     assert checkpoints.of_job(work.root, "job").step == best
     assert (result.best_eval_loss, result.best_eval_accuracy) == (1.0, 0.9)
+    loss, accuracy = [(3.0, 0.1), (1.0, 0.5), (2.0, 0.9), (4.0, 0.3)][best - 1]
+    assert result.best_scores == {"eval_loss": loss, "eval_accuracy": accuracy, "eval_exact_match": 0.0}
 
 
 def test_a_metric_that_is_never_measured_is_said_and_the_loss_decides(
@@ -562,7 +573,7 @@ def test_a_metric_that_is_never_measured_is_said_and_the_loss_decides(
     work = work_for(finetune_spec(eval_steps=1, save_steps=1, max_steps=2, metric_for_best_model="eval_iou"))
     assert str(finetune.run(work).best_checkpoint_path).endswith("step-1")
     (note,) = notes_of(said, work, "metric_for_best_model")
-    assert "eval_accuracy, eval_loss" in note
+    assert "eval_accuracy, eval_exact_match, eval_loss" in note
 
 
 def test_curves_are_written_for_tensorboard(finetune_spec: Build, work_for: WorkFor, said: Said) -> None:
