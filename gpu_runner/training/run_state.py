@@ -96,6 +96,11 @@ class RunState:
         set_rng_state(saved["rng"])
 
 
+def seed_step(seed: int, rank: int, step: int) -> None:
+    """Chance for one step of a process whose generators are in no checkpoint."""
+    seed_everything(int(np.random.SeedSequence((seed, rank, step)).generate_state(1)[0]))
+
+
 def seed_everything(seed: int) -> None:
     random.seed(seed)
     np.random.seed(seed)
