@@ -3,6 +3,7 @@
 It reports nothing and saves nothing. What ends it is its last word, or the end of the process that started it.
 """
 
+import os
 import signal
 import sys
 import traceback
@@ -53,13 +54,16 @@ def run(orders: Orders) -> None:
 def main() -> int:
     for wish in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(wish, signal.SIG_IGN)  # they are for rank 0, which ends this process
+    answer = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what a library prints is no answer
     orders = msgspec.json.decode(sys.stdin.buffer.read(), type=Orders)
     processes.die_with_parent(orders.parent)
     try:
         run(orders)
     except Exception as error:
         traceback.print_exc()
-        sys.stdout.buffer.write(msgspec.json.encode(Complaint(*explain(error))))
+        answer.write(msgspec.json.encode(Complaint(*explain(error))))
+        answer.close()
         return 1
     return 0
 
