@@ -25,7 +25,13 @@ def losses(said: Said, work: Work[FinetuneSpec]) -> dict[tuple[str, int], float]
     return {(name, e.step): value for e in logged for name, value in e.values.items() if name in names}
 
 
-@pytest.mark.parametrize("changes", [{"use_lora": False}, {"lora_dropout": 0.0}], ids=["full", "lora"])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        pytest.param({"lora_dropout": 0.0}, id="lora", marks=pytest.mark.slow),
+        pytest.param({"use_lora": False}, id="full", marks=pytest.mark.extended),
+    ],
+)
 def test_two_processes_give_the_losses_of_one_with_twice_the_rows(
     changes: dict[str, Any], finetune_spec: Build, work_for: WorkFor, said: Said, write_frames: Callable[..., str]
 ) -> None:
@@ -41,6 +47,7 @@ def test_two_processes_give_the_losses_of_one_with_twice_the_rows(
     assert result.steps == 8
 
 
+@pytest.mark.slow
 def test_processes_that_were_interrupted_go_on_as_if_nothing_had_happened(
     finetune_spec: Build, work_for: WorkFor, said: Said, die_before: Any
 ) -> None:
