@@ -193,7 +193,9 @@ class _Follower:
 
     def failure(self) -> JobFailed:
         """In its own words where it had some."""
-        said = self._process.communicate()[0]
+        assert self._process.stdout is not None
+        said = self._process.stdout.read()
+        self._process.wait()
         if self._process.returncode == -9:
             raise MemoryError
         if not said:
