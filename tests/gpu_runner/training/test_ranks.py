@@ -1,11 +1,14 @@
 """Several processes make the steps that one process with all their rows would make."""
 
 import dataclasses
+import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from gpu_runner import processes
 from gpu_runner.recipes import finetune
 from gpu_runner.training import ranks
 from gpu_runner.training.plan import Plan
@@ -17,6 +20,13 @@ from jobs.specs import FinetuneSpec
 Build = Callable[..., FinetuneSpec]
 WorkFor = Callable[..., Work[FinetuneSpec]]
 Said = Callable[..., list[Any]]
+
+
+def helping() -> list[int]:
+    """Processes that help this one."""
+    states = (processes.state_of(pid) for pid in processes.pids())
+    mine = (state.pid for state in states if state is not None and state.parent == os.getpid())
+    return [pid for pid in mine if b"gpu_runner.follower" in Path(f"/proc/{pid}/cmdline").read_bytes()]
 
 
 def losses(said: Said, work: Work[FinetuneSpec]) -> dict[tuple[str, int], float]:
@@ -58,6 +68,7 @@ def test_processes_that_were_interrupted_go_on_as_if_nothing_had_happened(
     first = work_for(spec, attempt=1)
     with pytest.raises(die_before(2)):
         finetune.run(first)
+    assert not helping()
     again = work_for(spec, attempt=2)
     finetune.run(again)
     assert losses(said, first) | losses(said, again) == losses(said, whole)
