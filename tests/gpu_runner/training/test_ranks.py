@@ -57,7 +57,7 @@ def test_two_processes_give_the_losses_of_one_with_twice_the_rows(
     assert result.steps == 8
 
 
-@pytest.mark.slow
+@pytest.mark.extended
 def test_processes_that_were_interrupted_go_on_as_if_nothing_had_happened(
     finetune_spec: Build, work_for: WorkFor, said: Said, die_before: Any
 ) -> None:
