@@ -12,10 +12,10 @@ PIP_FLAGS ?=
 SHARED ?= -n 2 --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help install vendor demo up test check bench screenshots docs clean
+.PHONY: help install vendor demo up test test-slow check bench screenshots docs clean
 
 help:  ## print this
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{printf "  make %-9s %s\n", $$1, $$2}'
 
 install: $(VENV)/.installed vendor-if-npm  ## create .venv with everything: service, runner, test tools
 
@@ -50,12 +50,15 @@ up: install  ## start service, runner and Redis on http://127.0.0.1:8000; Ctrl-C
 test: install  ## everything that must hold: static checks and the whole test suite
 	@$(MAKE) --no-print-directory static
 	$(BIN)/python -m pytest -m browser  # a process of its own: Playwright's loop is in the way of asynchronous tests
-	$(BIN)/python -m pytest -m "not browser" tests/end_to_end  # whole programs, with the machine to themselves
-	$(BIN)/python -m pytest $(SHARED) --ignore tests/end_to_end
+	$(BIN)/python -m pytest -m "not browser and not extended" tests/end_to_end  # whole programs, with the machine to themselves
+	$(BIN)/python -m pytest $(SHARED) -m "not extended" --ignore tests/end_to_end
+
+test-slow: install  ## what takes many minutes beyond that: every model family learns, more kills at random steps
+	$(BIN)/python -m pytest -m extended
 
 check: install  ## what every commit keeps green: static checks and the quick tests
 	@$(MAKE) --no-print-directory static
-	$(BIN)/python -m pytest $(SHARED) -m "not slow" -q
+	$(BIN)/python -m pytest $(SHARED) -m "not slow and not extended" -q
 
 .PHONY: static
 static:

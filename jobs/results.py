@@ -183,12 +183,14 @@ class FinetuneResult(Result, frozen=True, kw_only=True, tag="finetune"):
     """`trainable_parameters` and `total_parameters` are counts by part: vision, projector, language.
 
     `predicted_memory_bytes` is what the peak was expected to be, uncorrected; `family` is the model's.
+    `best_scores` are all scores of the evaluation that was best by metric_for_best_model, by their series' names.
     """
 
     steps: int
     final_train_loss: float | None = None
     best_eval_loss: float | None = None
     best_eval_accuracy: float | None = None
+    best_scores: dict[str, float] = {}
     checkpoint_path: str = ""
     best_checkpoint_path: str | None = None
     peak_memory_bytes: int | None = None
@@ -252,13 +254,20 @@ class PreviewResult(Result, frozen=True, kw_only=True, tag="preview"):
 
 
 class EvaluateResult(Result, frozen=True, kw_only=True, tag="evaluate"):
-    """`constant_accuracy` is what the best fixed answer would score: the floor to compare with."""
+    """`constant_accuracy` is what the best fixed answer would score: the floor to compare with.
+
+    `json_validity` is the share of valid JSON where JSON is expected; `box_iou` the mean overlap of boxes and
+    `box_iou_50` the share of those that overlap by half or more, where boxes are expected.
+    """
 
     rows: int
     loss: float | None
     label_accuracy: float | None
     exact_match: float
     constant_accuracy: float | None
+    json_validity: float | None = None
+    box_iou: float | None = None
+    box_iou_50: float | None = None
     grey_images: bool
     answers: tuple[Answer, ...] = ()
 

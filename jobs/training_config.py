@@ -63,9 +63,13 @@ class TrainingConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
         JobId | None,
         _data(
             "Continue from",
-            "Begin with the weights another finetune job ended with, to train them further.",
+            "Begin with the weights of another finetune job: the best of a completed one, else its newest.",
             advanced=True,
         ),
+    ] = None
+    continue_from_step: Annotated[
+        Annotated[int, Meta(ge=1, le=_STEPS_LIMIT)] | None,
+        _data("Continue from step", "Begin with this checkpoint of that job instead.", advanced=True),
     ] = None
     allow_invalid_data: Annotated[
         bool, _data("Allow invalid data", "Train although the last validation of the data failed.", advanced=True)
@@ -75,8 +79,16 @@ class TrainingConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
         bool, _method("LoRA", "Train small adapters beside a frozen base; without it every weight is trained.")
     ] = True
     use_qlora: Annotated[
-        bool, _method("QLoRA", "Keep the frozen base in 4 bits, with LoRA on it; for a GPU too small for LoRA alone.")
+        bool, _method("QLoRA", "Keep the frozen base in few bits, with LoRA on it; for a GPU too small for LoRA alone.")
     ] = False
+    qlora_bits: Annotated[
+        Literal[4, 8],
+        _method(
+            "QLoRA bits",
+            "4 (NF4) takes the least memory; 8 (LLM.int8) is closer to the whole weights and needs a GPU.",
+            advanced=True,
+        ),
+    ] = 4
     lora_rank: Annotated[
         int,
         _method("LoRA rank", "Size of the adapters; raise it when the model cannot take in the task.", ge=1, le=256),
@@ -183,7 +195,7 @@ class TrainingConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
         str,
         _saving(
             "Judged by",
-            "The metric that tells the best checkpoint, such as eval_loss or eval_accuracy.",
+            "The metric that tells the best checkpoint, such as eval_loss, eval_accuracy or eval_box_iou.",
             advanced=True,
             pattern=r"^[a-z][a-z0-9_@.]{0,63}$",
         ),
@@ -221,6 +233,16 @@ class TrainingConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
             le=16,
         ),
     ] = 2
+    num_processes: Annotated[
+        int,
+        _hardware(
+            "Processes",
+            "Processes that compute a part of each step, batch size rows each; for the cores of a large CPU host.",
+            advanced=True,
+            ge=1,
+            le=64,
+        ),
+    ] = 1
     bf16: Annotated[
         bool | None,
         _hardware("bf16", "Compute in bfloat16; leave it open to take what the device does best.", advanced=True),
@@ -258,6 +280,14 @@ class TrainingConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     def __post_init__(self) -> None:
         if self.fp16 and self.bf16:
             raise ValueError("fp16 and bf16 cannot both be true; leave both out to take what the device does best")
+        if self.qlora_bits == 8 and not self.use_qlora:
+            raise ValueError("qlora_bits 8 needs use_qlora: nothing else keeps the base in few bits")
+        if self.qlora_bits == 8 and self.device == "cpu":
+            raise ValueError("qlora_bits 8 needs a GPU: set qlora_bits to 4, or device to auto")
+        if self.continue_from_step is not None and self.continue_from is None:
+            raise ValueError("continue_from_step needs continue_from: the job whose checkpoint it is")
+        if self.num_processes > 1 and self.device == "cuda":
+            raise ValueError("num_processes above 1 needs device cpu: each process needs a device, and a job gets one")
         if self.early_stopping_patience is not None and self.val_data_path is None:
             raise ValueError("early_stopping_patience needs val_data_path: without it nothing is evaluated")
 

@@ -185,13 +185,24 @@ class Admission:
 
     # -- what is there already
 
-    async def _completed_training(self, reference: str) -> JobRecord:
+    async def _referred(self, reference: str) -> JobRecord:
         """The training of that id, or the newest one with that label (its `output_dir`)."""
         job = await self._ledger.job(reference) or await self._labelled(reference)
         if job is None:
             raise UnknownJob
         if not isinstance(job.spec, FinetuneSpec):
             raise WrongState(f"Job {job.job_id} is a {job.kind} job: name a training.")
+        return job
+
+    async def _halted_training(self, reference: str) -> JobRecord:
+        """One that computes no more and may have left checkpoints, whatever ended it."""
+        job = await self._referred(reference)
+        if job.status in LIVE and job.status is not Status.PAUSED:
+            raise WrongState(f"Training {job.job_id} is {job.status}: pause it, or wait until it has ended.")
+        return job
+
+    async def _completed_training(self, reference: str) -> JobRecord:
+        job = await self._referred(reference)
         if job.status in LIVE:
             raise WrongState(f"Training {job.job_id} is {job.status}: wait until it is completed.")
         if job.status is not Status.COMPLETED:
@@ -200,7 +211,7 @@ class Admission:
 
     async def _continuable(self, config: TrainingConfig, reference: str) -> str:
         """The training to go on from, when its method and this one go together."""
-        earlier = await self._completed_training(reference)
+        earlier = await self._halted_training(reference)
         if isinstance(earlier.spec, FinetuneSpec) and (why := support.why_not_continue(config, earlier.spec.config)):
             raise InvalidInput(why, path="config.continue_from")
         return earlier.job_id
@@ -235,7 +246,7 @@ def warnings_of(config: TrainingConfig) -> list[str]:
     """Settings that are allowed and rarely meant."""
     found = []
     if config.use_qlora and not config.use_lora:
-        found.append("use_qlora implies use_lora: adapters are trained on the 4-bit base.")
+        found.append("use_qlora implies use_lora: adapters are trained on the quantised base.")
     if config.method != "full" and config.lora_alpha < config.lora_rank:
         found.append(
             f"lora_alpha {config.lora_alpha} is below lora_rank {config.lora_rank}, which scales the adapters down: "

@@ -99,6 +99,10 @@ class Metric(StrEnum):
     FINAL_TRAIN_LOSS = "final_train_loss"
     EVAL_ACCURACY = "eval_accuracy"
     BEST_EVAL_ACCURACY = "best_eval_accuracy"
+    EVAL_EXACT_MATCH = "eval_exact_match"
+    EVAL_JSON_VALIDITY = "eval_json_validity"
+    EVAL_BOX_IOU = "eval_box_iou"
+    EVAL_BOX_IOU_50 = "eval_box_iou_50"
     LEARNING_RATE = "learning_rate"
     NUM_EPOCHS = "num_epochs"
     BATCH_SIZE = "batch_size"
@@ -246,6 +250,15 @@ def _of_config(field: str) -> Callable[[JobRecord], float | None]:
     return value
 
 
+def _best_score(metric: Metric) -> Callable[[JobRecord], float | None]:
+    """At the evaluation that was best, of a completed training."""
+
+    def value(record: JobRecord) -> float | None:
+        return record.result.best_scores.get(metric) if isinstance(record.result, FinetuneResult) else None
+
+    return value
+
+
 _VALUES: dict[Metric, Callable[[JobRecord], float | None]] = {
     Metric.EVAL_LOSS: lambda record: record.best_eval_loss,
     Metric.BEST_EVAL_LOSS: lambda record: record.best_eval_loss,
@@ -253,6 +266,10 @@ _VALUES: dict[Metric, Callable[[JobRecord], float | None]] = {
     Metric.FINAL_TRAIN_LOSS: _final_train_loss,
     Metric.EVAL_ACCURACY: lambda record: record.best_eval_accuracy,
     Metric.BEST_EVAL_ACCURACY: lambda record: record.best_eval_accuracy,
+    Metric.EVAL_EXACT_MATCH: _best_score(Metric.EVAL_EXACT_MATCH),
+    Metric.EVAL_JSON_VALIDITY: _best_score(Metric.EVAL_JSON_VALIDITY),
+    Metric.EVAL_BOX_IOU: _best_score(Metric.EVAL_BOX_IOU),
+    Metric.EVAL_BOX_IOU_50: _best_score(Metric.EVAL_BOX_IOU_50),
     Metric.LEARNING_RATE: _of_config("learning_rate"),
     Metric.NUM_EPOCHS: _of_config("num_epochs"),
     Metric.BATCH_SIZE: _of_config("batch_size"),

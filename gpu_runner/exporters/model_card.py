@@ -111,7 +111,7 @@ def _front_matter(facts: Facts) -> str:
 
 def _summary(facts: Facts) -> str:
     job = facts.job
-    kind = {"full": "all weights trained", "lora": "LoRA", "qlora": "LoRA on a 4-bit base"}[job.method]
+    kind = {"full": "all weights trained", "lora": "LoRA", "qlora": f"LoRA on a {job.bits}-bit base"}[job.method]
     held = {
         ExportFormat.HUGGINGFACE: "whole model"
         if job.method == "full"

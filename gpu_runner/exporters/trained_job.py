@@ -40,6 +40,11 @@ class TrainedJob:
         return self.checkpoint.manifest.method
 
     @property
+    def bits(self) -> int:
+        """Of the base it was trained on, with method qlora."""
+        return self.checkpoint.manifest.bits
+
+    @property
     def checkpoint_said(self) -> str:
         which = "the one with the best evaluation" if self.is_best else "the newest complete one"
         return f"step {self.checkpoint.step}, {which}"

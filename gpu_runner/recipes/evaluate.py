@@ -62,11 +62,15 @@ def _beat(work: Work[EvaluateSpec], batches: int) -> Beat:
 
 def _result(chosen: Selection, loss: float, answers: list[Answer]) -> EvaluateResult:
     constant = scoring.constant_accuracy(chosen.rows[index] for index in chosen.indices)
+    scores = scoring.scores(answers)
     return EvaluateResult(
         rows=len(answers),
         loss=loss,
-        label_accuracy=None if constant is None else scoring.accuracy(answers),
-        exact_match=scoring.exact_match(answers),
+        label_accuracy=None if constant is None else scores.label_accuracy,
+        exact_match=scores.exact_match or 0.0,
+        json_validity=scores.json_validity,
+        box_iou=scores.box_iou,
+        box_iou_50=scores.box_iou_50,
         constant_accuracy=constant,
         grey_images=chosen.grey,
         answers=tuple(answers[:SHOWN_ANSWERS]),

@@ -168,7 +168,7 @@ def _message(spec: ExportSpec, job: TrainedJob, saved: Saved) -> str:
     if spec.export_format is ExportFormat.LORA_ADAPTER and spec.merge_adapters:
         sentences.append("merge_adapters has no effect on lora_adapter: export as 'huggingface' to get merged weights.")
     if job.method == "qlora":
-        sentences.append("It was trained on a 4-bit base and is exported for the full-precision one.")
+        sentences.append(f"It was trained on a {job.bits}-bit base and is exported for the full-precision one.")
     if saved.checks.get("adapters_effect", 1) <= verification.TOLERANCE[saved.compute.dtype]:
         sentences.append("The adapters change almost nothing: the training had hardly any effect.")
     if saved.asked.are_built_in:

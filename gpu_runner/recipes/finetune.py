@@ -7,7 +7,7 @@ import torch
 from msgspec.structs import replace
 
 from gpu_runner.rows import Rows, open_rows
-from gpu_runner.training import checkpoints, counting, device, models, run_state, trainable
+from gpu_runner.training import checkpoints, counting, device, models, ranks, run_state, trainable
 from gpu_runner.training.adapters import parameters_by_part
 from gpu_runner.training.checkpoints import Checkpoint
 from gpu_runner.training.device import Compute
@@ -15,21 +15,45 @@ from gpu_runner.training.encoding import RowEncoder
 from gpu_runner.training.evaluation import Validation
 from gpu_runner.training.loop import TrainingLoop
 from gpu_runner.training.models import Loaded
+from gpu_runner.training.ranks import Ranks
 from gpu_runner.training.selection import everything, spread
 from gpu_runner.training.survey import MOST_ROWS, Survey, lengths_of_all, survey
 from gpu_runner.work import Work
+from jobs.errors import NoCapacity
 from jobs.results import FinetuneResult
 from jobs.specs import FinetuneSpec
 
 
 def run(work: Work[FinetuneSpec]) -> FinetuneResult:
     """Raises DatasetInvalid, ModelUnavailable, NoCapacity, OutOfMemory or DiskFull, or Stopped when asked to end."""
+    with device.errors_in_our_words(), ranks.led(work) as crew:
+        torch.set_num_threads(max(1, work.cores // crew.count))
+        return _finetune(work, crew)
+
+
+def follow(work: Work[FinetuneSpec], crew: Ranks) -> None:
+    """Compute one process's part of a run that another one leads. Raises as `run`."""
     torch.set_num_threads(work.cores)
     with device.errors_in_our_words():
-        return _finetune(work)
+        config = work.spec.config
+        run_state.seed_everything(config.seed)
+        training = open_rows(work.root, config.train_data_path)
+        begin = checkpoints.newest_verified(work.root, work.job_id)
+        loaded = _load(work, _compute(work), begin or _continued_from(work))
+        loop = TrainingLoop(
+            work=work,
+            loaded=loaded,
+            encoder=loaded.encoder(_max_length(work, loaded), config.max_pixels),
+            training=everything(training),
+            lengths=crew.given_by_first([]),
+            validation=None,
+            begin=begin,
+            ranks=crew,
+        )
+        loop.follow()
 
 
-def _finetune(work: Work[FinetuneSpec]) -> FinetuneResult:
+def _finetune(work: Work[FinetuneSpec], crew: Ranks) -> FinetuneResult:
     config = work.spec.config
     work.journal.phase("loading")
     run_state.seed_everything(config.seed)
@@ -51,20 +75,27 @@ def _finetune(work: Work[FinetuneSpec]) -> FinetuneResult:
         loaded=loaded,
         encoder=encoder,
         training=everything(training),
-        lengths=lengths,
+        lengths=crew.given_by_first(lengths),
         validation=measured,
         begin=resumed,
+        ranks=crew,
     )
     loop.run()
     return replace(_result(work, loop, loaded), predicted_memory_bytes=predicted)
 
 
 def _compute(work: Work[FinetuneSpec]) -> Compute:
-    compute, notes = device.for_training(work.device, work.spec.config)
+    config = work.spec.config
+    compute, notes = device.for_training(work.device, config)
     for note in notes:
         work.journal.note(note, "setting_changed")
-    if work.spec.config.use_qlora and not work.spec.config.use_lora:
-        work.journal.note("use_qlora implies use_lora: adapters are trained on the 4-bit base.", "setting_changed")
+    if config.use_qlora and not config.use_lora:
+        work.journal.note("use_qlora implies use_lora: adapters are trained on the quantised base.", "setting_changed")
+    if config.method == "qlora" and not device.has_bits(work.device, config.qlora_bits):
+        raise NoCapacity(
+            "qlora_bits 8 needs a GPU with integer tensor cores (compute capability 7.5 or newer), and this job has "
+            f"{device.name(compute.device)}: set qlora_bits to 4, or use_qlora to false."
+        )
     return compute
 
 
@@ -82,7 +113,7 @@ def _continued_from(work: Work[FinetuneSpec]) -> Checkpoint | None:
     other = work.spec.config.continue_from
     if other is None:
         return None
-    checkpoint = checkpoints.of_job(work.root, other)
+    checkpoint = checkpoints.to_continue(work.root, other, work.spec.config.continue_from_step)
     trainable.check_fits(checkpoint, work.spec.config, work.root, work.settings)
     return checkpoint
 
@@ -119,6 +150,7 @@ def _result(work: Work[FinetuneSpec], loop: TrainingLoop, loaded: Loaded) -> Fin
         final_train_loss=state.train_loss,
         best_eval_loss=state.best_eval_loss,
         best_eval_accuracy=state.best_eval_accuracy,
+        best_scores=state.best_scores,
         checkpoint_path=work.root.name_of(loop.checkpoint.folder) if loop.checkpoint else "",
         best_checkpoint_path=state.best_checkpoint,
         peak_memory_bytes=device.peak_memory_bytes(loaded.compute.device),

@@ -2,7 +2,8 @@
 
 Read in this order: `device` · `demo_model` · `conversation` · `encoding` · `adapters` · `checkpoints` · `lineage` ·
 `without_video` · `models` · `trainable` · `selection` · `survey` · `preview` · `counting` · `plan` · `batches` ·
-`loss` · `optimisation` · `scoring` · `generation` · `evaluation` · `goal` · `run_state` · `curves` · `run_log` ·
+`loss` · `ranks` · `optimisation` · `scoring` · `generation` · `evaluation` · `goal` · `run_state` · `curves` ·
+`run_log` ·
 `loop`.
 Importing them loads torch but runs no operation of it: they are imported in the zygote, before it forks.
 """

@@ -1,4 +1,4 @@
-"""LoRA adapters and the 4-bit base: which layers they may touch, and proof that they touched no others.
+"""LoRA adapters and the 4-bit or 8-bit base: which layers they may touch, and proof that they touched no others.
 
 Used by `models`. Adapters and quantisation stay in the language model; eyes and projector keep what they are.
 """
@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
@@ -18,10 +18,12 @@ from transformers import BitsAndBytesConfig
 from jobs.errors import ModelUnavailable
 from jobs.training_config import TrainingConfig
 
+Bits = Literal[4, 8]
 ADAPTER_CONFIG = "adapter_config.json"
 PARTS = ("vision", "projector", "language")
 _PROJECTOR = ("multi_modal_projector", "connector", "mlp1", "visual.merger", "image_newline")
 _VISION = ("vision_tower", "vision_model", "visual", "vision_embed")
+_LAYERS = {4: "Linear4bit", 8: "Linear8bitLt"}
 _LINEARS = r"(?:q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
 # A bare "q_proj" would also match the CLIP tower.
 TARGETS = rf"(?!.*(?:vision|visual|projector|connector)).*\.{_LINEARS}"
@@ -91,22 +93,25 @@ def load(model: nn.Module, folder: Path, device: torch.device) -> PeftModel:
     return adapted.eval()
 
 
-def four_bit(skeleton: nn.Module, dtype: torch.dtype) -> BitsAndBytesConfig:
-    """NF4 with double quantisation for the language model. `skeleton` is the model on the meta device.
+def quantisation(skeleton: nn.Module, dtype: torch.dtype, bits: Bits) -> BitsAndBytesConfig:
+    """For the language model: NF4 with double quantisation, or LLM.int8. `skeleton` is the model on the meta device.
 
     `llm_int8_skip_modules` matches from the start of a name, so each part to be skipped is given in full.
     """
+    left_out = [*_outside_language(skeleton), "lm_head"]
+    if bits == 8:
+        return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=left_out)
     return BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=dtype,
-        llm_int8_skip_modules=[*_outside_language(skeleton), "lm_head"],
+        llm_int8_skip_modules=left_out,
     )
 
 
-def four_bit_layers(model: nn.Module) -> list[str]:
-    return [name for name, module in model.named_modules() if type(module).__name__ == "Linear4bit"]
+def quantised_layers(model: nn.Module, bits: Bits) -> list[str]:
+    return [name for name, module in model.named_modules() if type(module).__name__ == _LAYERS[bits]]
 
 
 def keep_gradients(model: nn.Module) -> None:
@@ -115,18 +120,18 @@ def keep_gradients(model: nn.Module) -> None:
     On CPUs with AVX512-BF16, bitsandbytes 0.50 moves them to a layout for inference whose product has no backward:
     training after an evaluation would go on with wrong gradients and only a warning.
     """
-    for name in four_bit_layers(model):
+    for name in quantised_layers(model, 4):
         layer: Any = model.get_submodule(name)
         layer.support_avx512bf16_for_cpu = False
 
 
-def check_four_bit(model: nn.Module) -> None:
-    """Raises ModelUnavailable unless linear layers of the language model, and no others, are 4-bit."""
-    layers = four_bit_layers(model)
+def check_quantised(model: nn.Module, bits: Bits) -> None:
+    """Raises ModelUnavailable unless linear layers of the language model, and no others, are of so many bits."""
+    layers = quantised_layers(model, bits)
     elsewhere = [name for name in layers if part_of(name) != "language"]
     if elsewhere or not layers:
         where = elsewhere[0] if elsewhere else "no layer at all"
-        raise ModelUnavailable(f"4-bit loading reached {where}; use use_qlora=false for this model.")
+        raise ModelUnavailable(f"{bits}-bit loading reached {where}; use use_qlora=false for this model.")
 
 
 def rank_and_alpha(model: PeftModel) -> tuple[int, float]:

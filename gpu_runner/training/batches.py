@@ -70,7 +70,7 @@ class Batches:
         self._rows = rows
         self._plan = plan
         self._pad_id = pad_id
-        self._upcoming = (indices for step in range(first, plan.total_steps) for indices in plan.micro_batches(step))
+        self._upcoming = (indices for step in range(first, plan.total_steps) for indices in plan.share(step))
         self._pool = ThreadPoolExecutor(workers, thread_name_prefix="batches") if workers else None
         self._ahead: deque[Future[Batch]] = deque()
         self._most_ahead = workers + 1
@@ -84,7 +84,7 @@ class Batches:
 
     def of_step(self, step: int) -> Iterator[Batch]:
         """The micro-batches of a step; steps are asked for in their order. Raises DatasetInvalid."""
-        for _ in self._plan.micro_batches(step):
+        for _ in self._plan.share(step):
             yield self._next()
 
     def _next(self) -> Batch:

@@ -16,7 +16,9 @@ from typing import Literal
 
 import msgspec
 
+from gpu_runner.journal import last_event
 from jobs.errors import ModelUnavailable
+from jobs.events import JobCompleted
 from jobs.paths import DataRoot
 
 MANIFEST = "MANIFEST.json"
@@ -34,7 +36,7 @@ class File(msgspec.Struct, frozen=True, kw_only=True):
 class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     """What a checkpoint is and which bytes it consists of. `model_name` is the base model as the client named it.
 
-    `judged_by` is the metric that tells a job's best checkpoint.
+    `judged_by` is the metric that tells a job's best checkpoint, `bits` are those of the base with method qlora.
     """
 
     job_id: str
@@ -45,6 +47,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     metrics: dict[str, float]
     judged_by: str = "eval_loss"
     higher_is_better: bool = False
+    bits: Literal[4, 8] = 4
     files: tuple[File, ...] = ()
 
 
@@ -118,6 +121,40 @@ def of_job(root: DataRoot, job_id: str) -> Checkpoint:
     if found is None:
         raise ModelUnavailable(f"Job {job_id} has no complete checkpoint: train it first, or choose another job.")
     return found
+
+
+def to_continue(root: DataRoot, job_id: str, step: int | None) -> Checkpoint:
+    """The checkpoint another job begins with: that of the step if one is named, else what stands for a job that is
+    completed, and the newest whole one of a job that ended otherwise or is paused.
+
+    Raises:
+        ModelUnavailable: there is none that is whole.
+    """
+    if step is not None:
+        return _of_step(root, job_id, step)
+    if _is_completed(root, job_id):
+        return of_job(root, job_id)
+    found = newest_verified(root, job_id)
+    if found is None:
+        raise ModelUnavailable(f"Job {job_id} has no complete checkpoint: continue another job, or none.")
+    return found
+
+
+def _of_step(root: DataRoot, job_id: str, step: int) -> Checkpoint:
+    folders = _of_all_attempts(root, job_id)
+    found = next((found for folder in folders if _step_of(folder) == step and (found := verify(folder))), None)
+    if found is None:
+        whole = ", ".join(str(each) for each in sorted({_step_of(folder) for folder in folders if verify(folder)}))
+        raise ModelUnavailable(
+            f"Job {job_id} has no complete checkpoint of step {step}: "
+            + (f"set continue_from_step to one of {whole}." if whole else "continue another job, or none.")
+        )
+    return found
+
+
+def _is_completed(root: DataRoot, job_id: str) -> bool:
+    """As its journals say."""
+    return any(isinstance(last_event(attempt.journal), JobCompleted) for attempt in root.attempts(job_id))
 
 
 def best_folder(root: DataRoot, job_id: str) -> Path | None:

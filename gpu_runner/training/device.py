@@ -37,10 +37,17 @@ def best(device: str) -> Compute:
     return Compute(found, torch.bfloat16 if _has_bf16(found) else torch.float16)
 
 
-def for_four_bit(device: str) -> Compute:
-    """The format 4-bit weights are multiplied in: bf16 on a CPU as well, which fp32 would only slow down."""
+def for_quantised(device: str) -> Compute:
+    """The format 4-bit and 8-bit weights are multiplied in: bf16 on a CPU as well, which fp32 would only slow down."""
     compute = best(device)
     return compute if compute.device.type == "cuda" else Compute(compute.device, torch.bfloat16)
+
+
+def has_bits(device: str, bits: int) -> bool:
+    """Whether weights of 4 or 8 bits are computed with as they should be; 4 anywhere. bitsandbytes' LLM.int8 multiplies
+    on integer tensor cores, which GPUs have since compute capability 7.5, and elsewhere only slowly."""
+    found = torch.device(device)
+    return bits == 4 or (found.type == "cuda" and torch.cuda.get_device_capability(found) >= (7, 5))
 
 
 def for_training(device: str, config: TrainingConfig) -> tuple[Compute, list[str]]:
@@ -54,7 +61,7 @@ def for_training(device: str, config: TrainingConfig) -> tuple[Compute, list[str
     elif config.fp16 is False and config.bf16 is False:
         compute = Compute(compute.device, torch.float32)
     elif config.method == "qlora":
-        compute = for_four_bit(device)
+        compute = for_quantised(device)
     if compute.device.type == "cuda" and compute.dtype is torch.bfloat16 and not _has_bf16(compute.device):
         compute = Compute(compute.device, torch.float16)
     if compute.device.type == "cuda" and compute.dtype is torch.float16 and not config.fp16:

@@ -24,16 +24,17 @@ ANSWER_TOKENS = 256  # longest answer while training
 
 
 @dataclass(frozen=True)
-class Scores:
-    """`loss` is the mean over trained tokens; `accuracy` the share of answers with the right labels."""
+class Measured:
+    """`loss` is the mean over trained tokens."""
 
     loss: float
-    accuracy: float | None
+    scores: scoring.Scores
 
     def named(self) -> dict[str, float]:
-        """As metric series."""
-        values = {"eval_loss": self.loss}
-        return values if self.accuracy is None else {**values, "eval_accuracy": self.accuracy}
+        """As metric series, what was measured alone."""
+        values = {"loss": self.loss, "accuracy": self.scores.label_accuracy} | self.scores._asdict()
+        del values["label_accuracy"]
+        return {f"eval_{name}": value for name, value in values.items() if value is not None}
 
 
 class Validation:
@@ -51,11 +52,11 @@ class Validation:
         """All rows an evaluation looks at."""
         return Selection(self._for_loss.rows, tuple(sorted({*self._for_loss.indices, *self._for_answers.indices})))
 
-    def score(self, loaded: Loaded, beat: Beat) -> tuple[Scores, list[Answer]]:
+    def score(self, loaded: Loaded, beat: Beat) -> tuple[Measured, list[Answer]]:
         """The scores, and the answers that are shown."""
         loss = mean_loss(loaded, self._encoder, self._for_loss, self.at_once, beat)
         answers = self._answers(loaded, self._for_answers, beat)
-        return Scores(loss, scoring.accuracy(answers)), answers[:SAMPLE_ROWS]
+        return Measured(loss, scoring.scores(answers)), answers[:SAMPLE_ROWS]
 
     def samples(self, loaded: Loaded, beat: Beat) -> list[Answer]:
         """The shown answers alone."""

@@ -4,6 +4,8 @@ shown.
 Used by `models`, by the recipes evaluate and generate, and by the exporters.
 """
 
+from typing import Literal
+
 import msgspec
 
 from jobs.commands import Start
@@ -25,8 +27,8 @@ def max_pixels(root: DataRoot, job_id: str | None, export_id: str | None = None)
     return trained.config.max_pixels if isinstance(trained, FinetuneSpec) else None
 
 
-def is_of_qlora(root: DataRoot, export_id: str) -> bool:
-    """Whether an export's weights were trained on a 4-bit base; False where that is not known any more."""
+def bits(root: DataRoot, export_id: str) -> Literal[4, 8] | None:
+    """Of the base an export's weights were trained on; None for a whole one, and where that is not known any more."""
     export = spec_of(root, export_id)
     trained = spec_of(root, export.job_id) if isinstance(export, ExportSpec) else None
-    return isinstance(trained, FinetuneSpec) and trained.config.use_qlora
+    return trained.config.qlora_bits if isinstance(trained, FinetuneSpec) and trained.config.use_qlora else None

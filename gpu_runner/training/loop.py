@@ -7,7 +7,7 @@ Killed at any point and resumed from its newest checkpoint, it logs the same num
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -24,6 +24,7 @@ from gpu_runner.training.loss import needs_all_logits_at_once, summed_loss
 from gpu_runner.training.models import Loaded
 from gpu_runner.training.optimisation import Optimisation
 from gpu_runner.training.plan import Plan
+from gpu_runner.training.ranks import Ranks
 from gpu_runner.training.run_log import RunLog, finite
 from gpu_runner.training.run_state import RunState, Window
 from gpu_runner.training.selection import Selection
@@ -39,7 +40,8 @@ Metrics = dict[str, float]
 class Gathered:
     """What the micro-batches of a step gave: gradients on the parameters, and these sums.
 
-    `loss` is summed over `tokens` trained ones; `seen` counts all real tokens, `scale` divided each loss.
+    `loss` is summed over `tokens` trained ones; `seen` counts all real tokens, `scale` divided each loss. Of several
+    processes, all but `scale` are added up before the update.
     """
 
     loss: float
@@ -60,21 +62,24 @@ class TrainingLoop:
         lengths: list[int],
         validation: Validation | None,
         begin: Checkpoint | None,
+        ranks: Ranks,
     ) -> None:
         self._work = work
         self._config = work.spec.config
         self._loaded = loaded
         self._rows = EncodedRows(encoder, training)
         self._validation = validation
+        self._ranks = ranks
         self._goal = goal.goal_of(self._config)
-        self.plan = Plan.of(self._config, len(training), lengths)
+        self.plan = Plan.of(self._config, len(training), lengths, ranks.rank)
         self.state = RunState(rows=len(training), at_once=self.plan.at_once)
         self.checkpoint = begin
-        self._optimisation = Optimisation(loaded, self._config, self.plan.total_steps)
+        self._optimisation = Optimisation(loaded, self._config, self.plan.total_steps, ranks)
         if begin is not None:
             self.state.restore(begin.state, self._optimisation)
             self.plan = self.plan.with_at_once(self.state.at_once)
-        curves = Curves(work.folder.tensorboard) if self._config.tensorboard else None
+        self._optimisation.begin_alike()
+        curves = Curves(work.folder.tensorboard) if self._config.tensorboard and ranks.rank == 0 else None
         self._report = RunLog(work.journal, curves, self.plan, loaded.compute, self.state.step)
         self._is_save_due = False
         self._said: set[str] = set()
@@ -98,6 +103,17 @@ class TrainingLoop:
             while not self._is_last():
                 with self._batches() as batches:
                     self._train(batches)
+
+    def follow(self) -> None:
+        """Take part in a run that another process leads, to its end or until that one ends this one.
+
+        Raises:
+            JobFailed: it diverged.
+        """
+        while not self._is_last():
+            with self._batches() as batches:
+                while not self._is_last() and (gathered := self._gradients(batches)) is not None:
+                    self._update(gathered)
 
     def _batches(self) -> Batches:
         return Batches(
@@ -130,8 +146,11 @@ class TrainingLoop:
         """The gradients of the next step. None where they did not fit into memory: it begins again, in pieces half as
         large, from the very state it had."""
         began = time.monotonic()
+        if self._ranks.rank > 0:
+            run_state.seed_step(self._config.seed, self._ranks.rank, self.state.step)
         rng = run_state.rng_state()
-        gathered = self._if_it_fits(lambda: self._gather(batches), self.plan.at_once)
+        own = self._if_it_fits(lambda: self._gather(batches), self.plan.at_once // self._ranks.count)
+        gathered = self._of_all(own)
         if gathered is None:
             self._optimisation.discard()
             run_state.set_rng_state(rng)
@@ -142,12 +161,20 @@ class TrainingLoop:
             self._report.stepped(time.monotonic() - began, gathered.seen)
         return gathered
 
+    def _of_all(self, own: Gathered | None) -> Gathered | None:
+        """The sums of all processes. None where memory was too short in any of them."""
+        if self._ranks.count == 1:
+            return own
+        mine = own or Gathered(loss=0.0, tokens=0, seen=0, scale=0)
+        short, loss, tokens, seen = self._ranks.sums([own is None, mine.loss, mine.tokens, mine.seen])
+        return None if short else replace(mine, loss=loss, tokens=round(tokens), seen=round(seen))
+
     def _if_it_fits(self, compute: Callable[[], T], at_once: int) -> T | None:
         """None when memory was too short for so many rows and fewer are possible."""
         try:
             return compute()
         except Exception as error:
-            if at_once == 1 or not device.is_out_of_memory(error):
+            if at_once <= 1 or not device.is_out_of_memory(error):
                 raise
         return None  # out here, where the error no longer holds on to what filled the memory
 
@@ -163,7 +190,7 @@ class TrainingLoop:
     def _gather(self, batches: Batches) -> Gathered:
         losses: list[Tensor] = []
         gathered = Gathered(loss=0.0, tokens=0, seen=0, scale=0)
-        pieces = len(self.plan.micro_batches(self.state.step))
+        pieces = len(self.plan.share(self.state.step))
         for batch in batches.of_step(self.state.step):
             self._work.stop.check_cancel()
             loss, count = summed_loss(self._loaded, batch)
@@ -172,7 +199,8 @@ class TrainingLoop:
             losses.append(loss.detach())
             gathered.tokens += count
             gathered.seen += int(batch["attention_mask"].sum())
-        gathered.loss = float(torch.stack(losses).double().sum())  # once a step: reading waits for a GPU
+        if losses:
+            gathered.loss = float(torch.stack(losses).double().sum())  # once a step: reading waits for a GPU
         return gathered
 
     def _update(self, gathered: Gathered) -> tuple[float, float]:
@@ -226,20 +254,20 @@ class TrainingLoop:
         if validation is None:
             return {}
         try:
-            scores, answers = self._evaluated(validation, lambda: validation.score(self._loaded, self._beat))
+            measured, answers = self._evaluated(validation, lambda: validation.score(self._loaded, self._beat))
         except Stopped:
             raise
         except Exception:
             self._save_unscored()
             raise
-        metrics = scores.named()
+        metrics = measured.named()
         self._report.log(self.state.step, metrics)
         self._report.samples(self.state.step, answers)
-        self.state.note_scores(scores.loss, scores.accuracy)
-        self._judge(logged | metrics)
+        self.state.note_scores(measured.loss, measured.scores.label_accuracy)
+        self._judge(logged | metrics, metrics)
         return metrics
 
-    def _judge(self, metrics: Metrics) -> None:
+    def _judge(self, metrics: Metrics, scores: Metrics) -> None:
         """Compare with the best so far; without a better one for too long, the run ends here."""
         if self._goal.metric not in metrics:
             self._note_once(
@@ -248,7 +276,8 @@ class TrainingLoop:
                 "metric_for_best_model",
             )
             self._goal = goal.BY_LOSS
-        self.state.note_goal(self._goal, self._goal.value_in(metrics), self._config.early_stopping_threshold)
+        value = self._goal.value_in(metrics)
+        self.state.note_goal(self._goal, value, self._config.early_stopping_threshold, finite(scores))
         patience = self._config.early_stopping_patience
         if patience is not None and self.state.without_gain >= patience and not self._is_last():
             self.state.has_ended_early = True
@@ -300,6 +329,7 @@ class TrainingLoop:
             metrics=metrics,
             judged_by=self._goal.metric,
             higher_is_better=self._goal.higher_is_better,
+            bits=self._config.qlora_bits,
         )
 
     def _save_unscored(self) -> None:

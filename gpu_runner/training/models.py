@@ -27,7 +27,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_
 from transformers.utils import logging as transformers_logging
 
 from gpu_runner.training import adapters, checkpoints, conversation, demo_model, device, lineage, without_video
-from gpu_runner.training.adapters import ADAPTER_CONFIG
+from gpu_runner.training.adapters import ADAPTER_CONFIG, Bits
 from gpu_runner.training.checkpoints import Checkpoint
 from gpu_runner.training.device import Compute
 from gpu_runner.training.encoding import RowEncoder
@@ -160,9 +160,9 @@ def stored_dtype(source: ModelSource, *, offline: bool = False) -> torch.dtype:
 
 
 def load_base(
-    source: ModelSource, *, device: str, dtype: torch.dtype, four_bit: bool = False, offline: bool = False
+    source: ModelSource, *, device: str, dtype: torch.dtype, bits: Bits | None = None, offline: bool = False
 ) -> Loaded:
-    """Load a model with its processor, weights in `dtype`; `four_bit` makes the language model's layers NF4.
+    """Load a model with its processor, weights in `dtype`; with `bits` those of the language model's layers in these.
 
     Raises:
         ModelUnavailable: it cannot be had or loaded; the message says what to do.
@@ -170,15 +170,15 @@ def load_base(
     transformers_logging.disable_progress_bar()
     config = _config(source, offline)
     options: dict[str, Any] = {}
-    if four_bit:
-        options["quantization_config"] = adapters.four_bit(_skeleton(config), dtype)
-    if four_bit or torch.device(device).type == "cuda":  # straight to the GPU: the host may not hold the model
+    if bits:
+        options["quantization_config"] = adapters.quantisation(_skeleton(config), dtype, bits)
+    if bits or torch.device(device).type == "cuda":  # straight to the GPU: the host may not hold the model
         options["device_map"] = {"": device}
     with _told_plainly(source):
         model = _load_weights(source, config, dtype=dtype, local_files_only=offline, **options)
         processor = load_processor(source.location, sees_images=_sees_images(config), offline=offline)
-    if four_bit:
-        adapters.check_four_bit(model)
+    if bits:
+        adapters.check_quantised(model, bits)
         adapters.keep_gradients(model)
     return Loaded(model.eval(), processor, source, Compute(torch.device(device), dtype))
 
@@ -233,9 +233,12 @@ def load_checkpoint(
     Raises:
         ModelUnavailable: its base model cannot be had.
     """
-    four_bit = checkpoint.manifest.method == "qlora" and dtype is None
+    manifest = checkpoint.manifest
+    bits = manifest.bits if manifest.method == "qlora" and dtype is None else None
+    if bits and not device.has_bits(device_name, bits):
+        bits = None
     source = source_of_weights(checkpoint, root, settings)
-    return _load_folder(checkpoint.model, source, settings, device_name, four_bit=four_bit, dtype=dtype)
+    return _load_folder(checkpoint.model, source, settings, device_name, bits=bits, dtype=dtype)
 
 
 def source_of_weights(checkpoint: Checkpoint, root: DataRoot, settings: Settings) -> ModelSource:
@@ -244,16 +247,18 @@ def source_of_weights(checkpoint: Checkpoint, root: DataRoot, settings: Settings
 
 
 def load_export(export_id: str, root: DataRoot, settings: Settings, device_name: str) -> Loaded:
-    """The model of an export: merged weights, or adapters on the base their config names, in 4 bits where they were
-    trained so and the GPU cannot hold it otherwise.
+    """The model of an export: merged weights, or adapters on the base their config names, in 4 or 8 bits where they
+    were trained so and the GPU cannot hold it otherwise.
 
     Raises:
         ModelUnavailable: the folder holds neither, or the base model cannot be had.
     """
     folder = root.export(export_id) / EXPORTED
     source = _source_of_folder(folder, root, settings)
-    four_bit = lineage.is_of_qlora(root, export_id) and not _fits(source, device_name, settings.hf_offline)
-    return _load_folder(folder, source, settings, device_name, four_bit=four_bit)
+    bits = lineage.bits(root, export_id)
+    if bits and _fits(source, device_name, settings.hf_offline):
+        bits = None
+    return _load_folder(folder, source, settings, device_name, bits=bits)
 
 
 def load_named(spec: EvaluateSpec | GenerateSpec, root: DataRoot, settings: Settings, device_name: str) -> Loaded:
@@ -307,13 +312,17 @@ def _load_folder(
     settings: Settings,
     device_name: str,
     *,
-    four_bit: bool,
+    bits: Bits | None,
     dtype: torch.dtype | None = None,
 ) -> Loaded:
     is_adapter = (folder / ADAPTER_CONFIG).is_file()
-    dtype = dtype or (device.for_four_bit(device_name) if four_bit else device.best(device_name)).dtype
+    dtype = dtype or (device.for_quantised(device_name) if bits else device.best(device_name)).dtype
     loaded = load_base(
-        source, device=device_name, dtype=dtype, four_bit=four_bit and is_adapter, offline=settings.hf_offline
+        source,
+        device=device_name,
+        dtype=dtype,
+        bits=bits if is_adapter else None,
+        offline=settings.hf_offline,
     )
     if not is_adapter:
         return loaded

@@ -13,6 +13,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from transformers import get_cosine_schedule_with_warmup
 
 from gpu_runner.training.models import Loaded
+from gpu_runner.training.ranks import Ranks
 from jobs.errors import JobFailed
 from jobs.training_config import TrainingConfig
 
@@ -27,7 +28,8 @@ class Optimisation:
     `skipped` updates had gradients that are no numbers, `skipped_in_a_row` of them just now.
     """
 
-    def __init__(self, loaded: Loaded, config: TrainingConfig, total_steps: int) -> None:
+    def __init__(self, loaded: Loaded, config: TrainingConfig, total_steps: int, ranks: Ranks) -> None:
+        self._ranks = ranks
         self._parameters = [parameter for parameter in loaded.model.parameters() if parameter.requires_grad]
         self._max_norm = config.max_grad_norm
         self._optimizer = AdamW(_groups(self._parameters, config.weight_decay), lr=config.learning_rate, fused=True)
@@ -52,7 +54,9 @@ class Optimisation:
         """
         self._scaler.unscale_(self._optimizer)
         gradients = [parameter.grad for parameter in self._parameters if parameter.grad is not None]
-        torch._foreach_mul_(gradients, factor)
+        if gradients:
+            torch._foreach_mul_(gradients, factor)
+        self._ranks.add_gradients(self._parameters)
         norm = torch.nn.utils.clip_grad_norm_(self._parameters, self._max_norm)
         learning_rate = float(self._schedule.get_last_lr()[0])
         if math.isfinite(norm):
@@ -64,6 +68,10 @@ class Optimisation:
         self._scaler.update()
         self._optimizer.zero_grad(set_to_none=True)
         return float(norm), learning_rate
+
+    def begin_alike(self) -> None:
+        """All processes take over the weights of the first."""
+        self._ranks.begin_alike(self._parameters)
 
     def discard(self) -> None:
         """Forget what gradients were added since the last update."""

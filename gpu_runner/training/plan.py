@@ -20,7 +20,8 @@ class Plan:
 
     A step is one update of the weights: `accumulation` groups of `batch_size` rows. Where `lengths` are known, in
     tokens with images, the rows of a group are about equally long, so that little is padded. `at_once` rows are
-    computed together: a whole group, or less of it where memory is short, which changes no step's rows.
+    computed together: a whole group, or less of it where memory is short, which changes no step's rows. Several
+    `processes` divide these among themselves, so a group of theirs is as large as that of one with all their rows.
     """
 
     rows: int
@@ -31,20 +32,25 @@ class Plan:
     seed: int
     lengths: np.ndarray | None = None
     at_once: int = 0
+    processes: int = 1
+    rank: int = 0
 
     @classmethod
-    def of(cls, config: TrainingConfig, rows: int, lengths: Sequence[int] | None = None) -> "Plan":
-        """`lengths` are those of all rows; they count only where they differ and grouping is wanted."""
+    def of(cls, config: TrainingConfig, rows: int, lengths: Sequence[int] | None = None, rank: int = 0) -> "Plan":
+        """As process `rank` of the run sees it. `lengths` are those of all rows; they count only where they differ and
+        grouping is wanted."""
         differ = config.group_by_length and lengths is not None and len(set(lengths)) > 1
         return cls(
             rows=rows,
-            batch_size=config.batch_size,
+            batch_size=config.batch_size * config.num_processes,
             accumulation=config.gradient_accumulation_steps,
             epochs=config.num_epochs,
             max_steps=config.max_steps,
             seed=config.seed,
             lengths=np.asarray(lengths) if differ else None,
-            at_once=config.batch_size,
+            at_once=config.batch_size * config.num_processes,
+            processes=config.num_processes,
+            rank=rank,
         )
 
     @property
@@ -64,6 +70,11 @@ class Plan:
         chosen = _order(self, epoch)[start : start + self._rows_per_step].tolist()
         groups = _cut(chosen, self.batch_size)
         return [piece for group in groups for piece in _cut(group, self.at_once or self.batch_size)]
+
+    def share(self, step: int) -> list[list[int]]:
+        """Of the micro-batches of a step, what this process computes; in a last step it may be nothing."""
+        parts = (piece[self.rank :: self.processes] for piece in self.micro_batches(step))
+        return [part for part in parts if part]
 
     def with_at_once(self, rows: int) -> "Plan":
         """The same steps, computed so many rows at a time."""

@@ -35,7 +35,8 @@ class RunState:
     """What changes from step to step. `rows` is how many rows the set had, to notice another one.
 
     `at_once` rows are computed together, fewer than configured where memory was short. `best` is the best value of the
-    run's goal, `without_gain` how many evaluations in a row brought none; `best_checkpoint` has `best_saved`.
+    run's goal in an evaluation with `best_scores`, `without_gain` how many in a row brought none; `best_checkpoint`
+    has `best_saved`.
     """
 
     rows: int
@@ -47,6 +48,7 @@ class RunState:
     best_eval_accuracy: float | None = None
     best: float | None = None
     without_gain: int = 0
+    best_scores: dict[str, float] = field(default_factory=dict)
     has_ended_early: bool = False
     best_checkpoint: str | None = None
     best_saved: float | None = None
@@ -58,12 +60,12 @@ class RunState:
         if accuracy is not None:
             self.best_eval_accuracy = max(accuracy, self.best_eval_accuracy or 0.0)
 
-    def note_goal(self, goal: Goal, value: float | None, threshold: float) -> None:
-        """Count an evaluation: it gained if it beat the best by more than `threshold`."""
+    def note_goal(self, goal: Goal, value: float | None, threshold: float, scores: dict[str, float]) -> None:
+        """Count an evaluation with all its scores: it gained if it beat the best by more than `threshold`."""
         has_gained = value is not None and goal.is_better(value, self.best, threshold)
         self.without_gain = 0 if has_gained else self.without_gain + 1
         if has_gained:
-            self.best = value
+            self.best, self.best_scores = value, scores
 
     def note_checkpoint(self, name: str, goal: Goal, value: float | None) -> None:
         """Remember the best of the checkpoints that were evaluated at their step."""
@@ -92,6 +94,11 @@ class RunState:
             setattr(self, name, Window(**value) if name == "window" else value)
         optimisation.load_state_dict(saved["optimisation"])
         set_rng_state(saved["rng"])
+
+
+def seed_step(seed: int, rank: int, step: int) -> None:
+    """Chance for one step of a process whose generators are in no checkpoint."""
+    seed_everything(int(np.random.SeedSequence((seed, rank, step)).generate_state(1)[0]))
 
 
 def seed_everything(seed: int) -> None:

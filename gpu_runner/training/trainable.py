@@ -39,10 +39,8 @@ def load(
         loaded = models.load_base(begin_source, device=str(compute.device), dtype=torch.float32, offline=offline)
         loaded = Loaded(loaded.model, loaded.processor, source, compute)
     else:
-        four_bit = config.method == "qlora"
-        loaded = models.load_base(
-            source, device=str(compute.device), dtype=compute.dtype, four_bit=four_bit, offline=offline
-        )
+        bits = config.qlora_bits if config.method == "qlora" else None
+        loaded = models.load_base(source, device=str(compute.device), dtype=compute.dtype, bits=bits, offline=offline)
         loaded = Loaded(adapters.attach(loaded.model, config), loaded.processor, source, compute)
         if begin is not None:
             _load_adapters(loaded, begin)

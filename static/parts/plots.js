@@ -10,7 +10,7 @@ import { isLive } from "../words.js";
 
 const PLOTS = [
   { label: "Loss", canLog: true, lines: [["train_loss", "train loss", 0], ["eval_loss", "eval loss", 1]] },
-  { label: "Eval accuracy", isShare: true, lines: [["eval_accuracy", "eval accuracy", 2]] },
+  { label: "Eval accuracy", isShare: true, lines: [["eval_accuracy", "eval accuracy", 2], ["eval_exact_match", "exact match", 6], ["eval_json_validity", "valid JSON", 3], ["eval_box_iou", "box overlap", 4], ["eval_box_iou_50", "boxes that overlap by half", 5]] },
   { label: "Learning rate", canLog: true, lines: [["learning_rate", "learning rate", 3]] },
   { label: "Gradient norm", canLog: true, lines: [["grad_norm", "gradient norm", 5]] },
   { label: "Throughput", unit: "tokens per second", lines: [["tokens_per_s", "throughput", 6]] },
@@ -84,7 +84,7 @@ export function plots(job, { query, set }) {
     slider.setAttribute("aria-valuetext", smooth ? smooth.toFixed(2) : "off");
     setText(amount, smooth ? smooth.toFixed(2) : "off");
     for (const { chart, unit, isShare, canLog, lines } of shown) {
-      chart.show({ x: axis.value, unit, isShare, log: log && canLog, smooth, lines: lines.map(([name, label, tone]) => ({ key: name, label, tone, dashed: name === "eval_loss", smooth: SMOOTHED.has(name), ...curves.line(name, axis.value) })) });
+      chart.show({ x: axis.value, unit, isShare, log: log && canLog, smooth, lines: lines.filter(([name], n) => n === 0 || name === "eval_loss" || curves.names.includes(name)).map(([name, label, tone]) => ({ key: name, label, tone, dashed: name === "eval_loss", smooth: SMOOTHED.has(name), ...curves.line(name, axis.value) })) });
     }
   }
 }

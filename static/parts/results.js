@@ -116,10 +116,14 @@ function split(result, { output_dir }) {
 
 // -- models
 
+// Of the metrics of an evaluation, those that are shares, besides its accuracy.
+const SCORES = { eval_exact_match: "Exact match", eval_json_validity: "Valid JSON", eval_box_iou: "Box overlap", eval_box_iou_50: "Boxes that overlap by half" };
+
 function finetune(result) {
   const total = sum(result.total_parameters);
   return [card("Result", facts([
     ["Best eval loss", number(result.best_eval_loss)], ["Best eval accuracy", percent(result.best_eval_accuracy)], ["Final train loss", number(result.final_train_loss)],
+    ...Object.entries(SCORES).map(([name, words]) => [`${words} at the best step`, result.best_scores?.[name] !== undefined && percent(result.best_scores[name])]),
     ["Steps", number(result.steps)], ["Peak memory", megabytes(result.peak_memory_bytes)],
     ["Trained parameters", total ? `${number(sum(result.trainable_parameters))} of ${number(total)}` : null],
     ["Best checkpoint", result.best_checkpoint_path && h("code", {}, result.best_checkpoint_path)],
@@ -127,7 +131,7 @@ function finetune(result) {
 }
 
 function evaluate(result) {
-  const shares = { "exact match": result.exact_match, ...(result.label_accuracy !== null && { "label accuracy": result.label_accuracy }), ...(result.constant_accuracy !== null && { "best fixed answer": result.constant_accuracy }) };
+  const shares = { "exact match": result.exact_match, ...(result.label_accuracy !== null && { "label accuracy": result.label_accuracy }), ...(result.constant_accuracy !== null && { "best fixed answer": result.constant_accuracy }), ...((result.json_validity ?? null) !== null && { "valid JSON": result.json_validity }), ...((result.box_iou ?? null) !== null && { "box overlap": result.box_iou, "boxes that overlap by half": result.box_iou_50 }) };
   const gain = result.label_accuracy !== null && result.constant_accuracy !== null ? result.label_accuracy - result.constant_accuracy : null;
   const sentence = gain === null ? null : gain > 0.005 ? `It is ${percent(gain).replace(" %", "")} percentage points better than always giving the most frequent answer.` : "It is no better than always giving the most frequent answer.";
   return [

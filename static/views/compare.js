@@ -23,6 +23,8 @@ const HEARD = [
 ];
 const SERIES = { // in the order of the picker; what is not named here comes after, by its own name
   train_loss: { label: "Train loss" }, eval_loss: { label: "Eval loss" }, eval_accuracy: { label: "Eval accuracy", isShare: true },
+  eval_exact_match: { label: "Exact match", isShare: true }, eval_json_validity: { label: "Valid JSON", isShare: true },
+  eval_box_iou: { label: "Box overlap", isShare: true }, eval_box_iou_50: { label: "Boxes that overlap by half", isShare: true },
   learning_rate: { label: "Learning rate" }, grad_norm: { label: "Gradient norm" },
   tokens_per_s: { label: "Throughput", unit: "tokens/s" }, memory_mb: { label: "Memory", unit: "MB" },
 };

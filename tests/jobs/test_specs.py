@@ -191,3 +191,17 @@ def test_patience_without_validation_data_is_refused() -> None:
     with pytest.raises(msgspec.ValidationError, match="needs val_data_path"):
         config_with(early_stopping_patience=3, val_data_path=None)
     assert config_with(early_stopping_patience=3, val_data_path="datasets/val.jsonl").early_stopping_patience == 3
+
+
+@pytest.mark.parametrize(
+    ("fields", "says"),
+    [
+        ({"num_processes": 2, "device": "cuda"}, "num_processes above 1 needs device cpu"),
+        ({"qlora_bits": 8}, "needs use_qlora"),
+        ({"qlora_bits": 8, "use_qlora": True, "device": "cpu"}, "set qlora_bits to 4"),
+        ({"continue_from_step": 3}, "needs continue_from"),
+    ],
+)
+def test_settings_that_cannot_work_together_are_refused_with_the_remedy(fields: dict[str, Any], says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        TrainingConfig(model_name="m", train_data_path="d", **fields)

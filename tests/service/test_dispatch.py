@@ -186,6 +186,17 @@ async def test_a_job_builds_on_a_completed_training_only(core, runner, fakes, tr
         await core.dispatch.submit(EvaluateSpec(data_path="made", export_id="job_none"))
 
 
+async def test_a_training_continues_one_that_is_paused_or_failed(core, runner, fakes, training, configured):
+    runner.scripts[Kind.FINETUNE] = fakes.run_until_stopped
+    other = (await core.dispatch.submit(training)).job_id
+    with pytest.raises(WrongState, match="pause it"):
+        await core.dispatch.submit(configured(continue_from=other))
+    await core.dispatch.cancel(other)
+    await core.ended(other)
+    continued = await core.dispatch.submit(configured(continue_from=other, continue_from_step=3))
+    assert continued.spec.config.continue_from == other
+
+
 async def test_a_label_means_the_newest_training_of_that_name(core, runner, configured):
     for _ in range(2):
         job = await core.dispatch.submit(configured(output_dir="birds"))

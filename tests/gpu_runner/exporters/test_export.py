@@ -256,7 +256,7 @@ def test_exported_adapters_go_onto_a_four_bit_base_only_where_they_must_and_were
     monkeypatch.setattr(models, "_fits", lambda *_: fits)
     spec = EvaluateSpec(data_path="datasets/flat", export_id=work.job_id)
     loaded = models.load_named(spec, root, work.settings, "cpu")
-    assert bool(adapters.four_bit_layers(loaded.model)) == four_bit
+    assert bool(adapters.quantised_layers(loaded.model, 4)) == four_bit
 
 
 @pytest.mark.parametrize(

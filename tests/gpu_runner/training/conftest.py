@@ -14,6 +14,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from gpu_runner.journal import Journal
 from gpu_runner.rows import Row, Turn
 from gpu_runner.training import demo_model, models
+from gpu_runner.training.loop import TrainingLoop
 from gpu_runner.work import Stop, Work
 from jobs import events
 from jobs.paths import LLAVA_FILE, DataRoot
@@ -149,3 +150,25 @@ def picture(colour: str, draw: np.random.Generator) -> Image.Image:
     shape = draw.choice(["ellipse", "rectangle"])
     getattr(ImageDraw.Draw(image), str(shape))(box, fill=fill)
     return image
+
+
+@pytest.fixture
+def die_before(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
+    """Makes the process "die" as it begins the step after so many steps; once."""
+
+    class Killed(BaseException):
+        pass
+
+    def arrange(steps: int) -> type[BaseException]:
+        real = TrainingLoop._gradients
+
+        def step(self: TrainingLoop, batches: Any) -> Any:
+            if self.state.step == steps:
+                monkeypatch.setattr(TrainingLoop, "_gradients", real)
+                raise Killed
+            return real(self, batches)
+
+        monkeypatch.setattr(TrainingLoop, "_gradients", step)
+        return Killed
+
+    return arrange

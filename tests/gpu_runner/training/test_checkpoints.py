@@ -1,13 +1,18 @@
 """A checkpoint counts as a whole or not at all."""
 
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
 from gpu_runner.training import checkpoints
 from gpu_runner.training.checkpoints import MANIFEST, Checkpoint, Manifest
+from jobs import events
 from jobs.errors import ModelUnavailable
 from jobs.paths import DataRoot
+from jobs.results import FinetuneResult
+
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
 
 
 def save(
@@ -172,3 +177,21 @@ def test_an_incomplete_checkpoint_does_not_count_in_rotation(tmp_path: Path) -> 
         save(tmp_path, step)
     (tmp_path / "step-3" / MANIFEST).unlink()
     assert checkpoints.rotate(tmp_path, 2, best=None) == []
+
+
+def test_what_is_continued_is_the_best_of_a_completed_job_and_the_newest_of_any_other(root: DataRoot) -> None:
+    for step, loss in ((1, 3.0), (2, 1.0), (3, 2.0)):
+        save(folder_of(root, 1), step, loss=loss)
+    assert checkpoints.to_continue(root, "job", None).step == 3
+    assert checkpoints.to_continue(root, "job", 1).step == 1
+    (folder_of(root, 1) / "step-3" / "state.pt").unlink()
+    assert checkpoints.to_continue(root, "job", None).step == 2
+    with pytest.raises(ModelUnavailable, match="one of 1, 2"):
+        checkpoints.to_continue(root, "job", 3)
+    save(folder_of(root, 1), 4, loss=2.0)
+    root.attempt("job", 1).journal.write_bytes(
+        events.encode(events.JobCompleted(job_id="job", attempt=1, n=1, at=NOW, result=FinetuneResult(steps=4))) + b"\n"
+    )
+    assert checkpoints.to_continue(root, "job", None).step == 2
+    with pytest.raises(ModelUnavailable, match="no complete checkpoint"):
+        checkpoints.to_continue(root, "nobody", None)

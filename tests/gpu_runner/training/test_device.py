@@ -46,7 +46,7 @@ def test_the_number_format_on_a_cpu(changes: dict[str, Any], dtype: torch.dtype,
 def test_a_gpu_uses_the_best_format_it_has(has_bf16: bool, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     have(monkeypatch, 8 if has_bf16 else 7)
     assert device.best("cuda:1").dtype is dtype
-    assert device.for_four_bit("cuda:1").dtype is dtype
+    assert device.for_quantised("cuda:1").dtype is dtype
     assert device.for_training("cuda:1", config(fp16=True)) == (Compute(torch.device("cuda:1"), torch.float16), [])
 
 

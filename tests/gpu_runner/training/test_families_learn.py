@@ -1,6 +1,6 @@
 """Every family of models loses half of its loss within thirty steps, and what it knows it has from the pictures.
 
-Two of them in the quick run: the one whose pictures have any size, and the one that sees its prompt as a whole.
+Two of them in each run: the one whose pictures have any size, and the one that sees its prompt as a whole.
 """
 
 from collections.abc import Callable
@@ -22,7 +22,7 @@ from jobs.specs import EvaluateSpec, FinetuneSpec
 from jobs.training_config import TrainingConfig
 
 COLOURS = {"red": (220, 40, 40), "green": (40, 190, 60), "blue": (50, 80, 230), "yellow": (230, 210, 40)}
-QUICK = ("qwen2_5_vl", "paligemma")
+IN_EACH_RUN = ("qwen2_5_vl", "paligemma")
 STEPS = 50
 
 WorkFor = Callable[..., Work[Any]]
@@ -77,7 +77,8 @@ def flat(root: DataRoot) -> Callable[..., str]:
 
 
 @pytest.mark.parametrize(
-    "family", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in SEEING]
+    "family",
+    [pytest.param(name, marks=pytest.mark.slow if name in IN_EACH_RUN else pytest.mark.extended) for name in SEEING],
 )
 @pytest.mark.timeout(600)  # twenty seconds of work, on a machine that may be busy
 def test_a_family_learns_from_its_pictures_and_from_nothing_else(
@@ -101,6 +102,7 @@ def test_a_family_learns_from_its_pictures_and_from_nothing_else(
     assert accuracy(swapped) <= 0.25
 
 
+@pytest.mark.extended
 @pytest.mark.parametrize("family", TEXT_ONLY)
 def test_a_family_learns_from_text(family: str, root: DataRoot, learn: Callable[[str, str], list[float]]) -> None:
     folder = root.datasets / "text"

@@ -11,21 +11,25 @@ from typing import Any
 import msgspec
 import pytest
 import torch
+from safetensors.torch import load_file
 from tensorboardX.proto.event_pb2 import Event
 
 from gpu_runner.recipes import finetune
-from gpu_runner.training import adapters, checkpoints, demo_model, evaluation, loop, loss, models
-from gpu_runner.training.evaluation import Validation
+from gpu_runner.training import adapters, checkpoints, demo_model, device, evaluation, loop, loss, models
+from gpu_runner.training.evaluation import Measured, Validation
 from gpu_runner.training.loop import TrainingLoop
+from gpu_runner.training.scoring import Scores
 from gpu_runner.work import Stopped, Work
 from jobs import events
 from jobs.errors import DatasetInvalid, JobFailed, ModelUnavailable, NoCapacity, OutOfMemory
 from jobs.models import ModelSource, Origin
 from jobs.paths import LLAVA_FILE, DataRoot
+from jobs.results import Answer
 from jobs.specs import EvaluateSpec, FinetuneSpec
 
 METHODS = {"full": {"use_lora": False}, "lora": {}, "qlora": {"use_qlora": True}}
 SERIES = ("train_loss", "learning_rate", "grad_norm", "eval_loss", "eval_accuracy")
+OTHERS = ("memory_mb", "eval_exact_match", "eval_box_iou")
 
 Build = Callable[..., FinetuneSpec]
 WorkFor = Callable[..., Work[FinetuneSpec]]
@@ -37,28 +41,6 @@ def series(logged: list[events.MetricsLogged]) -> dict[tuple[str, int], float | 
     return {(name, event.step): value for event in logged for name, value in event.values.items() if name in SERIES}
 
 
-@pytest.fixture
-def die_before(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
-    """Makes the process "die" as it begins the step after so many steps; once."""
-
-    class Killed(BaseException):
-        pass
-
-    def arrange(steps: int) -> type[BaseException]:
-        real = TrainingLoop._gradients
-
-        def step(self: TrainingLoop, batches: Any) -> Any:
-            if self.state.step == steps:
-                monkeypatch.setattr(TrainingLoop, "_gradients", real)
-                raise Killed
-            return real(self, batches)
-
-        monkeypatch.setattr(TrainingLoop, "_gradients", step)
-        return Killed
-
-    return arrange
-
-
 MODES = {
     "full": {"use_lora": False, "dataloader_workers": 0},
     "lora": {"dataloader_workers": 0},
@@ -67,7 +49,14 @@ MODES = {
 
 
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("seed", [1, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(2, 8))])
+@pytest.mark.parametrize(
+    "seed",
+    [
+        1,
+        *(pytest.param(seed, marks=pytest.mark.slow) for seed in (2, 3)),
+        *(pytest.param(seed, marks=pytest.mark.extended) for seed in range(4, 8)),  # with these 21 kills in each mode
+    ],
+)
 def test_a_run_killed_at_random_steps_logs_what_an_uninterrupted_one_would(
     mode: str,
     seed: int,
@@ -101,9 +90,10 @@ def test_the_series_has_every_step_it_should(finetune_spec: Build, work_for: Wor
     work = work_for(finetune_spec(max_steps=7))
     finetune.run(work)
     logged = said(work, events.MetricsLogged)
-    steps = {name: [event.step for event in logged if name in event.values] for name in (*SERIES, "memory_mb")}
+    steps = {name: [event.step for event in logged if name in event.values] for name in (*SERIES, *OTHERS)}
     assert steps["train_loss"] == steps["learning_rate"] == steps["memory_mb"] == [2, 4, 6, 7]
-    assert steps["eval_loss"] == steps["eval_accuracy"] == [4, 7]
+    assert steps["eval_loss"] == steps["eval_accuracy"] == steps["eval_exact_match"] == [4, 7]
+    assert not steps["eval_box_iou"]  # these rows ask for no boxes
     assert {event.total_steps for event in logged} == {7}
     assert logged[-1].epoch == pytest.approx(7 / 4)
     assert {event.step for event in said(work, events.SamplePredicted)} == {0, 4, 7}
@@ -162,9 +152,31 @@ def test_qlora_trains_adapters_on_a_four_bit_base(finetune_spec: Build, work_for
     assert result.trainable_parameters["vision"] == result.trainable_parameters["projector"] == 0
     assert result.trainable_parameters["language"] == 52_224
     loaded = models.load_named(EvaluateSpec(data_path="x", job_id="job"), root, work.settings, "cpu")
-    assert adapters.four_bit_layers(loaded.model)
+    assert adapters.quantised_layers(loaded.model, 4)
     trained = [p for name, p in loaded.model.named_parameters() if "lora_B" in name]
     assert all(bool(parameter.any()) for parameter in trained)  # they begin as zeros
+
+
+def test_eight_bits_are_refused_without_a_gpu_that_computes_with_them(finetune_spec: Build, work_for: WorkFor) -> None:
+    with pytest.raises(NoCapacity, match="set qlora_bits to 4"):
+        finetune.run(work_for(finetune_spec(use_qlora=True, qlora_bits=8)))
+
+
+@pytest.mark.filterwarnings("ignore:MatMul8bitLt")
+def test_adapters_are_trained_on_an_eight_bit_base_where_it_can_be(
+    finetune_spec: Build, work_for: WorkFor, root: DataRoot, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    work = work_for(finetune_spec(use_qlora=True, qlora_bits=8, learning_rate=1e-2, max_steps=2))
+    with monkeypatch.context() as patch:  # it computes on a CPU as well, slowly
+        patch.setattr(device, "has_bits", lambda *_: True)
+        result = finetune.run(work)
+        loaded = models.load_named(EvaluateSpec(data_path="x", job_id="job"), root, work.settings, "cpu")
+    assert result.trainable_parameters["language"] == 52_224
+    assert adapters.quantised_layers(loaded.model, 8)
+    trained = [p for name, p in loaded.model.named_parameters() if "lora_B" in name]
+    assert all(bool(parameter.any()) for parameter in trained)
+    elsewhere = models.load_named(EvaluateSpec(data_path="x", job_id="job"), root, work.settings, "cpu")
+    assert not adapters.quantised_layers(elsewhere.model, 8)
 
 
 @pytest.mark.parametrize("method", ["full", "lora"])
@@ -236,9 +248,31 @@ def test_a_job_continues_with_the_weights_of_another(
     assert said(second, events.MetricsLogged)[0].step == 1
 
 
+def test_a_job_continues_with_the_newest_weights_of_one_that_failed_and_with_any_it_is_told(
+    finetune_spec: Build, work_for: WorkFor, die_before: Callable[[int], type[BaseException]], root: DataRoot
+) -> None:
+    spec = finetune_spec(save_steps=1, eval_steps=1, save_total_limit=10)
+    with pytest.raises(die_before(4)):
+        finetune.run(work_for(spec, job_id="first"))
+    begun = {}
+    for step in (None, 2):
+        config = msgspec.structs.replace(spec.config, continue_from="first", continue_from_step=step, max_steps=1)
+        work = work_for(FinetuneSpec(config=config), job_id=f"from-{step}")
+        finetune.run(work)
+        begun[step] = checkpoints.to_continue(root, "first", step).step
+    assert begun == {None: 4, 2: 2}
+    weights = {
+        folder: load_file(root.path_of(f"jobs/{folder}/attempt-1/checkpoints/step-1/model/adapter_model.safetensors"))
+        for folder in ("from-None", "from-2")
+    }
+    name = next(iter(weights["from-2"]))
+    assert not torch.equal(weights["from-2"][name], weights["from-None"][name])
+
+
 @pytest.mark.parametrize(
     ("change", "says"),
     [
+        ({"continue_from_step": 7}, "one of 1"),
         ({"lora_rank": 4}, "rank 8"),
         ({"use_lora": False}, "method lora"),
         ({"continue_from": "nobody"}, "no complete checkpoint"),
@@ -496,7 +530,12 @@ def scores_are(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
 
     def arrange(losses: list[float], accuracies: list[float] | None = None) -> None:
         given = iter(zip(losses, accuracies or [0.5] * len(losses), strict=True))
-        monkeypatch.setattr(Validation, "score", lambda *_: (evaluation.Scores(*next(given)), []))
+
+        def score(*_: Any) -> tuple[Measured, list[Answer]]:
+            loss, accuracy = next(given)
+            return Measured(loss, Scores(accuracy, 0.0, None, None, None)), []
+
+        monkeypatch.setattr(Validation, "score", score)
 
     return arrange
 
@@ -552,6 +591,8 @@ def test_the_best_checkpoint_is_told_by_any_metric(
     assert result.best_checkpoint_path == f"jobs/job/attempt-1/checkpoints/step-{best}"
     assert checkpoints.of_job(work.root, "job").step == best
     assert (result.best_eval_loss, result.best_eval_accuracy) == (1.0, 0.9)
+    loss, accuracy = [(3.0, 0.1), (1.0, 0.5), (2.0, 0.9), (4.0, 0.3)][best - 1]
+    assert result.best_scores == {"eval_loss": loss, "eval_accuracy": accuracy, "eval_exact_match": 0.0}
 
 
 def test_a_metric_that_is_never_measured_is_said_and_the_loss_decides(
@@ -561,7 +602,7 @@ def test_a_metric_that_is_never_measured_is_said_and_the_loss_decides(
     work = work_for(finetune_spec(eval_steps=1, save_steps=1, max_steps=2, metric_for_best_model="eval_iou"))
     assert str(finetune.run(work).best_checkpoint_path).endswith("step-1")
     (note,) = notes_of(said, work, "metric_for_best_model")
-    assert "eval_accuracy, eval_loss" in note
+    assert "eval_accuracy, eval_exact_match, eval_loss" in note
 
 
 def test_curves_are_written_for_tensorboard(finetune_spec: Build, work_for: WorkFor, said: Said) -> None:

@@ -4,7 +4,7 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -129,9 +129,10 @@ def test_full_training_trains_every_part(demo_folder: Path) -> None:
     assert loaded.model.model.vision_tower.training
 
 
-def test_four_bit_reaches_the_language_model_and_nothing_else(demo_folder: Path) -> None:
-    loaded = models.load_base(source(demo_folder), device="cpu", dtype=torch.bfloat16, four_bit=True)
-    layers = adapters.four_bit_layers(loaded.model)
+@pytest.mark.parametrize("bits", [4, 8])
+def test_few_bits_reach_the_language_model_and_nothing_else(demo_folder: Path, bits: Literal[4, 8]) -> None:
+    loaded = models.load_base(source(demo_folder), device="cpu", dtype=torch.bfloat16, bits=bits)
+    layers = adapters.quantised_layers(loaded.model, bits)
     assert len(layers) == 7 * 3
     assert all("language_model" in name for name in layers)
     assert loaded.model.lm_head.weight.dtype is torch.bfloat16
@@ -142,11 +143,13 @@ def test_four_bit_reaches_the_language_model_and_nothing_else(demo_folder: Path)
 def test_four_bit_beyond_the_language_model_is_noticed(demo_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(adapters, "_outside_language", lambda _skeleton: ["vision_tower"])  # a bare name is ignored
     with pytest.raises(ModelUnavailable, match="4-bit loading reached"):
-        models.load_base(source(demo_folder), device="cpu", dtype=torch.bfloat16, four_bit=True)
+        models.load_base(source(demo_folder), device="cpu", dtype=torch.bfloat16, bits=4)
 
 
-def test_gradients_of_four_bit_training_survive_an_evaluation(demo_folder: Path) -> None:
-    qlora = config(use_qlora=True)
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.filterwarnings("ignore:MatMul8bitLt")
+def test_gradients_of_training_on_few_bits_survive_an_evaluation(demo_folder: Path, bits: int) -> None:
+    qlora = config(use_qlora=True, qlora_bits=bits)
     loaded = trainable.load(source(demo_folder), qlora, Compute(CPU, torch.bfloat16), None, offline=True)
     for name, parameter in loaded.model.named_parameters():
         if "lora_B" in name:
@@ -158,6 +161,7 @@ def test_gradients_of_four_bit_training_survive_an_evaluation(demo_folder: Path)
         return {n: p.grad.clone() for n, p in loaded.model.named_parameters() if p.grad is not None}
 
     before = gradients()
+    assert all(bool(gradient.any()) for gradient in before.values())
     loaded.model.eval()
     with torch.no_grad():
         summed_loss(loaded, some_tokens())

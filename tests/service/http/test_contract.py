@@ -30,7 +30,15 @@ async def _train(attempt) -> None:
     path = f"jobs/{attempt.job_id}/attempt-1/checkpoints/step-2"
     await attempt.say(events.CheckpointSaved, step=2, path=path, bytes=2**20, metrics={"eval_loss": 0.0})
     await attempt.progress(2, 4, epoch=0.5, eta_s=3.0)
-    await attempt.complete(FinetuneResult(steps=4, final_train_loss=0.5, best_eval_loss=0.0, best_eval_accuracy=0.5))
+    await attempt.complete(
+        FinetuneResult(
+            steps=4,
+            final_train_loss=0.5,
+            best_eval_loss=0.0,
+            best_eval_accuracy=0.5,
+            best_scores={"eval_box_iou": 0.25},
+        )
+    )
 
 
 def test_the_root_says_that_it_is_healthy(http) -> None:
@@ -205,10 +213,11 @@ def test_a_comparison_takes_zero_for_a_value(house, http, dataset, trained) -> N
     house.runner.scripts[Kind.FINETUNE] = _train
     best = _start(http, dataset).json()["job_id"]
     house.wait_for(best, lambda job: job.has_ended)
-    asked = {"experiment_ids": [trained, best], "metrics": ["eval_loss", "duration", "learning_rate"]}
+    asked = {"experiment_ids": [trained, best], "metrics": ["eval_loss", "duration", "eval_box_iou"]}
     answer = http.post("/api/experiments/compare", json=asked).json()
     assert answer["comparison_table"]["eval_loss"] == {trained: 0.4, best: 0.0}
     assert answer["comparison_table"]["duration"][best] >= 0
+    assert answer["comparison_table"]["eval_box_iou"] == {trained: None, best: 0.25}
     assert answer["best_experiment_id"] == best
     assert [each["experiment_id"] for each in answer["experiments"]] == [trained, best]
 

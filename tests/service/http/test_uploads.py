@@ -67,7 +67,7 @@ def test_an_upload_larger_than_one_write_arrives_whole(house, http) -> None:
         ("x.txt", b"hello", "not_a_zip"), ("x.zip", b"hello", "not_a_zip"), ("x", GOOD, "not_a_zip"),
         ("../../x", GOOD, "not_a_zip"), ("x.zip", b"", "not_a_zip"),
     ],
-    ids=str,
+    ids=["text", "text called zip", "no ending", "a path", "empty"],
 )  # fmt: skip
 def test_what_is_no_archive_is_refused_with_400(house, http, name, content, code) -> None:
     before = _stored(house)

@@ -1,0 +1,252 @@
+"""Several processes train one model together: each computes its part of every step, and all make the same update.
+
+Used by the recipe finetune, the loop and the optimiser. Rank 0 is the job's own child: it alone reports, evaluates and
+saves. It starts the others (`gpu_runner.follower`) as programs, as torchrun would, whose agent is not used: it would
+be a second supervisor that restarts what ours counts as attempts. Gradients are added here rather than by torch's
+DistributedDataParallel, which takes the mean over processes where a step needs that over all its trained tokens.
+"""
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import msgspec
+import torch
+from torch import Tensor, distributed
+
+from gpu_runner.work import Work
+from jobs.commands import Start
+from jobs.errors import FailureReason, JobFailed, NoCapacity, TrainingError
+from jobs.settings import Settings
+from jobs.specs import FinetuneSpec
+
+T = TypeVar("T")
+
+JOIN_WITHIN_S = 300.0
+_LOOPBACK = "127.0.0.1"
+_INTERFACES = {"linux": "lo", "darwin": "lo0"}
+_WITHOUT_LIMIT = timedelta(days=365)  # others wait while rank 0 evaluates; a dead rank is noticed by its connection
+_BUCKET = 2**23  # numbers of gradients that travel at once
+_LOOK_EVERY_S = 0.02
+
+
+class Orders(msgspec.Struct, frozen=True, kw_only=True):
+    """What a follower is told on its standard input; `parent` is the process it must not outlive."""
+
+    start: Start
+    settings: Settings
+    cores: int
+    rank: int
+    count: int
+    port: int
+    parent: int
+
+
+class Complaint(msgspec.Struct, frozen=True):
+    """Why a follower failed, on its standard output."""
+
+    reason: FailureReason
+    message: str
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """The processes of a run, seen from one of them. With `count` 1 every method is nothing but its argument."""
+
+    rank: int = 0
+    count: int = 1
+    device: str = "cpu"
+
+    def sums(self, values: Sequence[float]) -> list[float]:
+        """Each value added up over all processes."""
+        if self.count == 1:
+            return list(values)
+        numbers = torch.tensor(values, dtype=torch.float64, device=self.device)
+        distributed.all_reduce(numbers)
+        given: list[float] = numbers.tolist()
+        return given
+
+    def given_by_first(self, value: T) -> T:
+        """What rank 0 calls with; what the others say is not looked at."""
+        if self.count == 1:
+            return value
+        holder = [value if self.rank == 0 else None]
+        distributed.broadcast_object_list(holder, src=0)
+        first: Any = holder[0]
+        return first  # type: ignore[no-any-return]
+
+    def begin_alike(self, parameters: Sequence[Tensor]) -> None:
+        """Take over rank 0's values."""
+        if self.count > 1:
+            for parameter in parameters:
+                distributed.broadcast(parameter.detach(), src=0)
+
+    def add_gradients(self, parameters: Sequence[Tensor]) -> None:
+        """Add up the gradients of all processes. What got one nowhere stays without, so that no decay moves it."""
+        if self.count == 1:
+            return
+        has_one = torch.tensor([float(p.grad is not None) for p in parameters], device=self.device)
+        distributed.all_reduce(has_one)
+        gradients = []
+        for parameter, somewhere in zip(parameters, has_one.tolist(), strict=True):
+            if somewhere:
+                if parameter.grad is None:
+                    parameter.grad = torch.zeros_like(parameter)
+                gradients.append(parameter.grad)
+        for bucket in _buckets(gradients):
+            _add_up(bucket)
+
+
+@contextmanager
+def led(work: Work[FinetuneSpec]) -> Iterator[Ranks]:
+    """The processes a configuration asks for, with this one as rank 0; the others end with the context.
+
+    Raises:
+        NoCapacity: this runner cannot give them.
+        JobFailed: what ended another one, where that ended this one.
+    """
+    count = work.spec.config.num_processes
+    if count == 1:
+        yield Ranks()
+        return
+    _check_possible(work, count)
+    store = distributed.TCPStore(_LOOPBACK, 0, count, is_master=True, wait_for_workers=False)
+    followers = [_Follower(work, rank, count, store.port) for rank in range(1, count)]
+    try:
+        for follower in followers:
+            follower.await_ready(store)
+        yield join(store, 0, count, work.device)
+    except Exception as error:
+        failure = None if isinstance(error, TrainingError) else _first_failure(followers)
+        if failure is None:
+            raise
+        raise failure from error
+    finally:
+        for follower in followers:
+            follower.end()
+        leave()
+
+
+def join(store: distributed.Store, rank: int, count: int, device: str) -> Ranks:
+    """Become one of the processes; all of them are ready when this returns."""
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", _INTERFACES.get(sys.platform, "lo"))
+    backend = "nccl" if device.startswith("cuda") else "gloo"
+    distributed.init_process_group(backend, store=store, rank=rank, world_size=count, timeout=_WITHOUT_LIMIT)
+    return Ranks(rank, count, device)
+
+
+def follow(orders: Orders) -> Ranks:
+    """Join as the orders say; called in a follower."""
+    store = distributed.TCPStore(_LOOPBACK, orders.port, orders.count, is_master=False)
+    store.set(_ready_key(orders.rank), "1")
+    return join(store, orders.rank, orders.count, orders.start.device)
+
+
+def leave() -> None:
+    if distributed.is_initialized():
+        distributed.destroy_process_group()
+
+
+class _Follower:
+    """Another rank's process."""
+
+    def __init__(self, work: Work[FinetuneSpec], rank: int, count: int, port: int) -> None:
+        self._rank = rank
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "gpu_runner.follower"], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        )
+        orders = Orders(
+            start=Start(job_id=work.job_id, attempt=work.attempt, spec=work.spec, device=work.device),
+            settings=work.settings,
+            cores=max(1, work.cores // count),
+            rank=rank,
+            count=count,
+            port=port,
+            parent=os.getpid(),
+        )
+        assert self._process.stdin is not None
+        with self._process.stdin as pipe:
+            pipe.write(msgspec.json.encode(orders))
+
+    def await_ready(self, store: distributed.Store) -> None:
+        """Raises JobFailed when it ended instead, or takes too long."""
+        deadline = time.monotonic() + JOIN_WITHIN_S
+        while not store.check([_ready_key(self._rank)]):
+            if self._process.poll() is not None:
+                raise self.failure()
+            if time.monotonic() > deadline:
+                raise JobFailed(f"Process {self._rank} of the training did not start within {JOIN_WITHIN_S:g} s.")
+            time.sleep(_LOOK_EVERY_S)
+
+    def has_failed(self) -> bool:
+        """Whether it ended by itself, or is about to: its connection is closed a little before it is gone."""
+        try:
+            return self._process.wait(timeout=2) != 0
+        except subprocess.TimeoutExpired:
+            return False
+
+    def failure(self) -> JobFailed:
+        """In its own words where it had some."""
+        assert self._process.stdout is not None
+        said = self._process.stdout.read()
+        self._process.wait()
+        if self._process.returncode == -9:
+            raise MemoryError
+        if not said:
+            return JobFailed(f"Process {self._rank} of the training ended with status {self._process.returncode}.")
+        complaint = msgspec.json.decode(said, type=Complaint)
+        error = JobFailed(complaint.message)
+        error.reason = complaint.reason
+        return error
+
+    def end(self) -> None:
+        self._process.kill()
+        self._process.wait()
+        if self._process.stdout is not None:
+            self._process.stdout.close()
+
+
+def _check_possible(work: Work[FinetuneSpec], count: int) -> None:
+    if not distributed.is_available():
+        raise NoCapacity("This runner's torch is built without torch.distributed: set num_processes to 1.")
+    if work.device != "cpu":
+        raise NoCapacity(
+            f"num_processes {count} needs a device for each process, and a job gets one, here {work.device}: "
+            "set num_processes to 1, or device to cpu."
+        )
+
+
+def _first_failure(followers: Sequence[_Follower]) -> JobFailed | None:
+    return next((follower.failure() for follower in followers if follower.has_failed()), None)
+
+
+def _buckets(gradients: Sequence[Tensor]) -> Iterator[list[Tensor]]:
+    """Neighbours of one type, so many that a message is worth its while and its copy is small."""
+    bucket: list[Tensor] = []
+    size = 0
+    for gradient in gradients:
+        if bucket and (size >= _BUCKET or gradient.dtype != bucket[0].dtype):
+            yield bucket
+            bucket, size = [], 0
+        bucket.append(gradient)
+        size += gradient.numel()
+    if bucket:
+        yield bucket
+
+
+def _add_up(gradients: list[Tensor]) -> None:
+    """In one message."""
+    flat = torch.cat([gradient.flatten() for gradient in gradients])
+    distributed.all_reduce(flat)
+    for gradient, added in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
+        gradient.copy_(added.view_as(gradient))
+
+
+def _ready_key(rank: int) -> str:
+    return f"ready-{rank}"
