@@ -38,7 +38,7 @@ def _finetune(work: Work[FinetuneSpec]) -> FinetuneResult:
 
     resumed = checkpoints.newest_verified(work.root, work.job_id)
     if work.attempt > 1:
-        work.journal.resumed(resumed.step if resumed else 0)
+        _say_resumed(work, resumed)
     loaded = _load(work, compute, resumed or _continued_from(work))
     encoder = loaded.encoder(_max_length(work, loaded))
     measured = Validation(validation, encoder, work.root, config.batch_size) if validation else None
@@ -54,6 +54,13 @@ def _finetune(work: Work[FinetuneSpec]) -> FinetuneResult:
     )
     loop.run()
     return _result(work, loop, loaded)
+
+
+def _say_resumed(work: Work[FinetuneSpec], resumed: Checkpoint | None) -> None:
+    """Where it goes on, and from which checkpoint: whoever wrote that may have been killed before it could say so."""
+    work.journal.resumed(resumed.step if resumed else 0)
+    if resumed is not None:
+        work.journal.checkpoint(resumed.step, resumed.folder, resumed.size_bytes, resumed.manifest.metrics)
 
 
 def _compute(work: Work[FinetuneSpec]) -> Compute:

@@ -22,6 +22,9 @@ from jobs.paths import DataRoot
 MANIFEST = "MANIFEST.json"
 FEWEST_KEPT = 2  # so that a broken newest one still leaves a good one
 
+OnRemoval = Callable[[int, Path], None]
+"""Gets the step and the folder of a checkpoint that goes."""
+
 
 class File(msgspec.Struct, frozen=True, kw_only=True):
     """One file of a checkpoint; `path` is relative to its folder."""
@@ -130,34 +133,38 @@ def newest_verified(root: DataRoot, job_id: str) -> Checkpoint | None:
     return next((found for found in map(verify, _of_all_attempts(root, job_id)) if found is not None), None)
 
 
-def rotate(parent: Path, keep: int, best: Path | None) -> list[tuple[int, Path]]:
+def rotate(parent: Path, keep: int, best: Path | None, before_removal: OnRemoval) -> None:
     """Remove the oldest checkpoints of one attempt beyond `keep`, but never the best nor one of the last two.
 
-    Folders without a readable manifest don't count and are left alone. Returns (step, folder) of what is gone.
+    Folders without a readable manifest don't count and are left alone. `before_removal` hears of each one while it is
+    still there: whoever dies in between must not leave one that is listed and gone.
     """
     complete = [folder for folder in sorted(_step_folders(parent), key=_step_of) if _read_manifest(folder)]
-    return _remove([folder for folder in complete[: -max(FEWEST_KEPT, keep)] if folder != best])
+    _remove([folder for folder in complete[: -max(FEWEST_KEPT, keep)] if folder != best], before_removal)
 
 
-def rotate_earlier(root: DataRoot, job_id: str, attempt: int, best: Path | None) -> list[tuple[int, Path]]:
+def rotate_earlier(root: DataRoot, job_id: str, attempt: int, best: Path | None, before_removal: OnRemoval) -> None:
     """Remove what earlier attempts left, but never the best, nor a whole one that is needed to have two in all.
 
-    Returns (step, folder) of what is gone.
+    What was killed before its manifest was written was never listed: it goes in silence.
     """
     own = root.attempt(job_id, attempt).checkpoints
-    complete = [folder for folder in _of_all_attempts(root, job_id) if _read_manifest(folder)]
-    earlier = [folder for folder in complete if folder.parent != own]
-    missing = max(0, FEWEST_KEPT - (len(complete) - len(earlier)))
-    needed = islice((folder for folder in earlier if verify(folder)), missing)
+    earlier = [folder for folder in _of_all_attempts(root, job_id) if folder.parent != own]
+    complete = [folder for folder in earlier if _read_manifest(folder)]
+    missing = max(0, FEWEST_KEPT - sum(_read_manifest(folder) is not None for folder in _step_folders(own)))
+    needed = islice((folder for folder in complete if verify(folder)), missing)
     kept = {best, *needed}
-    return _remove([folder for folder in earlier if folder not in kept])
+    _remove([folder for folder in complete if folder not in kept], before_removal)
+    for folder in earlier:
+        if folder not in complete:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
-def _remove(folders: list[Path]) -> list[tuple[int, Path]]:
+def _remove(folders: list[Path], before_removal: OnRemoval) -> None:
     for folder in folders:
+        before_removal(_step_of(folder), folder)
         (folder / MANIFEST).unlink()  # first, so that a half-removed one never counts
         shutil.rmtree(folder)
-    return [(_step_of(folder), folder) for folder in folders]
 
 
 def _of_all_attempts(root: DataRoot, job_id: str) -> list[Path]:

@@ -152,10 +152,9 @@ class TrainingLoop:
     def _rotate(self) -> None:
         work, best = self._work, self.state.best_checkpoint
         best_folder = work.root.path_of(best) if best else None
-        removed = checkpoints.rotate(work.folder.checkpoints, self._config.save_total_limit, best_folder)
-        removed += checkpoints.rotate_earlier(work.root, work.job_id, work.attempt, best_folder)
-        for step, folder in removed:
-            work.journal.checkpoint_removed(step, folder)
+        say_gone = work.journal.checkpoint_removed
+        checkpoints.rotate(work.folder.checkpoints, self._config.save_total_limit, best_folder, say_gone)
+        checkpoints.rotate_earlier(work.root, work.job_id, work.attempt, best_folder, say_gone)
 
     def _fill(self, checkpoint: Checkpoint) -> None:
         """Write the files of a checkpoint."""

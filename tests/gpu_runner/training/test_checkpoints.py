@@ -24,6 +24,17 @@ def save(
     return checkpoints.write(parent, manifest, fill, lambda: None)
 
 
+class Gone:
+    """Hears of removals, each of them while the checkpoint is still there (found by SEED=362447-kills-28)."""
+
+    def __init__(self) -> None:
+        self.steps: list[int] = []
+
+    def __call__(self, step: int, folder: Path) -> None:
+        assert checkpoints.verify(folder) or (folder / MANIFEST).exists()
+        self.steps.append(step)
+
+
 def folder_of(root: DataRoot, attempt: int) -> Path:
     return root.attempt("job", attempt).checkpoints
 
@@ -116,15 +127,16 @@ def test_a_job_without_a_whole_checkpoint_is_refused(root: DataRoot) -> None:
 def test_rotation_keeps_the_newest_and_the_best(tmp_path: Path) -> None:
     for step in (1, 2, 3, 4, 5):
         save(tmp_path, step)
-    gone = checkpoints.rotate(tmp_path, 2, best=tmp_path / "step-2")
-    assert [step for step, _ in gone] == [1, 3]
+    gone = Gone()
+    checkpoints.rotate(tmp_path, 2, tmp_path / "step-2", gone)
+    assert gone.steps == [1, 3]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step-2", "step-4", "step-5"]
 
 
 def test_rotation_never_leaves_fewer_than_two(tmp_path: Path) -> None:
     for step in (1, 2, 10):
         save(tmp_path, step)
-    checkpoints.rotate(tmp_path, 1, best=None)
+    checkpoints.rotate(tmp_path, 1, None, Gone())
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step-10", "step-2"]
 
 
@@ -134,15 +146,31 @@ def test_checkpoints_of_earlier_attempts_go_once_two_newer_ones_are_there(root: 
         save(folder_of(root, 1), step)
     save(folder_of(root, 1), 4).state.write_bytes(b"torn!")
     save(folder_of(root, 2), 4, attempt=2)
-    gone = checkpoints.rotate_earlier(root, "job", 2, best)
-    assert [step for step, _ in gone] == [4, 2], "a whole one stays while this attempt has only one"
+    gone = Gone()
+    checkpoints.rotate_earlier(root, "job", 2, best, gone)
+    assert gone.steps == [4, 2], "a whole one stays while this attempt has only one"
     save(folder_of(root, 2), 5, attempt=2)
-    assert [step for step, _ in checkpoints.rotate_earlier(root, "job", 2, best)] == [3]
+    checkpoints.rotate_earlier(root, "job", 2, best, gone)
+    assert gone.steps == [4, 2, 3]
     assert best.exists()
+
+
+def test_what_an_earlier_attempt_did_not_finish_is_removed_in_silence(root: DataRoot) -> None:
+    half = save(folder_of(root, 1), 3).folder
+    (half / MANIFEST).unlink()
+    own_half = save(folder_of(root, 2), 3, attempt=2).folder
+    (own_half / MANIFEST).unlink()
+    gone = Gone()
+    checkpoints.rotate_earlier(root, "job", 2, None, gone)
+    assert gone.steps == []
+    assert not half.exists()
+    assert own_half.exists(), "an attempt's own may be under way"
 
 
 def test_an_incomplete_checkpoint_does_not_count_in_rotation(tmp_path: Path) -> None:
     for step in (1, 2, 3):
         save(tmp_path, step)
     (tmp_path / "step-3" / MANIFEST).unlink()
-    assert checkpoints.rotate(tmp_path, 2, best=None) == []
+    gone = Gone()
+    checkpoints.rotate(tmp_path, 2, None, gone)
+    assert gone.steps == []

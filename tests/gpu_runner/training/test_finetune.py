@@ -116,6 +116,7 @@ def test_a_broken_newest_checkpoint_is_not_continued_from(
     second = work_for(spec, attempt=2)
     finetune.run(second)
     assert said(second, events.TrainingResumed)[0].step == 3
+    assert said(second, events.CheckpointSaved)[0].path == "jobs/job/attempt-1/checkpoints/step-3"
 
 
 def test_what_earlier_attempts_saved_is_removed_and_said(
