@@ -115,6 +115,7 @@ def _work(assignment: Assignment, doorbell: int, stop: Stop) -> Work[Any]:
         journal=Journal(root, folder, start.job_id, doorbell),
         stop=stop,
         settings=settings,
+        recorded=start.recorded,
     )
 
 

@@ -97,6 +97,15 @@ class Journal:
             total_epochs=total_epochs,
         )
 
+    @property
+    def lines(self) -> int:
+        """How many lines it has, which is the `n` of the last one."""
+        return self._n
+
+    def repeat(self, event: Event) -> None:
+        """Say again, as this attempt's, what an earlier one said."""
+        self._append(msgspec.structs.replace(event, n=self._n + 1, **self._envelope))
+
     def resumed(self, step: int) -> None:
         """A later attempt goes on from this step; what earlier ones logged beyond it is void."""
         self._write(events.TrainingResumed, step=step)
@@ -147,8 +156,10 @@ class Journal:
         os.fsync(self._file)
 
     def _write(self, kind: type[Event], /, **fields: Any) -> None:
-        line = events.encode(kind(at=_now(), n=self._n + 1, **self._envelope, **fields)) + b"\n"
-        _append_whole(self._file, line)
+        self._append(kind(at=_now(), n=self._n + 1, **self._envelope, **fields))
+
+    def _append(self, event: Event) -> None:
+        _append_whole(self._file, events.encode(event) + b"\n")
         self._n += 1
         self._ring(b"\n")
 

@@ -6,7 +6,7 @@ An interrupted or paused run goes on from the newest whole checkpoint of its ear
 import torch
 
 from gpu_runner.rows import Rows, open_rows
-from gpu_runner.training import checkpoints, device, models, run_state, trainable
+from gpu_runner.training import checkpoints, device, inheritance, models, run_state, trainable
 from gpu_runner.training.adapters import parameters_by_part
 from gpu_runner.training.checkpoints import Checkpoint
 from gpu_runner.training.device import Compute
@@ -36,9 +36,7 @@ def _finetune(work: Work[FinetuneSpec]) -> FinetuneResult:
     training = open_rows(work.root, config.train_data_path)
     validation = open_rows(work.root, config.val_data_path) if config.val_data_path else None
 
-    resumed = checkpoints.newest_verified(work.root, work.job_id)
-    if work.attempt > 1:
-        _say_resumed(work, resumed)
+    resumed = inheritance.take_over(work)
     loaded = _load(work, compute, resumed or _continued_from(work))
     encoder = loaded.encoder(_max_length(work, loaded))
     measured = Validation(validation, encoder, work.root, config.batch_size) if validation else None
@@ -54,13 +52,6 @@ def _finetune(work: Work[FinetuneSpec]) -> FinetuneResult:
     )
     loop.run()
     return _result(work, loop, loaded)
-
-
-def _say_resumed(work: Work[FinetuneSpec], resumed: Checkpoint | None) -> None:
-    """Where it goes on, and from which checkpoint: whoever wrote that may have been killed before it could say so."""
-    work.journal.resumed(resumed.step if resumed else 0)
-    if resumed is not None:
-        work.journal.checkpoint(resumed.step, resumed.folder, resumed.size_bytes, resumed.manifest.metrics)
 
 
 def _compute(work: Work[FinetuneSpec]) -> Compute:

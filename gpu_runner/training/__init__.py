@@ -1,7 +1,7 @@
 """Fine-tuning a vision-language model: what the recipes finetune, evaluate, generate and export are made of.
 
-Read in this order: `device` · `demo_model` · `conversation` · `encoding` · `adapters` · `checkpoints` · `lineage` ·
-`models` · `trainable` · `selection` · `survey` · `plan` · `optimisation` · `scoring` · `generation` · `evaluation` ·
-`run_state` · `run_log` · `loop`.
+Read in this order: `device` · `demo_model` · `conversation` · `encoding` · `adapters` · `checkpoints` · `inheritance`
+· `lineage` · `models` · `trainable` · `selection` · `survey` · `plan` · `optimisation` · `scoring` · `generation` ·
+`evaluation` · `run_state` · `run_log` · `loop`.
 Importing them loads torch but runs no operation of it: they are imported in the zygote, before it forks.
 """

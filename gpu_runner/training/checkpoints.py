@@ -6,11 +6,11 @@ loop below its own attempt; read by later attempts, evaluation and export. No to
 """
 
 import hashlib
+import math
 import os
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Literal
 
@@ -35,7 +35,10 @@ class File(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Manifest(msgspec.Struct, frozen=True, kw_only=True):
-    """What a checkpoint is and which bytes it consists of. `model_name` is the base model as the client named it."""
+    """What a checkpoint is and which bytes it consists of. `model_name` is the base model as the client named it.
+
+    `attempt` wrote it, when its journal had so many `lines`.
+    """
 
     job_id: str
     attempt: int
@@ -43,6 +46,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     method: Literal["full", "lora", "qlora"]
     model_name: str
     metrics: dict[str, float]
+    lines: int = 0
     files: tuple[File, ...] = ()
 
 
@@ -121,16 +125,16 @@ def of_job(root: DataRoot, job_id: str) -> Checkpoint:
 def best_folder(root: DataRoot, job_id: str) -> Path | None:
     """The checkpoint with the lowest evaluation loss, verified or not; None when none was evaluated."""
     losses: dict[Path, float] = {}
-    for folder in _of_all_attempts(root, job_id):
+    for folder in _of_attempts(root, job_id):
         manifest = _read_manifest(folder)
         if manifest is not None and "eval_loss" in manifest.metrics:
             losses[folder] = manifest.metrics["eval_loss"]
-    return min(losses, key=losses.__getitem__, default=None)
+    return min(losses, key=lambda folder: (losses[folder], _step_of(folder)), default=None)
 
 
 def newest_verified(root: DataRoot, job_id: str) -> Checkpoint | None:
     """The checkpoint of the highest step over all attempts that verifies; broken ones are passed over."""
-    return next((found for found in map(verify, _of_all_attempts(root, job_id)) if found is not None), None)
+    return next((found for found in map(verify, _of_attempts(root, job_id)) if found is not None), None)
 
 
 def rotate(parent: Path, keep: int, best: Path | None, before_removal: OnRemoval) -> None:
@@ -143,33 +147,63 @@ def rotate(parent: Path, keep: int, best: Path | None, before_removal: OnRemoval
     _remove([folder for folder in complete[: -max(FEWEST_KEPT, keep)] if folder != best], before_removal)
 
 
-def rotate_earlier(root: DataRoot, job_id: str, attempt: int, best: Path | None, before_removal: OnRemoval) -> None:
-    """Remove what earlier attempts left, but never the best, nor a whole one that is needed to have two in all.
+def take_over(root: DataRoot, job_id: str, attempt: int) -> list[Checkpoint]:
+    """Move into an attempt's own folder what it needs of earlier ones: the two newest whole ones, and the best.
+
+    Newest first. An earlier attempt that is still at work cannot remove what was moved.
+    """
+    own = root.attempt(job_id, attempt).checkpoints
+    own.mkdir(parents=True, exist_ok=True)
+    best = best_folder(root, job_id)
+    taken: list[Checkpoint] = []
+    for folder in _of_attempts(root, job_id, before=attempt):
+        if len(taken) < FEWEST_KEPT or folder == best:
+            moved = _moved(folder, own)
+            taken += [moved] if moved else []
+    return taken
+
+
+def discard_earlier(root: DataRoot, job_id: str, attempt: int, before_removal: OnRemoval) -> None:
+    """Remove what earlier attempts left, once this one has what it needs; nothing of a later one, which may be there.
 
     What was killed before its manifest was written was never listed: it goes in silence.
     """
-    own = root.attempt(job_id, attempt).checkpoints
-    earlier = [folder for folder in _of_all_attempts(root, job_id) if folder.parent != own]
-    complete = [folder for folder in earlier if _read_manifest(folder)]
-    missing = max(0, FEWEST_KEPT - sum(_read_manifest(folder) is not None for folder in _step_folders(own)))
-    needed = islice((folder for folder in complete if verify(folder)), missing)
-    kept = {best, *needed}
-    _remove([folder for folder in complete if folder not in kept], before_removal)
+    earlier = _of_attempts(root, job_id, before=attempt)
+    _remove([folder for folder in earlier if _read_manifest(folder)], before_removal)
     for folder in earlier:
-        if folder not in complete:
-            shutil.rmtree(folder, ignore_errors=True)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _moved(folder: Path, parent: Path) -> Checkpoint | None:
+    """A whole checkpoint in its new place; None for one that is broken, or that went meanwhile."""
+    found = verify(folder)
+    if found is None:
+        return None
+    target = parent / folder.name
+    try:
+        folder.rename(target)
+    except OSError:  # removed meanwhile, or the same step of another attempt came first
+        return None
+    _sync_folder(parent)
+    # Whoever removes one takes its manifest first: with it in its new place the rest is there too.
+    return Checkpoint(target, found.manifest) if _read_manifest(target) else None
 
 
 def _remove(folders: list[Path], before_removal: OnRemoval) -> None:
     for folder in folders:
         before_removal(_step_of(folder), folder)
-        (folder / MANIFEST).unlink()  # first, so that a half-removed one never counts
-        shutil.rmtree(folder)
+        try:
+            (folder / MANIFEST).unlink()  # first, so that a half-removed one never counts
+        except FileNotFoundError:  # a later attempt took it over
+            continue
+        shutil.rmtree(folder, ignore_errors=True)
 
 
-def _of_all_attempts(root: DataRoot, job_id: str) -> list[Path]:
-    """The checkpoint folders of a job, whole or not, of the highest step first; of equal steps the newest attempt's."""
-    folders = [folder for attempt in root.attempts(job_id) for folder in _step_folders(attempt.checkpoints)]
+def _of_attempts(root: DataRoot, job_id: str, before: float = math.inf) -> list[Path]:
+    """The checkpoint folders of a job's attempts, or of those before one, whole or not, of the highest step first; of
+    equal steps the newest attempt's."""
+    attempts = [attempt for attempt in root.attempts(job_id) if attempt.number < before]
+    folders = [folder for attempt in attempts for folder in _step_folders(attempt.checkpoints)]
     return sorted(folders, key=_step_of, reverse=True)
 
 

@@ -50,6 +50,7 @@ class TrainingLoop:
         self._optimisation = Optimisation(loaded, self._config, self.plan.total_steps)
         if begin is not None:
             self.state.restore(begin.state, self._optimisation)
+            self._find_best()
         self._report = RunLog(work.journal, self.plan, loaded.compute, self.state.step)
         self._is_save_due = False
 
@@ -98,6 +99,15 @@ class TrainingLoop:
     def _batch(self, indices: list[int]) -> dict[str, Tensor]:
         rows = [self._encoder.encode(*self._training.open(index)) for index in indices]
         return collate(rows, self._loaded.tokenizer.pad_token_id)
+
+    def _find_best(self) -> None:
+        """The best checkpoint of earlier attempts was taken over with the newest ones, if it was whole."""
+        best = self.state.best_checkpoint
+        folder = self._work.folder.checkpoints / Path(best).name if best else None
+        if folder is not None and folder.exists():
+            self.state.best_checkpoint = self._name_of(folder)
+        else:
+            self.state.best_checkpoint = self.state.best_checkpoint_loss = None
 
     def _is_due(self, every: int) -> bool:
         return self.state.step % every == 0 or self._is_last()
@@ -154,7 +164,7 @@ class TrainingLoop:
         best_folder = work.root.path_of(best) if best else None
         say_gone = work.journal.checkpoint_removed
         checkpoints.rotate(work.folder.checkpoints, self._config.save_total_limit, best_folder, say_gone)
-        checkpoints.rotate_earlier(work.root, work.job_id, work.attempt, best_folder, say_gone)
+        checkpoints.discard_earlier(work.root, work.job_id, work.attempt, say_gone)
 
     def _fill(self, checkpoint: Checkpoint) -> None:
         """Write the files of a checkpoint."""
@@ -173,6 +183,7 @@ class TrainingLoop:
             method=self._config.method,
             model_name=self._config.model_name,
             metrics=metrics,
+            lines=self._work.journal.lines,
         )
 
     def _save_unscored(self) -> None:
