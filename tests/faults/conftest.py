@@ -31,8 +31,11 @@ def pytest_report_header() -> str:
 class Worlds:
     """One world after another: a schedule gets the one that is there, unless it was broken or used for long."""
 
-    def __init__(self, folder: Callable[[], Path], **options: Any) -> None:
+    def __init__(
+        self, folder: Callable[[], Path], prepare: Callable[[World], None] = lambda _: None, **options: Any
+    ) -> None:
         self._folder = folder
+        self._prepare = prepare
         self._options = options
         self._world: World | None = None
         self._used = 0
@@ -41,6 +44,7 @@ class Worlds:
         if self._world is None or self._used >= _SCHEDULES_A_WORLD:
             self.close()
             self._world = World(self._folder(), **self._options).__enter__()
+            self._prepare(self._world)
         self._used += 1
         return self._world
 
@@ -96,8 +100,8 @@ def worlds_of_fixture(folders: Callable[[], Path]) -> Iterator[Callable[..., Wor
     """Makes worlds with other options; they end with the module."""
     made: list[Worlds] = []
 
-    def make(**options: Any) -> Worlds:
-        made.append(Worlds(folders, **options))
+    def make(folder: Callable[[], Path] = folders, **options: Any) -> Worlds:
+        made.append(Worlds(folder, **options))
         return made[-1]
 
     yield make

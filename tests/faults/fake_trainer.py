@@ -17,7 +17,7 @@ from typing import Any
 
 import seams
 
-from gpu_runner.training import checkpoints
+from gpu_runner.training import checkpoints, inheritance
 from gpu_runner.training.checkpoints import Checkpoint, Manifest
 from gpu_runner.work import Stopped, Work
 from jobs.events import JobPaused
@@ -113,13 +113,8 @@ class _Run:
         return FinetuneResult(steps=learned.step, checkpoint_path=work.root.name_of(folder) if folder else "")
 
     def _resume(self) -> Learned:
-        self._last = checkpoints.newest_verified(self._work.root, self._work.job_id)
-        learned = Learned(**json.loads(self._last.state.read_bytes())) if self._last else begin(self._config.seed)
-        if self._work.attempt > 1:
-            self._work.journal.resumed(learned.step)
-            if self._last is not None:
-                self._work.journal.checkpoint(learned.step, self._last.folder, self._last.size_bytes, {})
-        return learned
+        self._last = inheritance.take_over(self._work)
+        return Learned(**json.loads(self._last.state.read_bytes())) if self._last else begin(self._config.seed)
 
     def _is_due(self, learned: Learned, every: int) -> bool:
         return learned.step % every == 0 or learned.step == self._total
@@ -135,13 +130,19 @@ class _Run:
             checkpoint.state.write_bytes(json.dumps(asdict(learned)).encode())
 
         manifest = Manifest(
-            job_id=work.job_id, attempt=work.attempt, step=learned.step, method="full", model_name="fake", metrics={}
+            job_id=work.job_id,
+            attempt=work.attempt,
+            step=learned.step,
+            method="full",
+            model_name="fake",
+            metrics={},
+            lines=work.journal.lines,
         )
         self._last = checkpoints.write(folder, manifest, fill, work.journal.sync)
         work.journal.checkpoint(learned.step, self._last.folder, self._last.size_bytes, {})
         say_gone = work.journal.checkpoint_removed
         checkpoints.rotate(folder, self._config.save_total_limit, None, say_gone)
-        checkpoints.rotate_earlier(work.root, work.job_id, work.attempt, None, say_gone)
+        checkpoints.discard_earlier(work.root, work.job_id, work.attempt, say_gone)
         work.journal.phase("training")
 
     def _save_and_stop(self, learned: Learned) -> None:
@@ -168,6 +169,13 @@ def _deaf(_: Work[Any]) -> None:
 def _hang(_: Work[Any]) -> None:
     while True:
         time.sleep(3600)
+
+
+def _wait(work: Work[Any]) -> None:
+    """Does nothing, and listens."""
+    while True:
+        work.stop.check()
+        time.sleep(0.01)
 
 
 def _leak(_: Work[Any]) -> None:
@@ -213,6 +221,7 @@ _ACTS: dict[str, Callable[[Work[Any]], None]] = {
     "leak": _leak,
     "escape": _escape,
     "hang": _hang,
+    "wait": _wait,
     "die": _die,
     "poison": _poison,
     "memory": _memory,

@@ -109,6 +109,8 @@ def attempts_rise(_: World, __: Expected, rows: list[Row]) -> Iterator[str]:
 
 def metrics_are_right(world: World, expected: Expected, _: list[Row]) -> Iterator[str]:
     """Exactly those of the uninterrupted run; of a run that was ended early, its beginning."""
+    if expected.twin is not None and (differing := _differing(world, expected.job_id, expected.twin)):
+        yield f"differs from the uninterrupted run at {differing}"
     if expected.series is None:
         return
     found = dict(
@@ -121,8 +123,26 @@ def metrics_are_right(world: World, expected: Expected, _: list[Row]) -> Iterato
         yield f"the series differs from the uninterrupted run at steps {sorted(differing)}"
 
 
+def _differing(world: World, job_id: str, twin: str) -> list[tuple[str, int]]:
+    """(series, step) of the values that are not equal, to the last bit."""
+    sql = "SELECT series, step, value FROM metrics WHERE job_id = ? AND series NOT IN ('tokens_per_s', 'memory_mb')"
+    ours, theirs = ({(series, step): value for series, step, value in world.rows(sql, each)} for each in (job_id, twin))
+    return sorted(place for place in ours | theirs if ours.get(place) != theirs.get(place))
+
+
+def _same_weights(world: World, job_id: str, twin: str) -> bool:
+    """Whether the newest checkpoints hold the same tensors, to the last bit: then their logits are the same too."""
+    newest = [checkpoints.newest_verified(world.root, each) for each in (job_id, twin)]
+    if None in newest:
+        return False
+    files = [sorted(found.model.glob("*.safetensors")) for found in newest if found]
+    return [one.read_bytes() for one in files[0]] == [one.read_bytes() for one in files[1]] != []
+
+
 def checkpoint_is_right(world: World, expected: Expected, _: list[Row]) -> Iterator[str]:
     """The newest good checkpoint of a completed run is the uninterrupted run's last one."""
+    if expected.twin is not None and not _same_weights(world, expected.job_id, expected.twin):
+        yield "its newest checkpoint has other weights than the uninterrupted run's"
     if expected.weights is None or world.status(expected.job_id) != Status.COMPLETED:
         return
     newest = checkpoints.newest_verified(world.root, expected.job_id)

@@ -22,6 +22,7 @@ import fake_trainer
 import msgspec
 import redis
 import seams
+from proxy import Proxy
 
 from jobs import redis_server
 from jobs.calls import Json
@@ -110,12 +111,13 @@ class Member:
 
 @dataclass
 class Expected:
-    """What must become of a job. `series` and `weights` are those of the uninterrupted run."""
+    """What must become of a job. `series` and `weights` are those of the uninterrupted run, or `twin` is that run."""
 
     job_id: str
     ends: set[str]
     series: dict[int, float] | None = None
     weights: bytes | None = None
+    twin: str | None = None
     accepted_at: float = field(default_factory=time.time)
 
 
@@ -169,8 +171,7 @@ class World:
         *,
         trainer: str = "fake_trainer",
         runners: int = 1,
-        redis_url: str | None = None,
-        limits: Callable[[], None] | None = None,
+        behind_proxies: bool = False,
         **changes: Any,
     ) -> None:
         quick: dict[str, Any] = {
@@ -190,34 +191,31 @@ class World:
         self.listeners: list[Listener] = []
         self.faults: list[str] = []
         self.kills: list[tuple[float, str]] = []
-        self._redis_url = redis_url
-        logs = self.root.folder / "logs"
-        logs.mkdir(parents=True)
-        self.service = Member(
-            "service", [sys.executable, str(HERE / "service_program.py")], self._environment(), logs / "service.log"
-        )
+        self.config: Json = {}  # of the real trainer's jobs, and the one of them that nothing happened to
+        self.twin = ""
+        self.proxies: dict[str, Proxy] = {}
+        if behind_proxies:
+            self.proxies = {name: Proxy(_socket_of(self.settings)) for name in ("service", "runner")}
+        for proxy in self.proxies.values():
+            proxy.begin()
+        (self.root.folder / "logs").mkdir(parents=True, exist_ok=True)
+        self.service = self._member("service", "service_program.py", redis_url=self._redis_url("service"))
         self.runners = [
-            Member(
-                f"runner-{number}",
-                [sys.executable, str(HERE / "runner_program.py"), trainer],
-                self._environment(runner_id=f"runner-{number}"),
-                logs / f"runner-{number}.log",
-            )
-            for number in range(runners)
+            self._member(name, "runner_program.py", trainer, runner_id=name, redis_url=self._redis_url("runner"))
+            for name in (f"runner-{number}" for number in range(runners))
         ]
-        self.client = Client(self.settings.address, timeout_s=5 * PATIENCE)
+        self.client = Client(self.settings.address, timeout_s=(60 if trainer == "real_trainer" else 5) * PATIENCE)
 
-    def _environment(self, **changes: Any) -> dict[str, str]:
-        settings = msgspec.structs.replace(self.settings, redis_url=self._redis_url, **changes)
+    def _member(self, name: str, program: str, *arguments: str, **changes: Any) -> Member:
+        settings = msgspec.structs.replace(self.settings, **changes)
+        own = {name: value for name, value in os.environ.items() if not name.startswith("TRAINING_")}
         path = os.pathsep.join([str(HERE), str(HERE.parents[1])])
-        return (
-            {name: value for name, value in os.environ.items() if not name.startswith("TRAINING_")}
-            | {
-                "PYTHONPATH": path,
-                "PYTHONDONTWRITEBYTECODE": "1",
-            }
-            | settings.to_environment()
-        )
+        environment = own | settings.to_environment() | {"PYTHONPATH": path, "PYTHONDONTWRITEBYTECODE": "1"}
+        command = [sys.executable, str(HERE / program), *arguments]
+        return Member(name, command, environment, self.root.folder / "logs" / f"{name}.log")
+
+    def _redis_url(self, name: str) -> str | None:
+        return f"redis://127.0.0.1:{self.proxies[name].port}/0" if self.proxies else None
 
     # -- begin and end
 
@@ -237,6 +235,8 @@ class World:
             listener.leave()
         statuses = {member.name: member.end(self.settings.stop_grace_s + 10) for member in self.members[::-1]}
         redis_server.stop(self.settings)
+        for proxy in self.proxies.values():
+            proxy.stop()
         self.client.close()
         left = self.processes()
         for pid in left:
@@ -448,6 +448,12 @@ class World:
         found = self.children() if target == "child" else self.zygotes()
         return found[0] if found else None
 
+    def signal(self, pid: int | None, number: int) -> None:
+        """To a process that may be gone."""
+        if pid:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, number)
+
     def arm(self, seam: str, nth: int) -> None:
         seams.arm(self.root.folder, seam, nth)
 
@@ -459,6 +465,12 @@ class World:
             yield
         finally:
             member.signal(signal.SIGCONT)
+
+
+def _socket_of(settings: Settings) -> str:
+    address = redis_server.address(settings)
+    assert address.startswith("unix://"), "the proxy needs a data root whose path can name a socket"
+    return address.removeprefix("unix://")
 
 
 def _open_files(pid: int) -> Iterator[str]:
