@@ -64,19 +64,19 @@ class Worlds:
         try:
             took = world.settle()
             wrong = invariants.check(world)
-        except BaseException:
-            self.throw_away(seed)
+        except BaseException as error:
+            plan.note(seed, violations=[str(error).partition("\n")[0]])
+            self.throw_away()
             raise
         plan.note(seed, settled_s=round(took, 3), kills=kills_before, violations=wrong, **facts)
         if wrong:
             what = "\n".join(wrong)
             said = world.describe()
-            self.throw_away(seed)
+            self.throw_away()
             raise Violation(f"SEED={seed}\n{what}\n{said}")
 
-    def throw_away(self, seed: str) -> None:
+    def throw_away(self) -> None:
         """A world in which something went wrong is not used again."""
-        plan.note(seed, violations=["see the log"])
         world, self._world, self._used = self._world, None, 0
         if world is not None:
             world.__exit__()
