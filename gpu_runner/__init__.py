@@ -3,6 +3,6 @@
 Read in this order. The work: `journal` · `work` · `staging` · `images` · `lines` · `rows` · `arrow_rows` · `sam2` ·
 `training` · `exporters` · `recipes` (one file a kind). The runner around it: `devices` · `oom` · `doorbell` ·
 `processes` · `forks` · `survivors` · `child` · `zygote` · `forker` · `attempts` · `publisher` · `reporter` ·
-`supervisor` ·
+`pulse` · `supervisor` ·
 `intake` · `worker` · `health`. torch is imported below `zygote` only.
 """

@@ -96,6 +96,7 @@ class Runner:
             recipes=recipes,
             devices=listed,
             stop_grace_s=settings.stop_grace_s,
+            hang_after_s=settings.hang_after_s,
             forker=self._forker,
             publisher=self._publisher,
             changed=self._reporter.changed,

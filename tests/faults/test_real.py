@@ -27,7 +27,7 @@ def test_a_real_training_killed_twice_equals_the_uninterrupted_one(real, seed) -
     world.expect(Expected(job_id, {"completed"}, twin=world.twin))
     killed = []
     for target in dice.choices(["child", "child", "runner", "service", "redis", "zygote"], k=2):
-        step = dice.randrange(0, 12)
+        step = dice.randrange(0, 8)
         world.until(lambda step=step: world.step(job_id) >= step or job_id not in world.unended, 90, "no step is made")
         world.pass_time(dice.uniform(0, 0.3))
         if world.kill(target):
@@ -65,14 +65,14 @@ def _config(split: Json) -> Json:
         "train_data_path": split["train_path"],
         "val_data_path": split["val_path"],
         "num_epochs": 20,
-        "max_steps": 12,
+        "max_steps": 8,
         "batch_size": 2,
         "gradient_accumulation_steps": 2,
         "learning_rate": 1e-3,
         "max_length": 256,
         "logging_steps": 2,
-        "eval_steps": 6,
-        "save_steps": 3,
+        "eval_steps": 4,
+        "save_steps": 2,
         "device": "cpu",
         "fp16": False,
         "bf16": False,
