@@ -38,6 +38,7 @@ def test_a_lost_runner_is_noticed_and_its_job_goes_on_elsewhere(of_four_runners,
     concerned = [job_id for job_id in jobs if placed.get(job_id) in lost]
     world.until(lambda: all(_goes_on(world, job_id) for job_id in concerned), 90, "a job does not go on")
     noticed = [_first(world, job_id, "job.interrupted", 1) - killed_at for job_id in concerned]
+    # Attempt 2 where it was not given to the other lost runner, whose lease had not quite ended.
     stepped = [_first(world, job_id, "metrics.logged", 2) - killed_at for job_id in concerned]
     of_four_runners.check(
         seed,
@@ -54,10 +55,10 @@ def _present(world) -> list[str]:
 
 
 def _goes_on(world, job_id: str) -> bool:
-    sql = "SELECT 1 FROM events WHERE job_id = ? AND attempt = 2 AND type = 'metrics.logged' LIMIT 1"
+    sql = "SELECT 1 FROM events WHERE job_id = ? AND attempt > 1 AND type = 'metrics.logged' LIMIT 1"
     return bool(world.rows(sql, job_id))
 
 
 def _first(world, job_id: str, kind: str, attempt: int) -> float:
-    sql = "SELECT at FROM events WHERE job_id = ? AND type = ? AND attempt = ? ORDER BY seq LIMIT 1"
+    sql = "SELECT at FROM events WHERE job_id = ? AND type = ? AND attempt >= ? ORDER BY seq LIMIT 1"
     return datetime.fromisoformat(world.rows(sql, job_id, kind, attempt)[0][0]).timestamp()
