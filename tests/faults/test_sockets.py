@@ -17,12 +17,14 @@ def test_every_socket_hears_everything_once_while_the_service_is_killed(worlds, 
     world, dice = worlds.get(), random.Random(seed)
     world.service.pause_s = dice.uniform(0, 1)
     jobs = [
-        world.submit_surely(world.spec(dice.randrange(10**9), steps=150, save_steps=20, tags=("step-s=0.03",)))
+        world.submit_surely(world.spec(dice.randrange(10**9), steps=200, save_steps=20, tags=("step-s=0.03",)))
         for _ in range(3)
     ]
     heard: list[tuple[str, list[int]]] = []
-    listening = threading.Thread(target=lambda: heard.extend(asyncio.run(_listen(world, jobs))), daemon=True)
+    connected: set[int] = set()  # a client that was never in contact gives up at once, as it should
+    listening = threading.Thread(target=lambda: heard.extend(asyncio.run(_listen(world, jobs, connected))), daemon=True)
     listening.start()
+    world.until(lambda: len(connected) == COUNT, 60, "not all sockets were opened")
     for _ in range(2):
         world.pass_time(dice.uniform(0.5, 2))
         world.kill("service")
@@ -38,10 +40,15 @@ def _seqs(world: World, job_id: str) -> list[int]:
     return [seq for (seq,) in world.rows("SELECT seq FROM events WHERE job_id = ? ORDER BY seq", job_id)]
 
 
-async def _listen(world: World, jobs: list[str]) -> list[tuple[str, list[int]]]:
+async def _listen(world: World, jobs: list[str], connected: set[int]) -> list[tuple[str, list[int]]]:
     async with AsyncClient(world.settings.address, patience_s=120) as client:
 
-        async def one(job_id: str) -> tuple[str, list[int]]:
-            return job_id, [seq async for seq, _ in client.events(job_id) if seq is not None]
+        async def one(number: int) -> tuple[str, list[int]]:
+            job_id, heard = jobs[number % len(jobs)], []
+            async for seq, _ in client.events(job_id):
+                connected.add(number)
+                if seq is not None:
+                    heard.append(seq)
+            return job_id, heard
 
-        return await asyncio.gather(*(one(jobs[number % len(jobs)]) for number in range(COUNT)))
+        return await asyncio.gather(*(one(number) for number in range(COUNT)))
