@@ -17,7 +17,7 @@ import pytest
 IS_LONG = os.environ.get("FAULTS") == "long"
 SIZES = {
     # row: (make faults-ci, make faults)
-    "kills": (60, 1000),
+    "kills": (30, 500),  # of two pairs each
     "seams": (12, 250),
     "real": (8, 100),
     "frozen": (5, 100),
@@ -28,7 +28,7 @@ SIZES = {
     "children": (1, 20),
     "cancel": (1, 20),
     "sockets": (1, 10),
-    "recovery": (2, 30),
+    "recovery": (1, 20),  # of two lost runners each
 }
 """Schedules of each row: in CI, in the long run."""
 

@@ -17,7 +17,11 @@ ROOT = Path(__file__).parents[2]
 REPORT = ROOT / "docs" / "faults-report.md"
 ROWS = {
     # row: (file, -k, what is done)
-    "kills": ("test_kills.py", "any_two", "SIGKILL of two of service, runner, child, zygote, Redis; fake trainer"),
+    "kills": (
+        "test_kills.py",
+        "any_two",
+        "SIGKILL of two random pairs: service, runner, child, zygote, Redis; fake trainer",
+    ),
     "seams": ("test_kills.py", "seam", "SIGKILL at named seams of service, runner and child; fake trainer"),
     "real": ("test_real.py", "", "SIGKILL of two processes; real trainer"),
     "frozen": ("test_transport.py", "stands_still", "SIGSTOP past the lease, also with the child writing on"),

@@ -10,6 +10,7 @@ TARGETS = ("service", "runner", "child", "zygote", "redis")
 
 @schedules("kills")
 def test_nothing_is_lost_when_any_two_processes_are_killed(worlds, seed) -> None:
+    """A pair, and then another pair."""
     dice = random.Random(seed)
     world = worlds.get()
     for member in world.members:
@@ -24,13 +25,14 @@ def test_nothing_is_lost_when_any_two_processes_are_killed(worlds, seed) -> None
     for number in range(dice.randint(2, 3)):
         spec = world.spec(
             dice.randrange(10**9),
-            steps=dice.randint(20, 80),
+            steps=dice.randint(20, 150),
             save_steps=dice.randint(2, 10),
             logging_steps=dice.randint(1, 4),
         )
         schedule.append((dice.uniform(0, 0.5) * number, lambda spec=spec: world.submit_surely(spec)))
-    for target in dice.choices(TARGETS, k=2):
-        schedule.append((dice.uniform(0, 1.6), lambda target=target: kill(target)))
+    for begin_s in (0.0, 1.2):
+        for target in dice.choices(TARGETS, k=2):
+            schedule.append((begin_s + dice.uniform(0, 1.2), lambda target=target: kill(target)))
     world.run(schedule)
     worlds.check(seed, killed=killed)
 
