@@ -60,7 +60,6 @@ class Worlds:
         """Let the world settle and judge it."""
         world = self._world
         assert world is not None
-        kills_before = len(world.kills)
         try:
             took = world.settle()
             wrong = invariants.check(world)
@@ -68,7 +67,7 @@ class Worlds:
             plan.note(seed, violations=[str(error).partition("\n")[0]])
             self.throw_away()
             raise
-        plan.note(seed, settled_s=round(took, 3), kills=kills_before, violations=wrong, **facts)
+        plan.note(seed, settled_s=round(took, 3), violations=wrong, **facts)
         if wrong:
             what = "\n".join(wrong)
             said = world.describe()

@@ -376,15 +376,15 @@ class Machine(RuleBasedStateMachine):
 
     def _heal(self) -> None:
         """Nothing gets lost any more, runners do their work: within so many rounds everything has ended."""
-        for runner in self.runners.values():
-            if not runner.alive:
-                runner.come_back()
+        if not any(runner.alive for runner in self.runners.values()):
+            self.runners["a"].come_back()  # who is dead beside one that lives stays dead: its jobs must go on there
+        alive = [runner for runner in self.runners.values() if runner.alive]
         for _ in range(80):
             self.clock.now += 1.0
             for record in list(self.recorder.live.values()):
                 if record.status == "paused":
                     self._run(self.recorder.record([_resume(record)]))
-            for runner in self.runners.values():
+            for runner in alive:
                 runner.do_all()
                 runner.report()
             while self.bus.said:
@@ -392,8 +392,9 @@ class Machine(RuleBasedStateMachine):
             self._run(self.recorder._listen())
             self._run(self.reconciler.run())
             for name, wish in self.bus.take_wishes():
-                self.runners[name].obey(wish)
-            if not self.recorder.live and not any(runner.held for runner in self.runners.values()):
+                if self.runners[name].alive:
+                    self.runners[name].obey(wish)
+            if not self.recorder.live and not any(runner.held for runner in alive):
                 return
         raise AssertionError(
             f"not at its end: {list(self.recorder.live.values())}, "
