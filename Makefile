@@ -12,10 +12,10 @@ PIP_FLAGS ?=
 SHARED ?= -n 2 --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help install vendor demo up test test-slow check bench screenshots docs clean
+.PHONY: help install vendor demo up test test-slow check faults-ci faults bench screenshots docs clean
 
 help:  ## print this
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{printf "  make %-9s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
 
 install: $(VENV)/.installed vendor-if-npm  ## create .venv with everything: service, runner, test tools
 
@@ -66,6 +66,17 @@ static:
 	$(BIN)/ruff check --quiet .
 	$(BIN)/mypy --no-error-summary
 	$(BIN)/lint-imports > $(VENV)/imports.log || { cat $(VENV)/imports.log; exit 1; }
+
+FAULTS_APART := $(addprefix tests/faults/test_,kills.py disk.py children.py recovery.py machine.py)
+
+faults-ci: install  ## kill, freeze, flush, cut and fill what there is, some minutes; SEED=n repeats a run
+	@seed=$${SEED:-$$$$}; export SEED=$$seed; echo "SEED=$$seed"; \
+	$(BIN)/python -m pytest -m faults -q $(FAULTS_APART) & first=$$!; \
+	$(BIN)/python -m pytest -m faults -q tests/faults $(FAULTS_APART:%=--ignore=%); second=$$?; \
+	wait $$first && exit $$second  # two at once: much of the time they wait
+
+faults: install  ## the long set of the same, some hours; writes docs/faults-report.md
+	$(BIN)/python tests/faults/report.py
 
 bench: install  ## time the product against named baselines (needs wrk); writes docs/benchmarks.md
 	$(BIN)/python -m pip install --disable-pip-version-check --quiet $(PIP_FLAGS) -e ".[bench]"

@@ -3,5 +3,5 @@
 Read in this order. The work: `journal` · `work` · `staging` · `images` · `lines` · `rows` · `arrow_rows` · `sam2` ·
 `training` · `exporters` · `recipes` (one file a kind). The runner around it: `processes` · `devices` · `oom` ·
 `doorbell` · `forks` · `survivors` · `child` · `follower` · `zygote` · `forker` · `attempts` · `publisher` ·
-`reporter` · `supervisor` · `intake` · `worker` · `health`. torch is imported below `zygote` only.
+`reporter` · `pulse` · `supervisor` · `intake` · `worker` · `health`. torch is imported below `zygote` only.
 """

@@ -4,6 +4,7 @@ Run as a program (`python -m gpu_runner.child`) it is the same with a fresh inte
 run Python after a fork.
 """
 
+import contextlib
 import os
 import re
 import sys
@@ -52,7 +53,8 @@ def run(assignment: Assignment, doorbell: int) -> int:
     except Stopped:
         return 0
     except Exception as error:
-        traceback.print_exc()
+        with contextlib.suppress(OSError):  # the log may lie on the disk that is full
+            traceback.print_exc()
         if stop.wanted != "cancel":  # what breaks while it is being cancelled is cancelled
             reason, detail = explain(error)
             work.journal.state(events.JobFailed, reason=reason, detail=detail)
@@ -115,6 +117,7 @@ def _work(assignment: Assignment, doorbell: int, stop: Stop) -> Work[Any]:
         journal=Journal(root, folder, start.job_id, doorbell),
         stop=stop,
         settings=settings,
+        recorded=start.recorded,
     )
 
 

@@ -5,6 +5,7 @@ The child writes it through `Journal`; when the child is gone the supervisor add
 grew", a line with JSON on it is a `job.progressed`, which is not journalled.
 """
 
+import contextlib
 import math
 import os
 import time
@@ -20,6 +21,7 @@ from jobs.paths import AttemptFolder, DataRoot
 
 PROGRESS_EVERY_S = 0.25
 _BLOCK_BYTES = 1 << 16
+_BALLAST_BYTES = 1 << 16
 
 
 class Journal:
@@ -30,6 +32,8 @@ class Journal:
         self._envelope: dict[str, Any] = {"job_id": job_id, "attempt": folder.number}
         self._file = os.open(folder.journal, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
         self._n = count_lines(folder.journal)
+        self._ballast = folder.ballast
+        _take_room(folder.ballast)
         self._doorbell = doorbell
         self._progress_at = -math.inf
         self._phase: str | None = None
@@ -97,6 +101,15 @@ class Journal:
             total_epochs=total_epochs,
         )
 
+    @property
+    def lines(self) -> int:
+        """How many lines it has, which is the `n` of the last one."""
+        return self._n
+
+    def repeat(self, event: Event) -> None:
+        """Say again, as this attempt's, what an earlier one said."""
+        self._append(msgspec.structs.replace(event, n=self._n + 1, **self._envelope))
+
     def resumed(self, step: int) -> None:
         """A later attempt goes on from this step; what earlier ones logged beyond it is void."""
         self._write(events.TrainingResumed, step=step)
@@ -138,8 +151,13 @@ class Journal:
         self._write(events.ArtifactCreated, kind=kind, path=self._root.name_of(path), bytes=size_bytes, sha256=sha256)
 
     def state(self, kind: type[Event], /, **fields: Any) -> None:
-        """A change of the job's state: started, paused, completed, failed. On the disk when this returns."""
-        self._write(kind, **fields)
+        """A change of the job's state: started, paused, completed, failed. On the disk when this returns, also when
+        that is full: then the ballast makes room."""
+        try:
+            self._write(kind, **fields)
+        except OSError:
+            self._ballast.unlink(missing_ok=True)
+            self._write(kind, **fields)
         self.sync()
 
     def sync(self) -> None:
@@ -147,8 +165,10 @@ class Journal:
         os.fsync(self._file)
 
     def _write(self, kind: type[Event], /, **fields: Any) -> None:
-        line = events.encode(kind(at=_now(), n=self._n + 1, **self._envelope, **fields)) + b"\n"
-        _append_whole(self._file, line)
+        self._append(kind(at=_now(), n=self._n + 1, **self._envelope, **fields))
+
+    def _append(self, event: Event) -> None:
+        _append_whole(self._file, events.encode(event) + b"\n")
         self._n += 1
         self._ring(b"\n")
 
@@ -168,6 +188,7 @@ def append_last(folder: AttemptFolder, event: Event) -> int:
 
     Returns the journal's last `n`. Nothing is added to a journal that has ended already. Raises OSError.
     """
+    folder.ballast.unlink(missing_ok=True)  # the room it took is for this line
     folder.folder.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(folder.journal, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
     try:
@@ -180,6 +201,16 @@ def append_last(folder: AttemptFolder, event: Event) -> int:
     finally:
         os.close(descriptor)
     return n
+
+
+def _take_room(ballast: Path) -> None:
+    """Where there is none the journal's own lines will say so."""
+    with contextlib.suppress(OSError):
+        descriptor = os.open(ballast, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            os.posix_fallocate(descriptor, 0, _BALLAST_BYTES)
+        finally:
+            os.close(descriptor)
 
 
 def has_ended(path: Path) -> bool:

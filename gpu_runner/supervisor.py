@@ -19,9 +19,11 @@ from gpu_runner.doorbell import Doorbell
 from gpu_runner.forker import Child, Ending, Forker, NotStarted
 from gpu_runner.oom import OomKills
 from gpu_runner.publisher import Publisher
+from gpu_runner.pulse import Pulse
 from jobs import events
 from jobs.errors import FailureReason
 from jobs.events import Device, Event
+from jobs.specs import Slot
 
 log = structlog.get_logger()
 
@@ -44,6 +46,7 @@ class Supervisor:
         recipes: str,
         devices: tuple[Device, ...],
         stop_grace_s: float,
+        hang_after_s: float,
         forker: Forker,
         publisher: Publisher,
         changed: Callable[[], None],
@@ -58,6 +61,7 @@ class Supervisor:
             for slot, count in device.slots.items()
         }
         self._stop_grace_s = stop_grace_s
+        self._hang_after_s = hang_after_s
         self._forker = forker
         self._publisher = publisher
         self._changed = changed
@@ -142,16 +146,37 @@ class Supervisor:
         Raises NotStarted or OSError when there is no child.
         """
         kills_before = self._oom_kills.count()
-        ring, progress = partial(self._publisher.ring, attempt), partial(self._publisher.progress, attempt)
+        pulse = Pulse(self._hang_after_s)
+
+        def ring() -> None:
+            pulse.beat()
+            self._publisher.ring(attempt)
+
+        def progress(line: bytes) -> None:
+            pulse.progress(line)
+            self._publisher.progress(attempt, line)
+
         with closing(Doorbell(ring, progress)) as doorbell:
             child = attempt.child = await self._fork(attempt, doorbell)
             log.info("attempt.started", job_id=attempt.job_id, attempt=attempt.number, pid=child.pid)
             if attempt.ending is not None:  # somebody asked while it was being forked
                 self._ask_to_end(attempt, child)
+            has_hung = attempt.slot is Slot.GPU and await self._feel(child, pulse)
             ending = await asyncio.shield(child.ended)
+        if has_hung and attempt.ending is None:
+            return _interrupted(attempt, f"it showed no sign of life for {pulse.limit_s:.0f} s")
         if ending.exit_code == -signal.SIGKILL and attempt.ending is None and self._oom_kills.explain_one(kills_before):
             return attempt.event(events.JobFailed, reason=FailureReason.OUT_OF_MEMORY, detail=_OUT_OF_MEMORY)
         return _last(attempt, _cause(ending))
+
+    async def _feel(self, child: Child, pulse: Pulse) -> bool:
+        """Return when the child ended; True when it had to be killed because its pulse stopped."""
+        while not child.ended.done():
+            await asyncio.wait([child.ended], timeout=pulse.look_every_s)
+            if not child.ended.done() and pulse.has_stopped():
+                self._forker.signal(child, signal.SIGKILL)
+                return True
+        return False
 
     async def _fork(self, attempt: Attempt, doorbell: Doorbell) -> Child:
         device = self._devices[attempt.device]

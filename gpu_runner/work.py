@@ -60,7 +60,8 @@ class Stop:
 class Work(Generic[SpecT]):
     """What a recipe gets: its spec, its folders, its device, and whom to tell.
 
-    `device` is `cpu` or `cuda:<index>`. `cores` is how many threads it may use.
+    `device` is `cpu` or `cuda:<index>`. `cores` is how many threads it may use. `recorded` is how many lines of the
+    journals of earlier attempts are recorded, as (attempt, lines).
     """
 
     job_id: str
@@ -73,3 +74,4 @@ class Work(Generic[SpecT]):
     journal: Journal
     stop: Stop
     settings: Settings
+    recorded: tuple[tuple[int, int], ...] = ()

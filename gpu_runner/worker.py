@@ -60,6 +60,7 @@ _QUEUED_AT_MOST_MS = 8 * 7 * 86_400_000
 _LOOK_AFTER_REDIS_S = 0.5
 _AFTER_GRACE_S = 5.0
 _FLUSH_S = 2.0
+_pack = msgspec.msgpack.Encoder(enc_hook=repr).encode  # arq packs its own exceptions: of a job that it gave up, say
 
 
 def preload(has_cuda: bool) -> tuple[str, ...]:
@@ -95,6 +96,7 @@ class Runner:
             recipes=recipes,
             devices=listed,
             stop_grace_s=settings.stop_grace_s,
+            hang_after_s=settings.hang_after_s,
             forker=self._forker,
             publisher=self._publisher,
             changed=self._reporter.changed,
@@ -199,7 +201,7 @@ class Runner:
             max_jobs=count,
             poll_delay=0.05,
             retry_jobs=False,
-            job_serializer=msgspec.msgpack.encode,
+            job_serializer=_pack,
             job_deserializer=msgspec.msgpack.decode,
             expires_extra_ms=_QUEUED_AT_MOST_MS,
         )
@@ -268,7 +270,7 @@ def _pool(url: str) -> ArqRedis:
         socket_connect_timeout=3,
         socket_timeout=10,
     )
-    pool.job_serializer, pool.job_deserializer = msgspec.msgpack.encode, msgspec.msgpack.decode
+    pool.job_serializer, pool.job_deserializer = _pack, msgspec.msgpack.decode
     pool.expires_extra_ms = _QUEUED_AT_MOST_MS
     return pool
 

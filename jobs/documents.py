@@ -158,6 +158,8 @@ def _spelled(info: types.Type) -> str:
             return " or ".join(_spelled(part) for part in parts)
         case types.VarTupleType(item_type=item):
             return f"list of {_spelled(item)}"
+        case types.TupleType(item_types=items):
+            return f"[{', '.join(map(_spelled, items))}]"
         case types.DictType(value_type=value):
             return f"object of {_spelled(value)}"
         case types.StructType(cls=kind):

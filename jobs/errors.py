@@ -256,7 +256,7 @@ class NotCompleted(TrainingError):
         self.job = job
 
 
-_DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+_DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # the last: a limit on the size of files
 
 
 def is_disk_full(error: BaseException | None) -> bool:

@@ -6,7 +6,7 @@
       uploads/<id>/<file>.zip
       datasets/<name>/   fingerprints/<sha256>.bin
       models/<name>/
-      jobs/<job>/attempt-<n>/{start.json, events.jsonl, output.log, checkpoints/step-<k>/}
+      jobs/<job>/attempt-<n>/{start.json, events.jsonl, ballast, output.log, checkpoints/step-<k>/}
       exports/<export>/{model/, <file>.zip}
       runners/<runner>/<job>.<attempt>.lock
 
@@ -229,6 +229,11 @@ class AttemptFolder:
     @property
     def journal(self) -> Path:
         return self.folder / "events.jsonl"
+
+    @property
+    def ballast(self) -> Path:
+        """Room for the journal's last line; nothing is in it."""
+        return self.folder / "ballast"
 
     @property
     def log(self) -> Path:

@@ -71,6 +71,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     stop_grace_s: Annotated[
         float, msgspec.Meta(gt=0), _says("Time a job gets to save and end before it is killed.")
     ] = 30.0
+    hang_after_s: Annotated[
+        float,
+        msgspec.Meta(gt=0),
+        _says("Silence after which work with a model counts as hung; twenty of its steps where those take longer."),
+    ] = 600.0
     max_attempts: Annotated[int, msgspec.Meta(ge=1), _says("Attempts a job gets before it fails.")] = 3
     sync_wait_s: Annotated[
         float, msgspec.Meta(ge=0), _says("How long a synchronous data route waits before it answers 202.")

@@ -44,7 +44,7 @@ def follow(record: JobRecord, event: Event, state: State, seq: int) -> JobRecord
         "interruptions": state.interruptions,
         "updated_at": event.at,
         "last_seq": seq,
-        "recorded_n": _recorded_n(record, event, state),
+        **_recorded(record, event, state),
         "pause_requested_at": record.pause_requested_at if state.pause_requested else None,
     }
     specific = _BY_TYPE.get(type(event))
@@ -62,10 +62,11 @@ def progress(record: JobRecord, event: events.JobProgressed) -> JobRecord:
     return _replaced(record, changes | _said(event, "epoch", "total_epochs", "phase"))
 
 
-def _recorded_n(record: JobRecord, event: Event, state: State) -> int:
-    if state.attempt != record.attempt:
-        return 0
-    return record.recorded_n if event.n is None else event.n
+def _recorded(record: JobRecord, event: Event, state: State) -> Changes:
+    n = record.recorded_n if event.n is None else event.n
+    if state.attempt == record.attempt:
+        return {"recorded_n": n}
+    return {"recorded_n": 0, "recorded_before": (*record.recorded_before, (record.attempt, n))}
 
 
 def _said(event: Event, *fields: str) -> Changes:

@@ -176,7 +176,7 @@ def _commands(job: JobRecord, view: RunnerView) -> Iterable[AnyCommand]:
     about: dict[str, Any] = {"job_id": job.job_id, "attempt": job.attempt}
     held = _held(job, view)
     if held is None:
-        yield commands.Start(spec=job.spec, device=job.device or "cpu", **about)
+        yield commands.Start(spec=job.spec, device=job.device or "cpu", recorded=job.recorded_before, **about)
     elif _is_behind(job, view):
         yield commands.Resend(from_n=job.recorded_n + 1, **about)
     if held is not None and held.state == "finished":  # it must be reported until its last line is recorded

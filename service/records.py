@@ -40,7 +40,8 @@ class Interest(msgspec.Struct, frozen=True, kw_only=True):
 class JobRecord(Record, frozen=True, kw_only=True):
     """Everything known of one job.
 
-    `recorded_n` is the last journal line recorded of the present attempt, `last_seq` the job's last event,
+    `recorded_n` is the last journal line recorded of the present attempt, `recorded_before` that of each earlier one as
+    (attempt, line), `last_seq` the job's last event,
     `submitted_seq` its first one and so its place in the order of submission. `waiting_reason` says why a pending
     job waits. `notes` are sentences for the user. `running_since` is set while an attempt
     runs; of a placed job `reserved_bytes` of its device are kept for it, None is the whole device. `preempted_by` is
@@ -57,6 +58,7 @@ class JobRecord(Record, frozen=True, kw_only=True):
     attempt: int = 1
     interruptions: int = 0
     recorded_n: int = 0
+    recorded_before: tuple[tuple[int, int], ...] = ()
     started_at: datetime | None = None
     completed_at: datetime | None = None
     cancel_requested_at: datetime | None = None

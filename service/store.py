@@ -42,6 +42,7 @@ _UPSERT_JOB = """
 _INSERT_TAG = "INSERT OR IGNORE INTO tags (job_id, tag) VALUES (?, ?)"
 _INSERT_STEP = "INSERT OR IGNORE INTO data_steps (name, step, job_id) VALUES (?, ?, ?)"
 _VOID_POINTS = "DELETE FROM metrics WHERE job_id = ? AND attempt < ? AND step > ?"
+_VOID_CHECKPOINTS = "DELETE FROM checkpoints WHERE job_id = ? AND attempt < ?"
 _UPSERT_POINT = """
     INSERT OR REPLACE INTO metrics (job_id, series, step, attempt, epoch, value) VALUES (?, ?, ?, ?, ?, ?)
 """
@@ -181,6 +182,7 @@ def _statements(transaction: Transaction) -> Statements:
         outbox.enqueue(after=transaction.events[0].seq - 1 if transaction.events else None),
         (_INSERT_STEP, [(step.dataset, step.kind, step.job.job_id) for record in records for step in steps_of(record)]),
         (_VOID_POINTS, [(v.job_id, v.attempt, v.step) for v in transaction.voided]),
+        (_VOID_CHECKPOINTS, [(v.job_id, v.attempt) for v in transaction.voided]),
         (
             _UPSERT_POINT,
             [(p.job_id, p.series, p.step, p.attempt, p.epoch, p.value) for p in transaction.points.values()],

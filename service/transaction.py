@@ -40,7 +40,8 @@ class Point(msgspec.Struct, frozen=True):
 
 
 class Voided(msgspec.Struct, frozen=True):
-    """Points of attempts before `attempt` beyond `step` do not count any more."""
+    """Points of attempts before `attempt` beyond `step` do not count any more, nor do their checkpoints: what the
+    attempt goes on from it took over."""
 
     job_id: str
     attempt: int
@@ -189,6 +190,9 @@ class Transaction:
         for key, point in list(self.points.items()):
             if point.job_id == event.job_id and point.attempt < event.attempt and point.step > event.step:
                 del self.points[key]
+        for name, checkpoint in list(self.checkpoints.items()):
+            if checkpoint.job_id == event.job_id and checkpoint.attempt < event.attempt:
+                del self.checkpoints[name]
 
 
 def _is_next(record: JobRecord, said: Event | Line) -> bool:

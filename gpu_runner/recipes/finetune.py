@@ -7,7 +7,7 @@ import torch
 from msgspec.structs import replace
 
 from gpu_runner.rows import Rows, open_rows
-from gpu_runner.training import checkpoints, counting, device, models, ranks, run_state, trainable
+from gpu_runner.training import checkpoints, counting, device, inheritance, models, ranks, run_state, trainable
 from gpu_runner.training.adapters import parameters_by_part
 from gpu_runner.training.checkpoints import Checkpoint
 from gpu_runner.training.device import Compute
@@ -38,7 +38,7 @@ def follow(work: Work[FinetuneSpec], crew: Ranks) -> None:
         config = work.spec.config
         run_state.seed_everything(config.seed)
         training = open_rows(work.root, config.train_data_path)
-        begin = checkpoints.newest_verified(work.root, work.job_id)
+        begin = _given(crew)
         loaded = _load(work, _compute(work), begin or _continued_from(work))
         loop = TrainingLoop(
             work=work,
@@ -53,6 +53,12 @@ def follow(work: Work[FinetuneSpec], crew: Ranks) -> None:
         loop.follow()
 
 
+def _given(crew: Ranks) -> Checkpoint | None:
+    """The checkpoint that rank 0 goes on from; it moves those of earlier attempts, so nobody else may look for it."""
+    folder = crew.given_by_first(None)
+    return checkpoints.verify(folder) if folder is not None else None
+
+
 def _finetune(work: Work[FinetuneSpec], crew: Ranks) -> FinetuneResult:
     config = work.spec.config
     work.journal.phase("loading")
@@ -61,9 +67,8 @@ def _finetune(work: Work[FinetuneSpec], crew: Ranks) -> FinetuneResult:
     training = open_rows(work.root, config.train_data_path)
     validation = open_rows(work.root, config.val_data_path) if config.val_data_path else None
 
-    resumed = checkpoints.newest_verified(work.root, work.job_id)
-    if work.attempt > 1:
-        work.journal.resumed(resumed.step if resumed else 0)
+    resumed = inheritance.take_over(work)
+    crew.given_by_first(resumed.folder if resumed else None)
     loaded = _load(work, compute, resumed or _continued_from(work))
     encoder = loaded.encoder(_max_length(work, loaded), config.max_pixels)
     measured = Validation(validation, encoder, work.root, config.batch_size) if validation else None

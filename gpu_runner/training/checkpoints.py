@@ -6,6 +6,7 @@ loop below its own attempt; read by later attempts, evaluation and export. No to
 """
 
 import hashlib
+import math
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -24,6 +25,9 @@ from jobs.paths import DataRoot
 MANIFEST = "MANIFEST.json"
 FEWEST_KEPT = 2  # so that a broken newest one still leaves a good one
 
+OnRemoval = Callable[[int, Path], None]
+"""Gets the step and the folder of a checkpoint that goes."""
+
 
 class File(msgspec.Struct, frozen=True, kw_only=True):
     """One file of a checkpoint; `path` is relative to its folder."""
@@ -37,6 +41,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     """What a checkpoint is and which bytes it consists of. `model_name` is the base model as the client named it.
 
     `judged_by` is the metric that tells a job's best checkpoint, `bits` are those of the base with method qlora.
+    `attempt` wrote it, when its journal had so many `lines`.
     """
 
     job_id: str
@@ -48,6 +53,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     judged_by: str = "eval_loss"
     higher_is_better: bool = False
     bits: Literal[4, 8] = 4
+    lines: int = 0
     files: tuple[File, ...] = ()
 
 
@@ -141,7 +147,7 @@ def to_continue(root: DataRoot, job_id: str, step: int | None) -> Checkpoint:
 
 
 def _of_step(root: DataRoot, job_id: str, step: int) -> Checkpoint:
-    folders = _of_all_attempts(root, job_id)
+    folders = _of_attempts(root, job_id)
     found = next((found for folder in folders if _step_of(folder) == step and (found := verify(folder))), None)
     if found is None:
         whole = ", ".join(str(each) for each in sorted({_step_of(folder) for folder in folders if verify(folder)}))
@@ -161,58 +167,92 @@ def best_folder(root: DataRoot, job_id: str) -> Path | None:
     """The checkpoint with the best value of what the job is judged by, verified or not; of equal ones the newest.
     None when none was evaluated."""
     values: dict[Path, float] = {}
-    for folder in _of_all_attempts(root, job_id):
+    for folder in _of_attempts(root, job_id):
         manifest = _read_manifest(folder)
         if manifest is not None and manifest.judged_by in manifest.metrics:
             value = manifest.metrics[manifest.judged_by]
             values[folder] = value if manifest.higher_is_better else -value
-    return max(values, key=values.__getitem__, default=None)
+    return max(values, key=lambda folder: (values[folder], _step_of(folder)), default=None)
 
 
 def newest_verified(root: DataRoot, job_id: str) -> Checkpoint | None:
     """The checkpoint of the highest step over all attempts that verifies; broken ones are passed over."""
-    return next((found for found in map(verify, _of_all_attempts(root, job_id)) if found is not None), None)
+    return next((found for found in map(verify, _of_attempts(root, job_id)) if found is not None), None)
 
 
-def rotate(parent: Path, keep: int, best: Path | None) -> list[tuple[int, Path]]:
+def rotate(parent: Path, keep: int, best: Path | None, before_removal: OnRemoval) -> None:
     """Remove the oldest checkpoints of one attempt beyond `keep`, but never the best, nor one that is needed to have
     two that verify.
 
-    Folders without a readable manifest don't count and are left alone. Returns (step, folder) of what is gone.
+    Folders without a readable manifest don't count and are left alone. `before_removal` hears of each one while it is
+    still there: whoever dies in between must not leave one that is listed and gone.
     """
     complete = [folder for folder in sorted(_step_folders(parent), key=_step_of) if _read_manifest(folder)]
     spare = complete[: -max(FEWEST_KEPT, keep)]
     if not spare:
-        return []  # the common case costs no hashing
+        return  # the common case costs no hashing
     needed = islice((folder for folder in reversed(complete) if verify(folder)), FEWEST_KEPT)
     kept = {best, *needed}
-    return _remove([folder for folder in spare if folder not in kept])
+    _remove([folder for folder in spare if folder not in kept], before_removal)
 
 
-def rotate_earlier(root: DataRoot, job_id: str, attempt: int, best: Path | None) -> list[tuple[int, Path]]:
-    """Remove what earlier attempts left, but never the best, nor a whole one that is needed to have two in all.
+def take_over(root: DataRoot, job_id: str, attempt: int) -> list[Checkpoint]:
+    """Move into an attempt's own folder what it needs of earlier ones: the two newest whole ones, and the best.
 
-    Returns (step, folder) of what is gone.
+    Newest first. An earlier attempt that is still at work cannot remove what was moved.
     """
     own = root.attempt(job_id, attempt).checkpoints
-    complete = [folder for folder in _of_all_attempts(root, job_id) if _read_manifest(folder)]
-    earlier = [folder for folder in complete if folder.parent != own]
-    missing = max(0, FEWEST_KEPT - (len(complete) - len(earlier)))
-    needed = islice((folder for folder in earlier if verify(folder)), missing)
-    kept = {best, *needed}
-    return _remove([folder for folder in earlier if folder not in kept])
+    own.mkdir(parents=True, exist_ok=True)
+    best = best_folder(root, job_id)
+    taken: list[Checkpoint] = []
+    for folder in _of_attempts(root, job_id, before=attempt):
+        if len(taken) < FEWEST_KEPT or folder == best:
+            moved = _moved(folder, own)
+            taken += [moved] if moved else []
+    return taken
 
 
-def _remove(folders: list[Path]) -> list[tuple[int, Path]]:
+def discard_earlier(root: DataRoot, job_id: str, attempt: int, before_removal: OnRemoval) -> None:
+    """Remove what earlier attempts left, once this one has what it needs; nothing of a later one, which may be there.
+
+    What was killed before its manifest was written was never listed: it goes in silence.
+    """
+    earlier = _of_attempts(root, job_id, before=attempt)
+    _remove([folder for folder in earlier if _read_manifest(folder)], before_removal)
+    for folder in earlier:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _moved(folder: Path, parent: Path) -> Checkpoint | None:
+    """A whole checkpoint in its new place; None for one that is broken, or that went meanwhile."""
+    found = verify(folder)
+    if found is None:
+        return None
+    target = parent / folder.name
+    try:
+        folder.rename(target)
+    except OSError:  # removed meanwhile, or the same step of another attempt came first
+        return None
+    _sync_folder(parent)
+    # Whoever removes one takes its manifest first: with it in its new place the rest is there too.
+    return Checkpoint(target, found.manifest) if _read_manifest(target) else None
+
+
+def _remove(folders: list[Path], before_removal: OnRemoval) -> None:
     for folder in folders:
-        (folder / MANIFEST).unlink()  # first, so that a half-removed one never counts
-        shutil.rmtree(folder)
-    return [(_step_of(folder), folder) for folder in folders]
+        before_removal(_step_of(folder), folder)
+        try:
+            (folder / MANIFEST).unlink()  # first, so that a half-removed one never counts
+        except FileNotFoundError:  # a later attempt took it over
+            continue
+        shutil.rmtree(folder, ignore_errors=True)
 
 
-def _of_all_attempts(root: DataRoot, job_id: str) -> list[Path]:
-    """The checkpoint folders of a job, whole or not, of the highest step first; of equal steps the newest attempt's."""
-    folders = [folder for attempt in root.attempts(job_id) for folder in _step_folders(attempt.checkpoints)]
+def _of_attempts(root: DataRoot, job_id: str, before: float = math.inf) -> list[Path]:
+    """The checkpoint folders of a job's attempts, or of those before one, whole or not, of the highest step first; of
+    equal steps the newest attempt's."""
+    attempts = [attempt for attempt in root.attempts(job_id) if attempt.number < before]
+    folders = [folder for attempt in attempts for folder in _step_folders(attempt.checkpoints)]
     return sorted(folders, key=_step_of, reverse=True)
 
 

@@ -78,6 +78,7 @@ class TrainingLoop:
         if begin is not None:
             self.state.restore(begin.state, self._optimisation)
             self.plan = self.plan.with_at_once(self.state.at_once)
+            self._find_best()
         self._optimisation.begin_alike()
         curves = Curves(work.folder.tensorboard) if self._config.tensorboard and ranks.rank == 0 else None
         self._report = RunLog(work.journal, curves, self.plan, loaded.compute, self.state.step)
@@ -225,6 +226,15 @@ class TrainingLoop:
             self._said.add(code)
             self._report.note(message, code)
 
+    def _find_best(self) -> None:
+        """The best checkpoint of earlier attempts was taken over with the newest ones, if it was whole."""
+        best = self.state.best_checkpoint
+        folder = self._work.folder.checkpoints / Path(best).name if best else None
+        if folder is not None and folder.exists():
+            self.state.best_checkpoint = self._name_of(folder)
+        else:
+            self.state.best_checkpoint = self.state.best_saved = None
+
     def _is_due(self, every: int) -> bool:
         return self.state.step % every == 0 or self._is_last()
 
@@ -296,6 +306,7 @@ class TrainingLoop:
         name = self._name_of(folder / f"step-{self.state.step}")
         self.state.note_checkpoint(name, self._goal, self._goal.value_in(kept))
         self._report.phase("saving")
+        self._report.sync()  # the manifest counts the journal's lines
         self.checkpoint = checkpoints.write(folder, self._manifest(kept), self._fill, self._report.sync)
         self._report.checkpoint(self.checkpoint)
         self._is_save_due = False
@@ -305,10 +316,12 @@ class TrainingLoop:
     def _rotate(self) -> None:
         work, best = self._work, self.state.best_checkpoint
         best_folder = work.root.path_of(best) if best else None
-        removed = checkpoints.rotate(work.folder.checkpoints, self._config.save_total_limit, best_folder)
-        removed += checkpoints.rotate_earlier(work.root, work.job_id, work.attempt, best_folder)
-        for step, folder in removed:
-            self._report.checkpoint_removed(step, folder)
+        checkpoints.rotate(work.folder.checkpoints, self._config.save_total_limit, best_folder, self._say_gone)
+        checkpoints.discard_earlier(work.root, work.job_id, work.attempt, self._say_gone)
+
+    def _say_gone(self, step: int, folder: Path) -> None:
+        self._report.checkpoint_removed(step, folder)
+        self._report.sync()
 
     def _fill(self, checkpoint: Checkpoint) -> None:
         """Write the files of a checkpoint."""
@@ -330,6 +343,7 @@ class TrainingLoop:
             judged_by=self._goal.metric,
             higher_is_better=self._goal.higher_is_better,
             bits=self._config.qlora_bits,
+            lines=self._work.journal.lines,
         )
 
     def _save_unscored(self) -> None:

@@ -112,6 +112,30 @@ def test_a_line_the_disk_has_no_room_for_is_not_there_at_all(root, folder, monke
     assert [(event.n, event.phase) for event in read(folder)] == [(1, "before"), (2, "after")]
 
 
+def test_on_a_full_disk_the_ballast_makes_room_for_the_last_words(root, folder, monkeypatch) -> None:
+    writer = Journal(root, folder, "job")
+    write = os.write
+
+    def full(descriptor: int, data: bytes) -> int:
+        if folder.ballast.exists():
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return write(descriptor, data)
+
+    monkeypatch.setattr(os, "write", full)
+    with pytest.raises(OSError, match="No space"):
+        writer.phase("training")
+    writer.state(events.JobFailed, reason=FailureReason.DISK_FULL, detail="Free some space.")
+    assert [line.n for line in map(events.decode_event, folder.journal.read_bytes().splitlines())] == [1]
+    assert has_ended(folder.journal)
+
+
+def test_the_runner_has_that_room_too_and_nothing_of_it_stays(root, folder) -> None:
+    Journal(root, folder, "job")
+    assert folder.ballast.stat().st_blocks * 512 >= 1 << 16
+    append_last(folder, events.JobInterrupted(job_id="job", attempt=1, at=datetime.now(UTC), cause="killed"))
+    assert not folder.ballast.exists()
+
+
 def test_the_last_line_is_added_once_with_its_number(root, folder) -> None:
     Journal(root, folder, "job").phase("loading")
     assert append_last(folder, interrupted()) == 2

@@ -101,6 +101,18 @@ class _Counter:
         return f"oom 0\noom_kill {self._kills}\n"
 
 
+async def test_work_with_a_model_that_hangs_is_killed_and_interrupted(settings, listening_to, running) -> None:
+    impatient = msgspec.structs.replace(settings, hang_after_s=1.0)
+    async with listening_to(impatient) as front, running(impatient):
+        await front.until(lambda: front.reports)
+        hung = await front.start("hang", slot="gpu")
+        slow = await front.start("sleep=8")  # without a model nobody feels its pulse
+        ended = await front.end(hung)
+        assert isinstance(ended, events.JobInterrupted)
+        assert "no sign of life for 6 s" in ended.cause, "twenty steps of 0.3 s are longer than a second"
+        assert isinstance(await front.end(slow), events.JobCompleted)
+
+
 async def test_a_cancel_ends_a_running_job_and_leaves_no_process(front) -> None:
     job_id = await front.start("sleep")
     await front.event(job_id, events.PhaseEntered)

@@ -45,6 +45,15 @@ def sleep(work: Work[Any], seconds: str) -> Result:
     return RESULT
 
 
+def hang(work: Work[Any], _: str) -> Result:
+    """Takes two steps, then nothing but a signal ends it."""
+    work.journal.progress(1, 100)
+    time.sleep(0.3)
+    work.journal.progress(2, 100)
+    time.sleep(600)
+    return RESULT
+
+
 def keep(work: Work[Any], _: str) -> Result:
     """Saves its state when its runner stops."""
     work.journal.phase("keeping")

@@ -29,6 +29,17 @@ def save(
     return checkpoints.write(parent, manifest, fill, lambda: None)
 
 
+class Gone:
+    """Hears of removals, each of them while the checkpoint is still there (found by SEED=362447-kills-28)."""
+
+    def __init__(self) -> None:
+        self.steps: list[int] = []
+
+    def __call__(self, step: int, folder: Path) -> None:
+        assert checkpoints.verify(folder) or (folder / MANIFEST).exists()
+        self.steps.append(step)
+
+
 def folder_of(root: DataRoot, attempt: int) -> Path:
     return root.attempt("job", attempt).checkpoints
 
@@ -137,15 +148,16 @@ def test_a_job_without_a_whole_checkpoint_is_refused(root: DataRoot) -> None:
 def test_rotation_keeps_the_newest_and_the_best(tmp_path: Path) -> None:
     for step in (1, 2, 3, 4, 5):
         save(tmp_path, step)
-    gone = checkpoints.rotate(tmp_path, 2, best=tmp_path / "step-2")
-    assert [step for step, _ in gone] == [1, 3]
+    gone = Gone()
+    checkpoints.rotate(tmp_path, 2, tmp_path / "step-2", gone)
+    assert gone.steps == [1, 3]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step-2", "step-4", "step-5"]
 
 
 def test_rotation_never_leaves_fewer_than_two(tmp_path: Path) -> None:
     for step in (1, 2, 10):
         save(tmp_path, step)
-    checkpoints.rotate(tmp_path, 1, best=None)
+    checkpoints.rotate(tmp_path, 1, None, Gone())
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step-10", "step-2"]
 
 
@@ -154,29 +166,47 @@ def test_rotation_never_leaves_fewer_than_two_that_verify(tmp_path: Path) -> Non
         save(tmp_path, step)
     for step in (3, 4):
         (tmp_path / f"step-{step}" / "state.pt").write_bytes(b"torn!")
-    gone = checkpoints.rotate(tmp_path, 2, best=None)
-    assert [step for step, _ in gone] == [1, 3]
+    gone = Gone()
+    checkpoints.rotate(tmp_path, 2, None, gone)
+    assert gone.steps == [1, 3]
     assert sorted(path.name for path in tmp_path.iterdir() if checkpoints.verify(path)) == ["step-2", "step-5"]
 
 
-def test_checkpoints_of_earlier_attempts_go_once_two_newer_ones_are_there(root: DataRoot) -> None:
-    best = save(folder_of(root, 1), 1, loss=0.5).folder
-    for step in (2, 3):
+def test_a_later_attempt_takes_over_the_best_and_two_whole_ones_and_the_rest_goes(root: DataRoot) -> None:
+    save(folder_of(root, 1), 1, loss=0.5)
+    for step in (2, 3, 4):
         save(folder_of(root, 1), step)
-    save(folder_of(root, 1), 4).state.write_bytes(b"torn!")
-    save(folder_of(root, 2), 4, attempt=2)
-    gone = checkpoints.rotate_earlier(root, "job", 2, best)
-    assert [step for step, _ in gone] == [4, 2], "a whole one stays while this attempt has only one"
-    save(folder_of(root, 2), 5, attempt=2)
-    assert [step for step, _ in checkpoints.rotate_earlier(root, "job", 2, best)] == [3]
-    assert best.exists()
+    save(folder_of(root, 1), 5).state.write_bytes(b"torn!")
+    (save(folder_of(root, 1), 6).folder / MANIFEST).unlink()
+    taken = checkpoints.take_over(root, "job", 2)
+    assert [checkpoint.step for checkpoint in taken] == [4, 3, 1]
+    assert all(checkpoints.verify(checkpoint.folder) == checkpoint for checkpoint in taken)
+    assert {checkpoint.folder.parent for checkpoint in taken} == {folder_of(root, 2)}
+    gone = Gone()
+    checkpoints.discard_earlier(root, "job", 2, gone)
+    assert gone.steps == [5, 2], "what never had a manifest was never listed"
+    assert list(folder_of(root, 1).iterdir()) == []
+
+
+def test_an_attempt_that_goes_on_meanwhile_cannot_remove_what_was_taken_over(root: DataRoot) -> None:
+    """Found by SEED=83085-frozen-3: both rotated the same folders, and the later attempt failed."""
+    for step in (1, 2, 3):
+        save(folder_of(root, 1), step)
+    seen_by_the_old_one = [(step, folder_of(root, 1) / f"step-{step}") for step in (1, 2, 3)]
+    taken = checkpoints.take_over(root, "job", 2)
+    checkpoints._remove([folder for _, folder in seen_by_the_old_one], lambda _, __: None)
+    checkpoints.discard_earlier(root, "job", 1, Gone())  # found by SEED=83085-frozen-5: later ones are not earlier
+    assert [checkpoint.step for checkpoint in taken] == [3, 2]
+    assert all(checkpoints.verify(checkpoint.folder) for checkpoint in taken)
 
 
 def test_an_incomplete_checkpoint_does_not_count_in_rotation(tmp_path: Path) -> None:
     for step in (1, 2, 3):
         save(tmp_path, step)
     (tmp_path / "step-3" / MANIFEST).unlink()
-    assert checkpoints.rotate(tmp_path, 2, best=None) == []
+    gone = Gone()
+    checkpoints.rotate(tmp_path, 2, None, gone)
+    assert gone.steps == []
 
 
 def test_what_is_continued_is_the_best_of_a_completed_job_and_the_newest_of_any_other(root: DataRoot) -> None:

@@ -1,0 +1,57 @@
+"""How many schedules of each row, with which seeds, and what came of them.
+
+`SEED=7` repeats a run, `SEED=7-kills-12` one schedule of it. `FAULTS=long` takes the long set, `FAULTS_<ROW>=n` another
+number. What is decided at random comes from the seed; how processes interleave does not, so a replay is another roll
+of nearly the same dice.
+"""
+
+import json
+import os
+import random
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+IS_LONG = os.environ.get("FAULTS") == "long"
+SIZES = {
+    # row: (make faults-ci, make faults)
+    "kills": (30, 500),  # of two pairs each
+    "seams": (12, 250),
+    "real": (8, 100),
+    "frozen": (5, 100),
+    "redis": (5, 100),
+    "copies": (5, 100),
+    "disk": (5, 50),
+    "network": (5, 50),
+    "children": (1, 20),
+    "cancel": (1, 20),
+    "sockets": (1, 10),
+    "recovery": (1, 20),  # of two lost runners each
+}
+"""Schedules of each row: in CI, in the long run."""
+
+_given = os.environ.get("SEED", "")
+BASE = _given.partition("-")[0] or str(random.SystemRandom().randrange(10**6))
+RESULTS = os.environ.get("FAULTS_RESULTS")
+"""A file that gets a line of JSON for every schedule."""
+
+
+def count(row: str) -> int:
+    return int(os.environ.get(f"FAULTS_{row.upper()}") or SIZES[row][IS_LONG])
+
+
+def schedules(row: str) -> pytest.MarkDecorator:
+    """Parametrises a test by the seeds of a row."""
+    seeds = [f"{BASE}-{row}-{number}" for number in range(count(row))]
+    if _given.count("-") == 2:
+        seeds = [_given] if _given.split("-")[1] == row else []
+    return pytest.mark.parametrize("seed", seeds)
+
+
+def note(seed: str, **facts: Any) -> None:
+    """Write down what came of a schedule."""
+    if RESULTS:
+        with Path(RESULTS).open("a") as file:
+            file.write(json.dumps({"seed": seed, "row": seed.split("-")[1], "at": time.time(), **facts}) + "\n")

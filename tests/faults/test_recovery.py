@@ -1,0 +1,64 @@
+"""How long a lost runner goes unnoticed, with the lease that is the default: measured from the kill."""
+
+import random
+import time
+from datetime import datetime
+
+import pytest
+from plan import schedules
+from world import PATIENCE
+
+NOTICED_S = 20.0
+NEXT_STEP_S = 30.0
+
+
+@pytest.fixture(scope="module")
+def of_four_runners(worlds_of):
+    return worlds_of(runners=4, gpu_slots=2, lease_s=15.0, report_every_s=2.0, stop_grace_s=30.0)
+
+
+@schedules("recovery")
+def test_a_lost_runner_is_noticed_and_its_job_goes_on_elsewhere(of_four_runners, seed) -> None:
+    world, dice = of_four_runners.get(), random.Random(seed)
+    for member in world.runners:
+        member.held = False
+    world.until(lambda: len(_present(world)) == 4, 60, "not all runners report")
+    specs = [world.spec(dice.randrange(10**9), steps=1500, save_steps=25, tags=("step-s=0.02",)) for _ in range(4)]
+    jobs = [world.submit_surely(spec) for spec in specs]
+    world.until(lambda: all(world.step(job_id) >= 4 for job_id in jobs), 60, "jobs do not start")
+    world.pass_time(dice.uniform(0, 2))
+    placed = dict(world.rows("SELECT job_id, json_extract(record, '$.runner_id') FROM jobs WHERE status = 'running'"))
+    lost = dice.sample(sorted(set(placed.values())), k=min(2, len(set(placed.values()))))
+    killed_at = time.time()
+    for member in world.runners:
+        if member.name in lost:
+            member.held = True
+            member.signal(9)
+            world.kills.append((time.time(), "runner"))
+    concerned = [job_id for job_id in jobs if placed.get(job_id) in lost]
+    world.until(lambda: all(_goes_on(world, job_id) for job_id in concerned), 90, "a job does not go on")
+    noticed = [_first(world, job_id, "job.interrupted", 1) - killed_at for job_id in concerned]
+    # Attempt 2 where it was not given to the other lost runner, whose lease had not quite ended.
+    stepped = [_first(world, job_id, "metrics.logged", 2) - killed_at for job_id in concerned]
+    of_four_runners.check(
+        seed,
+        runner_kills=len(lost),
+        noticed_s=[round(value, 2) for value in noticed],
+        next_step_s=[round(value, 2) for value in stepped],
+    )
+    assert max(noticed) <= NOTICED_S * PATIENCE
+    assert max(stepped) <= NEXT_STEP_S * PATIENCE
+
+
+def _present(world) -> list[str]:
+    return [view["runner_id"] for view in world.client.get("/api/runners") if view["alive"]]
+
+
+def _goes_on(world, job_id: str) -> bool:
+    sql = "SELECT 1 FROM events WHERE job_id = ? AND attempt > 1 AND type = 'metrics.logged' LIMIT 1"
+    return bool(world.rows(sql, job_id))
+
+
+def _first(world, job_id: str, kind: str, attempt: int) -> float:
+    sql = "SELECT at FROM events WHERE job_id = ? AND type = ? AND attempt >= ? ORDER BY seq LIMIT 1"
+    return datetime.fromisoformat(world.rows(sql, job_id, kind, attempt)[0][0]).timestamp()
