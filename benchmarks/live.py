@@ -51,7 +51,7 @@ class Load:
         return f"{self.sockets:,} × {self.rate}/s, {jobs}{f', {self.stalled} stalled' if self.stalled else ''}"
 
 
-COMPARED = (Load(200, 50, 1), Load(200, 50, 5), Load(1000, 200, 5))
+COMPARED = (Load(200, 50, 5), Load(1000, 200, 5))
 FULL = Load(1000, 500, 5)
 STALLED = Load(1000, 500, 5, stalled=100)
 
