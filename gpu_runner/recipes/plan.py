@@ -15,6 +15,7 @@ from gpu_runner.training.loss import summed_loss
 from gpu_runner.training.models import Described
 from gpu_runner.training.optimisation import Optimisation
 from gpu_runner.training.plan import Plan
+from gpu_runner.training.ranks import Ranks
 from gpu_runner.training.selection import Selection, everything, spread
 from gpu_runner.training.survey import MOST_ROWS
 from gpu_runner.work import Work
@@ -97,7 +98,7 @@ def _probe(
     models.check_capacity(source, work.device, config.device, offline=work.settings.hf_offline)
     loaded = trainable.load(source, config, compute, None, offline=work.settings.hf_offline)
     encoder = loaded.encoder(config.max_length, config.max_pixels)
-    optimiser = Optimisation(loaded, config, _PROBED_STEPS)
+    optimiser = Optimisation(loaded, config, _PROBED_STEPS, Ranks())
     chosen = (longest * config.batch_size)[: config.batch_size]
     seen, seconds = 0, 0.0
     for _ in range(_PROBED_STEPS):
