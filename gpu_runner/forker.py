@@ -10,8 +10,9 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Coroutine, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import structlog
 
@@ -94,8 +95,10 @@ class Forker:
                 self._ready.clear()
                 self._connection = None
                 connection.close()
-                await asyncio.shield(asyncio.to_thread(_see_off, process))
-                self._give_up_children()
+                try:
+                    await _whole(asyncio.to_thread(_see_off, process))
+                finally:
+                    self._give_up_children()
             await asyncio.sleep(_START_AGAIN_S)
 
     async def until_ready(self) -> None:
@@ -173,6 +176,20 @@ class Forker:
         for ended in self._children.values():
             ended.set_result(Ending(None, swept=True))
         self._children.clear()
+
+
+async def _whole(work: Coroutine[Any, Any, None]) -> None:
+    """Wait for its end however often this is cancelled; `tasks.end` does that again and again."""
+    task = asyncio.ensure_future(work)
+    cancelled: asyncio.CancelledError | None = None
+    while not task.done():
+        try:
+            await asyncio.shield(task)
+        except asyncio.CancelledError as error:
+            cancelled = error
+    task.result()
+    if cancelled is not None:
+        raise cancelled
 
 
 def _see_off(process: subprocess.Popen[bytes]) -> None:

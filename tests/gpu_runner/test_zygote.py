@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from gpu_runner import forker as forker_module
 from gpu_runner import processes
 from gpu_runner.child import Assignment
 from gpu_runner.forker import Child, Forker, NotStarted, environment
@@ -109,6 +110,21 @@ async def test_children_end_with_their_zygote(settings) -> None:
     assert (await child.ended).exit_code is None
     state = processes.state_of(child.pid)
     assert state is None or state.is_dead  # init reaps it when it likes
+
+
+async def test_a_zygote_that_takes_its_time_to_leave_is_waited_for(settings, monkeypatch) -> None:
+    """However often the wait is cancelled: else nobody hears of the children's end."""
+    real = forker_module._see_off
+
+    def slowly(process: "subprocess.Popen[bytes]") -> None:
+        time.sleep(0.3)
+        real(process)
+
+    monkeypatch.setattr(forker_module, "_see_off", slowly)
+    async with forking(settings) as forker:
+        child, _ = await fork(forker, settings, "deaf")
+    assert child.ended.done()
+    assert (await child.ended).exit_code is None
 
 
 async def test_children_end_when_their_zygote_is_killed(settings) -> None:
