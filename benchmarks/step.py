@@ -6,6 +6,7 @@ before the model: the peak since the model was there (VmHWM, reset through /proc
 caller to give every block of 256 KiB back at once, so that resident memory follows the tensors that live.
 """
 
+import gc
 import json
 import sys
 import tempfile
@@ -78,6 +79,7 @@ def _loaded(case: dict[str, Any]) -> Any:
                 folder, dtype=dtype, quantization_config=adapters.four_bit(skeleton, dtype), device_map={"": "cpu"}
             )
         adapters.keep_gradients(model)
+        _own_weights(model)
     if settings.method != "full":
         model = adapters.attach(model, settings)
     loaded = Loaded(model, None, ModelSource(name="m", origin=Origin.FOLDER, location="m"), compute)
@@ -85,6 +87,14 @@ def _loaded(case: dict[str, Any]) -> Any:
         trainable.recompute_activations(loaded)
     trainable.train_mode(loaded)
     return loaded
+
+
+def _own_weights(model: Any) -> None:
+    """Copy each weight out of the file it is a view of. While one view lives the whole file stays mapped, and its
+    pages count as resident although the kernel may drop them at need: they are no memory that a device must have."""
+    for tensor in [*model.parameters(), *model.buffers()]:
+        tensor.data = tensor.data.clone()
+    gc.collect()
 
 
 def _steps(loaded: Any, case: dict[str, Any]) -> None:

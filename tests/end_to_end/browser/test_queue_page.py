@@ -10,14 +10,18 @@ def test_a_waiting_training_tells_its_turn_and_starts_when_the_running_one_is_pa
     house: Any, config: dict[str, Any], page: Page
 ) -> None:
     def start(name: str) -> str:
-        spec = {"kind": "finetune", "config": config | {"max_steps": 4000, "device": "cpu"}, "experiment_name": name}
+        spec = {
+            "kind": "finetune",
+            "config": config | {"num_epochs": 100, "max_steps": 4000, "device": "cpu"},
+            "experiment_name": name,
+        }
         return str(house.client.submit(spec))
 
     runs, waits = start("runs"), start("waits")
     status = page.locator(".job-head .badge")
     page.goto(f"/ui/#/job/{runs}")
     expect(status).to_have_text(re.compile("running"))
-    expect(page.get_by_text(re.compile("step [0-9,]+ of 4,000 · .* left"))).to_be_visible()
+    expect(page.get_by_text(re.compile("step [1-9][0-9,]* of [0-9,]+ · .* left"))).to_be_visible()
 
     page.goto(f"/ui/#/job/{waits}")
     said = page.locator(".callout").filter(has_text="It waits")
