@@ -24,4 +24,6 @@ slot        room for one job on a device: `cpu` slots take data work, `gpu` slot
 journal     `attempt-N/events.jsonl`: what the child says, one event a line
 record      a row read from SQLite; never "model", which means a neural network here
 frame       what a subscriber receives
+webhook     an address that is told of events; a *delivery* is one event for one webhook, a *courier* sends a
+            webhook's deliveries in order
 """

@@ -29,3 +29,4 @@ CREATE TABLE deliveries (
 );
 CREATE UNIQUE INDEX deliveries_by_event ON deliveries (webhook_id, seq);
 CREATE INDEX deliveries_by_state ON deliveries (webhook_id, state, seq);
+CREATE INDEX deliveries_by_webhook ON deliveries (webhook_id);  -- and so by delivery_id: the log

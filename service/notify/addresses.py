@@ -8,7 +8,7 @@ number.
 
 import ipaddress
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from urllib.parse import urlsplit
 
@@ -87,7 +87,7 @@ def parse(url: str) -> Target:
     """
     if len(url) > URL_MAX_CHARACTERS:
         raise _refused(f"The URL has more than {URL_MAX_CHARACTERS:,} characters.")
-    if not _CHARACTERS.fullmatch(url.lower()):
+    if not _CHARACTERS.fullmatch(url):
         raise _refused("The URL has characters that belong in none: encode them, and give a host in its xn-- form.")
     try:
         parts = urlsplit(url)
@@ -124,7 +124,7 @@ def check(target: Target, found: Sequence[Address], allowed: Sequence[Network]) 
         AddressNotAllowed: the message says which rule it breaks, and not where the name leads.
     """
     addresses = [_unwrapped(address) for address in found]
-    if any(address in _METADATA for address in addresses):
+    if any(meant in _METADATA for address in addresses for meant in _meant(address)):
         raise _refused(f"{target.host} leads to a metadata service, which is never called.")
     listed = [any(address in network for network in allowed) for address in addresses]
     if not all(is_listed or _is_public(address) for is_listed, address in zip(listed, addresses, strict=True)):
@@ -171,6 +171,14 @@ def _unwrapped(address: Address) -> Address:
     if isinstance(address, IPv6Address) and any(address in network for network in _WRAPS_V4):
         return IPv4Address(int(address) & 0xFFFFFFFF)
     return address
+
+
+def _meant(address: Address) -> Iterator[Address]:
+    """An address, and those that older ways of wrapping IPv4 may mean by it."""
+    yield address
+    if isinstance(address, IPv6Address) and not _is_public(address):
+        yield IPv4Address(int(address) & 0xFFFFFFFF)  # compatible, translated, local NAT64
+        yield IPv4Address(int(address) >> 80 & 0xFFFFFFFF)  # 6to4
 
 
 def _is_public(address: Address) -> bool:
