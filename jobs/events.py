@@ -138,7 +138,8 @@ class MetricsLogged(Event, frozen=True, kw_only=True, tag="metrics.logged"):
 
 class TrainingResumed(Event, frozen=True, kw_only=True, tag="training.resumed"):
     """The attempt goes on from the checkpoint of `step`, or from the beginning (0): what earlier attempts logged
-    beyond that step is void, and is logged again."""
+    beyond that step is void, and is logged again. Their checkpoints are void too: those that it took over are said
+    anew."""
 
     step: int
 

@@ -66,6 +66,7 @@ def report(noted: list[dict[str, Any]], rows: list[str], failed: list[str], seed
         f"Written by `make faults` on {datetime.date.today()} at commit {_commit()}, SEED={seed}. "
         "A row is repeated by `SEED=<seed> python tests/faults/report.py <row>`, one schedule of it by "
         "`SEED=<seed>-<row>-<number> make faults-ci`.",
+        *(["", "These are parts of the long set, not all of it."] if _is_a_part(rows) else []),
         "",
         "After each schedule all invariants are looked at: one terminal state by allowed transitions, journals and "
         "stored lines, fencing, every subscriber's list, metrics and weights of the uninterrupted run, what is left "
@@ -124,6 +125,12 @@ def _cancels(noted: list[dict[str, Any]]) -> list[str]:
     if slowest is None:
         return []
     return [f"Cancels: {count}; the slowest was answered after {slowest:.1f} s, with a grace of 2 s."]
+
+
+def _is_a_part(rows: list[str]) -> bool:
+    return set(rows) != set(ROWS) or any(
+        name == "FAULTS" or name.removeprefix("FAULTS_").lower() in ROWS for name in os.environ
+    )
 
 
 def _stories() -> int:
