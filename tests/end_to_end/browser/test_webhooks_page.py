@@ -11,6 +11,8 @@ import pytest
 from playwright.sync_api import expect
 from standardwebhooks import Webhook
 
+from jobs.lifecycle import TERMINAL
+
 
 class Receiver(ThreadingHTTPServer):
     """Keeps what it gets; `status` is what it answers."""
@@ -53,11 +55,20 @@ def receiver() -> Iterator[Receiver]:
         thread.join()
 
 
+@pytest.fixture
+def alone(house) -> None:
+    """What earlier tests left at work would be told to the webhooks here, too."""
+    for job in house.client.jobs():
+        if job["status"] not in TERMINAL:
+            house.client.cancel(job["job_id"])
+            house.end_of(job["job_id"])
+
+
 def _check_a_dataset(house) -> str:
     return house.run({"kind": "validate", "data_path": "datasets/shared/llava"})["job_id"]
 
 
-def test_a_webhook_is_added_tried_looked_into_and_removed(house, split, receiver, page, watch) -> None:
+def test_a_webhook_is_added_tried_looked_into_and_removed(house, split, alone, receiver, page, watch) -> None:
     page.goto("/ui/#/jobs")
     page.keyboard.press("6")
     address = page.get_by_label("Address of the receiver")
@@ -126,7 +137,7 @@ def test_a_webhook_is_added_tried_looked_into_and_removed(house, split, receiver
     assert house.client.get("/api/webhooks") == []
 
 
-def test_a_receiver_that_is_down_is_seen_with_its_next_try(house, split, receiver, page) -> None:
+def test_a_receiver_that_is_down_is_seen_with_its_next_try(house, split, alone, receiver, page) -> None:
     receiver.status = 503
     created = house.client.post("/api/webhooks", {"url": receiver.url, "description": "down"})
     try:
