@@ -62,7 +62,7 @@ def test_each_contract_finds_what_it_forbids(copied_tree: Path) -> None:
     plant(copied_tree, "jobs/calls.py", "import httpx")
     plant(copied_tree, "service/records.py", "from gpu_runner import journal")
     plant(copied_tree, "service/store.py", "import redis")
-    plant(copied_tree, "service/notify/notifier.py", "import httpx")
+    plant(copied_tree, "service/trash.py", "import httpx")
     plant(copied_tree, "gpu_runner/journal.py", "import sqlite3, torch")
     outcome = lint(copied_tree)
     assert len(broken(outcome)) == _contracts(), outcome.stdout
