@@ -56,10 +56,6 @@ _INSERT_PING = """
         (webhook_id, message_id, type, job_id, state, tries, attempted_at, status, latency_ms, error)
     VALUES (?, ?, ?, '', ?, 1, ?, ?, ?, ?)
 """
-_KEEP_BODIES = """
-    UPDATE deliveries SET body = (SELECT body FROM events WHERE events.seq = deliveries.seq)
-    WHERE job_id = ? AND state <> 'delivered' AND body IS NULL
-"""
 _FORGET_DELIVERED = "DELETE FROM deliveries WHERE (state = 'delivered' OR seq IS NULL) AND attempted_at < ?"
 _FIELDS = ", ".join(f"d.{name}" for name in DeliveryRecord.__struct_fields__ if name != "body")
 _DELIVERIES = f"SELECT {_FIELDS}, coalesce(d.body, e.body) AS body FROM deliveries d LEFT JOIN events e USING (seq)"
@@ -169,11 +165,6 @@ def replay_undelivered(webhook_id: str, after: int) -> Statements:
 
 def replay_one(delivery_id: int) -> Statements:
     return [(_REPLAY_ONE, [(delivery_id,)])]
-
-
-def keep_bodies(job_ids: Iterable[str]) -> Statement:
-    """Before the events of jobs are deleted: what nobody has got yet."""
-    return _KEEP_BODIES, [(job_id,) for job_id in job_ids]
 
 
 def forget_delivered(before: datetime) -> Statements:

@@ -123,9 +123,8 @@ class Store(Outbox):
 
     async def remove(self, job_ids: Iterable[str]) -> None:
         """Forget jobs and everything about them."""
-        job_ids = list(job_ids)
         rows: list[tuple[object, ...]] = [(job_id,) for job_id in job_ids]
-        await self.apply([outbox.keep_bodies(job_ids), *((sql, rows) for sql in _DELETE_JOB)])
+        await self.apply([(sql, rows) for sql in _DELETE_JOB])
         self._validations = {}
 
     async def thin(self, job_id: str, steps: Collection[int]) -> None:

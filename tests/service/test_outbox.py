@@ -119,6 +119,18 @@ async def test_a_job_that_is_deleted_takes_nothing_from_those_who_were_not_told_
     assert await store.apply(outbox.replay("hook_b", 0)) == 0
 
 
+async def test_an_event_that_is_thinned_out_still_reaches_those_who_were_not_told_yet(ledger, store, history):
+    await store.apply([*outbox.save(hook(types=("metrics.logged",))), *outbox.save(hook("hook_b", enabled=False))])
+    job = history()
+    logged = job.event(events.MetricsLogged, n=2, step=1, values={"train_loss": 0.5})
+    await ledger.record([job.submitted(), *job.started(), logged])
+    await store.apply([("DELETE FROM events WHERE job_id = ?", [("job_a",)])])
+    (due,) = await store.due("hook_a", 10)
+    assert events.decode_event(due.body) == logged
+    assert [each.body is not None for each in await store.deliveries("hook_b", "held")] == [True, True]
+    assert await store.apply(outbox.replay("hook_a", 0)) == 1
+
+
 async def test_disabling_and_the_event_that_says_so_are_one_transaction(ledger, store, history, states):
     watcher = hook("hook_b", types=("webhook.disabled",))
     await store.apply([*outbox.save(hook()), *outbox.save(watcher)])
