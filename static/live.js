@@ -234,8 +234,9 @@ class Follower {
   }
 
   take(events, to) {
-    const fresh = events.filter(({ seq }) => seq === undefined || seq > (this.position ?? -1));
-    if (this.position !== null) this.position = Math.max(this.position, to);
+    if (this.position === null) return; // the snapshot to come has it
+    const fresh = events.filter(({ seq }) => seq === undefined || seq > this.position);
+    this.position = Math.max(this.position, to);
     if (this.waiting) this.waiting.push(...fresh);
     else if (fresh.length) this.onEvents(fresh);
   }

@@ -1,5 +1,6 @@
 """What people see when the service goes away and comes back, and where it wants its token."""
 
+import json
 import os
 import signal
 
@@ -51,6 +52,30 @@ def test_a_snapshot_that_fails_says_why_and_is_tried_again_on_the_same_connectio
     expect(page.locator("#banner")).to_be_hidden()
     expect(page.get_by_role("heading", level=1)).to_have_count(1)
     assert len(sockets) == 1
+
+
+def test_what_is_heard_before_the_first_snapshot_is_left_to_the_snapshot(house, config, page, watch) -> None:
+    job_id = house.run({"kind": "finetune", "config": config})["job_id"]
+    early: list[str] = []
+
+    def between(page_side) -> None:
+        service_side = page_side.connect_to_server()
+
+        def pass_on(message: str) -> None:
+            frame = json.loads(message)
+            if frame["frame"] == "bookmark" and not early:
+                event = {"type": "job.progressed", "job_id": job_id, "attempt": 1, "step": 1, "total_steps": 12}
+                told = {"frame": "events", "events": [{"event": event}], "from_seq": 0, "to_seq": frame["seq"]}
+                early.append(frame["sub"])
+                page_side.send(json.dumps(told | {"sub": frame["sub"]}))
+            page_side.send(message)
+
+        service_side.on_message(pass_on)
+
+    page.route_web_socket("**/api/ws", between)
+    page.goto(f"/ui/#/job/{job_id}")
+    expect(page.locator("main")).to_contain_text("completed")
+    assert early
 
 
 @pytest.fixture
