@@ -251,12 +251,12 @@ async def test_a_runner_whose_places_are_all_taken_could_take_it_all_the_same(co
     assert sorted(statuses) == [Status.PENDING] + [Status.RUNNING] * 4
 
 
-async def test_when_the_time_is_up_the_job_runs_on(core, runner, fakes):
+async def test_when_the_time_is_up_the_job_runs_on(core, runner, fakes, soon):
     runner.scripts[Kind.VALIDATE] = fakes.run_until_stopped
     record = await core.dispatch.run_and_wait(ValidateSpec(data_path="made"), 0.3)
-    assert record.status is Status.RUNNING
-    await asyncio.sleep(0)
-    assert not core.hub._expected
+    assert not record.has_ended
+    await soon(lambda: core.recorder.live[record.job_id].status is Status.RUNNING)
+    await soon(lambda: not core.hub._expected)
 
 
 async def test_a_closing_service_lets_go_of_who_waits(core, runner, fakes, soon):
