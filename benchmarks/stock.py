@@ -24,7 +24,7 @@ from jobs.training_config import TrainingConfig
 Collator = Callable[[Sequence[int]], dict[str, Any]]
 
 
-class _Clock(TrainerCallback):  # type: ignore[misc]
+class _Clock(TrainerCallback):  # type: ignore[misc]  # transformers' class is untyped
     """Seconds from the first step's begin to the last one's end."""
 
     began = 0.0

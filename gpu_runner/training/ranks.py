@@ -79,7 +79,7 @@ class Ranks:
         holder = [value if self.rank == 0 else None]
         distributed.broadcast_object_list(holder, src=0)
         first: Any = holder[0]
-        return first  # type: ignore[no-any-return]
+        return first  # type: ignore[no-any-return]  # torch fills the list with what was sent
 
     def begin_alike(self, parameters: Sequence[Tensor]) -> None:
         """Take over rank 0's values."""

@@ -12,7 +12,7 @@ from transformers.utils import is_torchvision_available
 from transformers.video_processing_utils import BaseVideoProcessor, VideoProcessorMixin
 
 
-class NoVideo(VideoProcessorMixin):  # type: ignore[misc]
+class NoVideo(VideoProcessorMixin):  # type: ignore[misc]  # transformers' mixin is untyped
     """Stands where a video processor is asked for; holds its settings."""
 
     num_frames = None

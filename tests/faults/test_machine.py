@@ -216,8 +216,8 @@ class Machine(RuleBasedStateMachine):
 
     async def _open(self) -> None:
         self.store = await Store.open(self.root.database)
-        self.recorder = Recorder(self.settings, self.root, self.store, Hub(), self.bus)  # type: ignore[arg-type]
-        self.reconciler = Reconciler(self.settings, self.root, self.recorder, self.bus)  # type: ignore[arg-type]
+        self.recorder = Recorder(self.settings, self.root, self.store, Hub(), self.bus)  # type: ignore[arg-type]  # lossy bus
+        self.reconciler = Reconciler(self.settings, self.root, self.recorder, self.bus)  # type: ignore[arg-type]  # lossy bus
         await self.recorder.open()
         self.recorder._position = await self.store.position()
 
@@ -355,14 +355,14 @@ class Machine(RuleBasedStateMachine):
     @invariant()
     def every_step_was_allowed(self) -> None:
         for job_id in self.accepted:
-            rows = invariants.rows_of(self, job_id)  # type: ignore[arg-type]
+            rows = invariants.rows_of(self, job_id)  # type: ignore[arg-type]  # this machine is the world
             state = lifecycle.State()
             for row in rows[1:]:
                 following = lifecycle.advance(state, row.event)
                 assert following is not None, f"{row.type} is not allowed in {state}"
                 state = following
             assert state.status == self.status(job_id)
-            assert list(invariants.attempts_rise(None, None, rows)) == []  # type: ignore[arg-type]
+            assert list(invariants.attempts_rise(None, None, rows)) == []  # type: ignore[arg-type]  # looks at rows only
 
     def teardown(self) -> None:
         try:
@@ -404,9 +404,9 @@ class Machine(RuleBasedStateMachine):
     def _judge(self) -> None:
         for job_id in self.accepted:
             expected = Expected(job_id, {"completed", "failed", "cancelled"})
-            rows = invariants.rows_of(self, job_id)  # type: ignore[arg-type]
-            wrong = list(invariants.one_terminal_state(self, expected, rows))  # type: ignore[arg-type]
-            wrong += invariants.journals_agree(self, expected, rows)  # type: ignore[arg-type]
+            rows = invariants.rows_of(self, job_id)  # type: ignore[arg-type]  # this machine is the world
+            wrong = list(invariants.one_terminal_state(self, expected, rows))  # type: ignore[arg-type]  # as above
+            wrong += invariants.journals_agree(self, expected, rows)  # type: ignore[arg-type]  # as above
             assert not wrong, wrong
 
     # -- what `invariants` asks of a world

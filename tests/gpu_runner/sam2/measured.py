@@ -29,7 +29,7 @@ def in_a_child(work: Callable[[], Any]) -> Measured:
     answers.close()
     try:
         assert results.poll(10 * MOST_S), "it hangs"  # of time that passes: the machine may be busy
-        return results.recv()  # type: ignore[no-any-return]
+        return results.recv()  # type: ignore[no-any-return]  # what the child computed
     finally:
         process.kill()
         process.join()

@@ -6,21 +6,13 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
+from tiny_models import LLAVA_TEMPLATE
 
 from gpu_runner.rows import Row, Turn
 from gpu_runner.training import demo_model, models
 from gpu_runner.training.encoding import NOT_TRAINED, RowEncoder, collate
 from jobs.errors import DatasetInvalid, ModelUnavailable
 
-LLAVA_TEMPLATE = (  # of llava-hf/llava-1.5-7b-hf
-    "{% for message in messages %}{% if message['role'] != 'system' %}{{ message['role'].upper() + ': '}}{% endif %}"
-    "{# images first #}{% for content in message['content'] | selectattr('type', 'equalto', 'image') %}"
-    "{{ '<image>\n' }}{% endfor %}{% if message['role'] != 'assistant' %}"
-    "{% for content in message['content'] | selectattr('type', 'equalto', 'text') %}{{ content['text'] + ' '}}"
-    "{% endfor %}{% else %}{% for content in message['content'] | selectattr('type', 'equalto', 'text') %}"
-    "{% generation %}{{ content['text'] + ' '}}{% endgeneration %}{% endfor %}{% endif %}{% endfor %}"
-    "{% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}"
-)
 PICTURE = Image.new("RGB", (90, 70), (200, 30, 30))
 
 
