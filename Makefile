@@ -49,8 +49,7 @@ up: install  ## start service, runner and Redis on http://127.0.0.1:8000; Ctrl-C
 
 test: install  ## everything that must hold: static checks and the whole test suite
 	@$(MAKE) --no-print-directory static
-	$(BIN)/python -m pytest -m browser  # a process of its own: Playwright's loop is in the way of asynchronous tests
-	$(BIN)/python -m pytest -m "not browser and not extended" tests/end_to_end  # whole programs, with the machine to themselves
+	$(BIN)/python -m pytest $(SHARED) -m "not extended" tests/end_to_end  # apart: Playwright's loop is in the way of asynchronous tests
 	$(BIN)/python -m pytest $(SHARED) -m "not extended" --ignore tests/end_to_end
 
 test-slow: install  ## what takes many minutes beyond that: every model family learns, more kills at random steps

@@ -22,7 +22,7 @@ def attempts(house, job_id: str) -> int:
 
 @pytest.fixture(scope="module")
 def long_config(config) -> Json:
-    return config | {"max_steps": 32, "save_steps": 4, "eval_steps": 16}
+    return config | {"max_steps": 24, "save_steps": 4, "eval_steps": 12}
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +36,7 @@ def test_a_killed_child_and_a_killed_runner_leave_no_mark_on_the_series(house, l
     job_id = house.client.submit({"kind": "finetune", "config": long_config})
     house.until(job_id, 7)
     house.kill(house.child_of(job_id))
-    house.until(job_id, 18)
+    house.until(job_id, 14)
     house.kill(runner_of(house))
     job = house.end_of(job_id)
     assert job["status"] == "completed", job.get("failure_detail")

@@ -62,7 +62,7 @@ def data(farm, sample_zip) -> Json:
     convert = {"sam2_zip_path": uploaded["file_path"], "output_dir": "farm/llava", "target_format": "llava"}
     converted = farm.client.post("/api/data/convert", convert)
     body = {"data_path": converted["output_dir"], "output_dir": "farm/split", "strategy": "random"}
-    return farm.client.post("/api/data/split", body | {"train_ratio": 0.8, "val_ratio": 0.1, "test_ratio": 0.1})
+    return farm.client.post("/api/data/split", body | {"train_ratio": 0.2, "val_ratio": 0.4, "test_ratio": 0.4})
 
 
 def test_thirty_starts_at_once_share_the_budget_and_all_complete(farm, data) -> None:

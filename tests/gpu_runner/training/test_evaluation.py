@@ -91,7 +91,7 @@ def test_a_cancel_ends_an_evaluation(work_for: WorkFor, write_frames: Frames) ->
         evaluate.run(work)
 
 
-@pytest.mark.slow
+@pytest.mark.extended
 def test_colours_are_learned_from_the_pictures_alone(
     work_for: WorkFor, write_frames: Frames, finetune_spec: Callable[..., FinetuneSpec]
 ) -> None:
