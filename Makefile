@@ -49,8 +49,15 @@ up: install  ## start service, runner and Redis on http://127.0.0.1:8000; Ctrl-C
 
 test: install  ## everything that must hold: static checks and the whole test suite
 	@$(MAKE) --no-print-directory static
-	$(BIN)/python -m pytest $(SHARED) -m "not extended" tests/end_to_end  # apart: Playwright's loop is in the way of asynchronous tests
+	@$(MAKE) --no-print-directory --jobs 2 --output-sync=line programs browser
 	$(BIN)/python -m pytest $(SHARED) -m "not extended" --ignore tests/end_to_end
+
+# Whole programs and the browser: a process for each, because Playwright's loop is in the way of asynchronous code.
+.PHONY: programs browser
+programs:
+	$(BIN)/python -m pytest -m "not browser and not extended" tests/end_to_end
+browser:
+	$(BIN)/python -m pytest -m browser
 
 test-slow: install  ## what takes many minutes beyond that: every model family learns, more kills at random steps
 	$(BIN)/python -m pytest -m extended

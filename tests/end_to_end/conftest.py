@@ -143,8 +143,8 @@ def sample_zip(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def split(house: House, sample_zip: Path) -> Json:
     """The sample uploaded, converted and split; the answer of the split."""
     uploaded = house.client.upload(sample_zip)
-    convert = {"sam2_zip_path": uploaded["file_path"], "output_dir": "shared/llava", "target_format": "llava"}
-    converted = house.client.post("/api/data/convert", convert)
+    job = {"sam2_zip_path": uploaded["file_path"], "output_dir": "shared/llava", "task": "classify"}  # short answers
+    converted = house.client.post("/api/data/convert", job)
     body = {"data_path": converted["output_dir"], "output_dir": "shared/split", "strategy": "random"}
     return house.client.post("/api/data/split", body | {"train_ratio": 0.8, "val_ratio": 0.1, "test_ratio": 0.1})
 

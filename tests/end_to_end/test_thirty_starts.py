@@ -117,7 +117,7 @@ def _start(farm, data, *, batch_size: int, priority: int) -> str:
         "max_steps": 1,
         "batch_size": batch_size,
         "gradient_accumulation_steps": 1,
-        "max_length": 1024,
+        "max_length": 2048,
         "save_steps": 10,
         "device": "cpu",
         "priority": priority,
