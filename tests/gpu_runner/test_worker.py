@@ -183,6 +183,7 @@ async def _nothing(_: object) -> None:
     """Redis stays away."""
 
 
+@pytest.mark.extended
 def test_with_a_gpu_nothing_is_preloaded_that_asks_it_for_its_abilities() -> None:
     modules = preload(has_cuda=True)
     code = f"import {', '.join(modules)}, sys; print('bitsandbytes' in sys.modules)"
