@@ -64,12 +64,12 @@ class Courier:
     async def _deliver(self, session: Session, webhook: WebhookRecord) -> datetime | None:
         """What is due; when something will be, or None while nothing waits."""
         while due := await self._store.due(self._id, PAGE):
-            if not _is_due(due[0], self._clock.now()):
-                return due[0].next_at
-            await self._deliver_some(session, webhook, due)
             if self._registry.get(self._id) is not webhook:
                 self.news.set()  # whoever changed it: begin anew
                 return None
+            if not _is_due(due[0], self._clock.now()):
+                return due[0].next_at
+            await self._deliver_some(session, webhook, due)
         return None
 
     async def _deliver_some(self, session: Session, webhook: WebhookRecord, due: Sequence[DeliveryRecord]) -> None:

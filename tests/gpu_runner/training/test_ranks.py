@@ -74,6 +74,7 @@ def test_processes_that_were_interrupted_go_on_as_if_nothing_had_happened(
     assert losses(said, first) | losses(said, again) == losses(said, whole)
 
 
+@pytest.mark.slow
 def test_what_ends_a_helping_process_is_said(
     finetune_spec: Build, work_for: WorkFor, monkeypatch: pytest.MonkeyPatch
 ) -> None:

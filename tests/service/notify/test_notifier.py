@@ -48,6 +48,23 @@ async def test_an_event_arrives_signed_and_the_standards_library_verifies_it(sen
     assert delivery.latency_ms >= 0
 
 
+async def test_what_is_read_while_a_secret_is_rotated_is_signed_with_both(sender, receiver, history, monkeypatch):
+    created = await sender.webhooks.create(receiver.url, ALL[:1])
+    read = sender.store.due
+
+    async def rotated_meanwhile(webhook_id, limit):
+        due = await read(webhook_id, limit)
+        if due and len(sender.webhooks.known(webhook_id).secrets) == 1:
+            await sender.webhooks.rotate(webhook_id)
+        return due
+
+    monkeypatch.setattr(sender.store, "due", rotated_meanwhile)
+    await sender.ledger.record([history("job_a").submitted()])
+    await sender.settled(created.webhook_id)
+    (got,) = receiver.got
+    assert len(got.headers["webhook-signature"].split(" ")) == 2
+
+
 async def test_while_a_secret_is_rotated_both_sign_and_after_a_day_only_the_new_one(sender, receiver, history):
     created = await sender.webhooks.create(receiver.url, ALL[:1])
     rotated = await sender.webhooks.rotate(created.webhook_id)
