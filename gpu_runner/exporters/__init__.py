@@ -4,7 +4,7 @@
     save(prepared, folder)                 write it, with everything that is needed to load it again
     reload(folder, source, compute)        load it as its users will: plain transformers or peft, from disk, offline
 
-Read in this order: `trained_job` · `room` · `huggingface` · `lora_adapter` · `verification` · `dataset_facts` ·
+Read in this order: `trained_job` · `huggingface` · `lora_adapter` · `verification` · `dataset_facts` ·
 `model_card` · `archive`.
 The recipe `export` calls them.
 """

@@ -12,11 +12,11 @@ from pathlib import Path
 import torch
 
 from gpu_runner import exporters, staging
-from gpu_runner.exporters import archive, model_card, room, trained_job, verification
+from gpu_runner.exporters import archive, model_card, trained_job, verification
 from gpu_runner.exporters.model_card import Facts
 from gpu_runner.exporters.trained_job import TrainedJob
 from gpu_runner.exporters.verification import Evidence, Probes
-from gpu_runner.training import device, models
+from gpu_runner.training import device, models, room
 from gpu_runner.training.device import Compute
 from gpu_runner.training.models import EXPORTED, Loaded
 from gpu_runner.work import Work
@@ -107,8 +107,8 @@ def _load(work: Work[ExportSpec], job: TrainedJob) -> Loaded:
     dtype = models.stored_dtype(source, offline=offline)
     model_bytes = models.count_parameters(source, offline=offline) * dtype.itemsize
     is_adapter = work.spec.export_format is ExportFormat.LORA_ADAPTER
-    room.check_disk(work.root, job.checkpoint.model_bytes if is_adapter else model_bytes)
-    room.check_memory(torch.device(work.device), model_bytes)
+    room.check_disk_for_export(work.root, job.checkpoint.model_bytes if is_adapter else model_bytes)
+    room.check_memory_for_export(torch.device(work.device), model_bytes)
     return models.load_checkpoint(job.checkpoint, work.root, work.settings, work.device, dtype=dtype)
 
 

@@ -7,7 +7,7 @@ import torch
 from msgspec.structs import replace
 
 from gpu_runner.rows import Rows, open_rows
-from gpu_runner.training import checkpoints, counting, device, inheritance, models, ranks, run_state, trainable
+from gpu_runner.training import checkpoints, counting, device, inheritance, models, ranks, room, run_state, trainable
 from gpu_runner.training.adapters import parameters_by_part
 from gpu_runner.training.checkpoints import Checkpoint
 from gpu_runner.training.device import Compute
@@ -85,6 +85,7 @@ def _finetune(work: Work[FinetuneSpec], crew: Ranks) -> FinetuneResult:
         begin=resumed,
         ranks=crew,
     )
+    room.check_disk_for_checkpoints(work.folder, loaded, config, saves=loop.plan.total_steps // config.save_steps + 1)
     loop.run()
     return replace(_result(work, loop, loaded), predicted_memory_bytes=predicted)
 

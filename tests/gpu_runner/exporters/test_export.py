@@ -262,8 +262,8 @@ def test_exported_adapters_go_onto_a_four_bit_base_only_where_they_must_and_were
 @pytest.mark.parametrize(
     ("function", "left", "error"),
     [
-        ("gpu_runner.exporters.room.shutil.disk_usage", SimpleNamespace(free=1000), DiskFull),
-        ("gpu_runner.exporters.room.device.available_host_bytes", 1000, OutOfMemory),
+        ("gpu_runner.training.room.shutil.disk_usage", SimpleNamespace(free=1000), DiskFull),
+        ("gpu_runner.training.room.device.available_host_bytes", 1000, OutOfMemory),
     ],
 )
 def test_an_export_without_room_is_refused_before_it_loads_anything(

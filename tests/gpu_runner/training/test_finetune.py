@@ -1,8 +1,10 @@
 """The recipe finetune: what it says and what it leaves."""
 
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import msgspec
@@ -16,7 +18,7 @@ from gpu_runner.training.evaluation import Validation
 from gpu_runner.training.loop import TrainingLoop
 from gpu_runner.work import Stopped
 from jobs import events
-from jobs.errors import DatasetInvalid, JobFailed, ModelUnavailable, NoCapacity
+from jobs.errors import DatasetInvalid, DiskFull, JobFailed, ModelUnavailable, NoCapacity
 from jobs.models import ModelSource, Origin
 from jobs.paths import LLAVA_FILE, DataRoot
 from jobs.specs import EvaluateSpec, FinetuneSpec
@@ -200,6 +202,24 @@ def test_weights_that_are_no_numbers_are_never_saved(
     with pytest.raises(JobFailed, match="diverged"):
         finetune.run(work)
     assert checkpoints.of_job(work.root, "job").step == 6
+
+
+def test_checkpoints_that_do_not_fit_on_the_disk_are_refused_before_the_first_step(
+    finetune_spec: Build, work_for: WorkFor, said: Said, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left = SimpleNamespace(free=0)
+    monkeypatch.setattr("gpu_runner.training.room.shutil.disk_usage", lambda _: left)
+    spec = finetune_spec(use_lora=False, save_total_limit=2, save_steps=1, max_steps=5)
+    refused = work_for(spec, job_id="refused")
+    with pytest.raises(DiskFull, match=r"keep 3 checkpoints of 1\d MB, for which it needs 4\d MB") as found:
+        finetune.run(refused)
+    assert not said(refused, events.CheckpointSaved)
+
+    left.free = 1_000_000 * int(re.findall(r"needs (\d+) MB", str(found.value))[0])
+    fits = work_for(spec, job_id="fits")
+    finetune.run(fits)
+    kept = sum(path.stat().st_size for path in fits.folder.checkpoints.rglob("*") if path.is_file())
+    assert kept == pytest.approx(left.free * 2 / 3, rel=0.1)  # the third was there while it was written
 
 
 def test_an_empty_data_set_is_refused(finetune_spec: Build, work_for: WorkFor, write_frames: Any) -> None:

@@ -1,0 +1,67 @@
+"""Whether this host has room for what a job will write or load, asked before it begins. Called by the recipes."""
+
+import shutil
+
+import torch
+
+from gpu_runner.training import device
+from gpu_runner.training.checkpoints import FEWEST_KEPT
+from gpu_runner.training.models import Loaded
+from jobs.errors import DiskFull, OutOfMemory
+from jobs.paths import AttemptFolder, DataRoot
+from jobs.training_config import TrainingConfig
+
+_EXPORTS = 2  # the folder and its archive
+_MOMENTS = 2  # of AdamW, a number each for every trained one
+
+
+def check_disk_for_checkpoints(folder: AttemptFolder, loaded: Loaded, config: TrainingConfig, saves: int) -> None:
+    """Raises DiskFull unless what is kept of so many checkpoints can be written, and one more while it is made.
+
+    What earlier attempts left in the folder is there already.
+    """
+    size = _checkpoint_bytes(loaded, config)
+    there = sum(path.stat().st_size for path in folder.checkpoints.rglob("*") if path.is_file())
+    count = min(saves, max(FEWEST_KEPT, config.save_total_limit) + 1)
+    needed, free = max(0, count * size - there), shutil.disk_usage(folder.folder).free
+    if needed > free:
+        raise DiskFull(
+            f"The training is going to keep {count} checkpoints of {_gb(size)}, for which it needs {_gb(needed)}, and "
+            f"the disk of the data root has {_gb(free)} left: delete exports or jobs you don't need, or lower "
+            "save_total_limit, then start again."
+        )
+
+
+def check_disk_for_export(root: DataRoot, model_bytes: int) -> None:
+    """Raises DiskFull unless an export of that size can be written."""
+    needed, free = _EXPORTS * model_bytes, shutil.disk_usage(root.folder).free
+    if needed > free:
+        raise DiskFull(
+            f"The export needs {_gb(needed)} for its folder and its archive and the disk of the data root has "
+            f"{_gb(free)} left: delete exports or jobs you don't need, then export again."
+        )
+
+
+def check_memory_for_export(on: torch.device, model_bytes: int) -> None:
+    """Raises OutOfMemory unless this host can hold the model. A GPU speaks for itself."""
+    free = device.available_host_bytes()
+    if on.type == "cpu" and free is not None and model_bytes > free:
+        raise OutOfMemory(
+            f"The export needs {_gb(model_bytes)} of memory to load the model and this host has {_gb(free)} available: "
+            "wait until other jobs are done, or run a runner on a host with more memory."
+        )
+
+
+def _checkpoint_bytes(loaded: Loaded, config: TrainingConfig) -> int:
+    """The weights that are saved, and the optimiser's moments of those that are trained."""
+    every = list(loaded.model.parameters())
+    trained = _bytes_of([parameter for parameter in every if parameter.requires_grad])
+    return (_bytes_of(every) if config.method == "full" else trained) + _MOMENTS * trained
+
+
+def _bytes_of(parameters: list[torch.nn.Parameter]) -> int:
+    return sum(parameter.numel() * parameter.element_size() for parameter in parameters)
+
+
+def _gb(size_bytes: int) -> str:
+    return f"{size_bytes / 1e9:.1f} GB" if size_bytes >= 1e9 else f"{size_bytes / 1e6:.0f} MB"
