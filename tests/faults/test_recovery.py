@@ -22,10 +22,10 @@ def test_a_lost_runner_is_noticed_and_its_job_goes_on_elsewhere(of_four_runners,
     world, dice = of_four_runners.get(), random.Random(seed)
     for member in world.runners:
         member.held = False
-    world.until(lambda: len(_present(world)) == 4, 60, "not all runners report")
+    world.until(lambda: len(_present(world)) == 4, "not all runners report")
     specs = [world.spec(dice.randrange(10**9), steps=1500, save_steps=25, tags=("step-s=0.02",)) for _ in range(4)]
     jobs = [world.submit_surely(spec) for spec in specs]
-    world.until(lambda: all(world.step(job_id) >= 4 for job_id in jobs), 60, "jobs do not start")
+    world.until(lambda: all(world.step(job_id) >= 4 for job_id in jobs), "jobs do not start")
     world.pass_time(dice.uniform(0, 2))
     placed = dict(world.rows("SELECT job_id, json_extract(record, '$.runner_id') FROM jobs WHERE status = 'running'"))
     lost = dice.sample(sorted(set(placed.values())), k=min(2, len(set(placed.values()))))
@@ -36,7 +36,7 @@ def test_a_lost_runner_is_noticed_and_its_job_goes_on_elsewhere(of_four_runners,
             member.signal(9)
             world.kills.append((time.time(), "runner"))
     concerned = [job_id for job_id in jobs if placed.get(job_id) in lost]
-    world.until(lambda: all(_goes_on(world, job_id) for job_id in concerned), 90, "a job does not go on")
+    world.until(lambda: all(_goes_on(world, job_id) for job_id in concerned), "a job does not go on")
     noticed = [_first(world, job_id, "job.interrupted", 1) - killed_at for job_id in concerned]
     # Attempt 2 where it was not given to the other lost runner, whose lease had not quite ended.
     stepped = [_first(world, job_id, "metrics.logged", 2) - killed_at for job_id in concerned]
