@@ -94,19 +94,21 @@ def test_a_cancel_at_any_moment_and_the_end_it_crosses_agree(roomy, seed) -> Non
 def cancel(world: World, *jobs: str) -> list[float]:
     """Cancel jobs together; for each the seconds until the service says that it is cancelled. Nothing of it may be
     alive at that moment."""
-    began = time.monotonic()
-    for job_id in jobs:
-        world.client.cancel(job_id)
-    open_, took = set(jobs), []
-    while open_:
-        ended = {job_id for job_id in open_ if world.status(job_id) == "cancelled"}
+    began, took = time.monotonic(), dict.fromkeys(jobs, 0.0)
+
+    def all_are_cancelled() -> bool:
+        ended = {job_id for job_id in jobs if not took[job_id] and world.status(job_id) == "cancelled"}
         alive = set(world.processes()) if ended else set()
         for job_id in ended:
-            assert not (left := alive & signatures(world, job_id)), f"{job_id} is cancelled, and {left} are alive"
-        took += [time.monotonic() - began] * len(ended)
-        open_ -= ended
-        world.until(lambda: any(world.status(job_id) == "cancelled" for job_id in open_) or not open_, "no cancel")
-    return took
+            took[job_id] = time.monotonic() - began
+            left = alive & signatures(world, job_id)
+            assert not left, f"{job_id} is cancelled, and {left} are alive"
+        return all(took.values())
+
+    for job_id in jobs:
+        world.client.cancel(job_id)
+    world.until(all_are_cancelled, "a job is not cancelled")
+    return list(took.values())
 
 
 def signatures(world: World, job_id: str) -> set[int]:

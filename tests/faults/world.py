@@ -39,8 +39,8 @@ HERE = Path(__file__).parent
 PATIENCE = float(os.environ.get("FAULTS_PATIENCE", "1"))
 """Factor on every bound, for machines that are slower or busier than two free cores."""
 SETTLE_WITHIN_S = 180.0
-"""How long a world may take for anything that has to come before it is called hanging. It says nothing of speed, which a
-busy machine lacks: what is promised of times is asserted where it is measured."""
+"""How long anything that has to come may take before it is called hanging. This says nothing of speed, which a busy
+machine lacks: what is promised of times is asserted where it is measured."""
 _LOOK_EVERY_S = 0.03
 _libc = ctypes.CDLL(None)
 _PR_SET_PDEATHSIG = 1
