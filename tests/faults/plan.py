@@ -28,7 +28,9 @@ SIZES = {
     "children": (1, 20),
     "cancel": (1, 20),
     "sockets": (1, 10),
-    "recovery": (1, 20),  # of two lost runners each
+    "recovery": (1, 5),  # of several lost runners each
+    "webhooks": (1, 20),  # of three kills each
+    "away": (1, 1),
 }
 """Schedules of each row: in CI, in the long run."""
 

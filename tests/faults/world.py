@@ -405,6 +405,7 @@ class World:
             f"a listener did not hear event {head}",
         )
         self.until(lambda: all(not one.is_alive() for one in self.listeners if one.job_id), "a job's listener hangs")
+        self.until(lambda: health(self.settings.address) == "healthy", "the world is not as it was")
         return took
 
     def _locks(self) -> list[str]:
