@@ -28,7 +28,7 @@ from hypothesis.stateful import (
     rule,
     run_state_machine_as_test,
 )
-from plan import BASE, IS_LONG
+from plan import BASE, count
 from world import Expected
 
 from gpu_runner import journal
@@ -434,12 +434,12 @@ def _now() -> datetime:
 assert BEGINNING == "0-0"
 
 
-@pytest.mark.timeout(3600)
+@pytest.mark.timeout(7200)
 def test_no_story_loses_a_job() -> None:
     run_state_machine_as_test(
         seed(int(BASE))(Machine),
         settings=settings(
-            max_examples=2000 if IS_LONG else 60,
+            max_examples=count("machine"),
             stateful_step_count=60,
             deadline=None,
             database=None,
