@@ -21,12 +21,18 @@ _CASES = [(phase, manner) for phase in _PHASES for manner in ("", "deaf", "escap
 @pytest.fixture(scope="module")
 def roomy(worlds_of):
     """Room for each case at once; a job gets three attempts, none of which is for a runner that reports late."""
-    return worlds_of(gpu_slots=len(_CASES), max_attempts=3, lease_s=15.0, hang_after_s=4.0 * PATIENCE)
+    return worlds_of(gpu_slots=len(_CASES), max_attempts=3, lease_s=15.0)
+
+
+@pytest.fixture(scope="module")
+def hasty(worlds_of):
+    """Calls a job hanging after seconds."""
+    return worlds_of(gpu_slots=8, max_attempts=3, lease_s=15.0, hang_after_s=4.0 * PATIENCE)
 
 
 @schedules("children")
-def test_children_that_leak_hang_or_escape_leave_nothing(roomy, seed) -> None:
-    world, dice = roomy.get(), random.Random(seed)
+def test_children_that_leak_hang_or_escape_leave_nothing(hasty, seed) -> None:
+    world, dice = hasty.get(), random.Random(seed)
     at = str(dice.randrange(2, 20))
     manners = {
         f"leak={at}": {"completed"},
@@ -45,7 +51,7 @@ def test_children_that_leak_hang_or_escape_leave_nothing(roomy, seed) -> None:
     world.until(lambda: all(world.step(job_id) >= 4 for job_id in hanging), "a job did not begin")
     world.pass_time(0.3)
     cancel(world, *hanging)
-    roomy.check(seed)
+    hasty.check(seed)
 
 
 @schedules("children")

@@ -7,6 +7,7 @@ every job has ended; `settle` waits until nothing moves any more. `invariants` t
 import contextlib
 import ctypes
 import functools
+import importlib.util
 import os
 import signal
 import sqlite3
@@ -26,6 +27,7 @@ import seams
 from processes import processes_of
 from proxy import Proxy
 
+from gpu_runner.worker import preload
 from jobs import redis_server
 from jobs.calls import Json
 from jobs.client import Client
@@ -465,10 +467,17 @@ class World:
 def _compile(trainer: str) -> None:
     """Leave the programs' bytecode on the disk, where it may be missing: they are started hundreds of times, and write
     none themselves, because one that dies or has no room would leave half of it."""
+    imports = ["service_program", "runner_program", "service.app", "gpu_runner.zygote", trainer]
+    if trainer == "real_trainer" and not _is_compiled("transformers"):
+        imports += preload(has_cuda=False)
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
-    path = os.pathsep.join([str(HERE), str(HERE.parents[1])])
-    imports = f"import service_program, runner_program, service.app, gpu_runner.zygote, {trainer}"
-    subprocess.run([sys.executable, "-c", imports], env=environment | {"PYTHONPATH": path}, check=True)
+    environment["PYTHONPATH"] = os.pathsep.join([str(HERE), str(HERE.parents[1])])
+    subprocess.run([sys.executable, "-c", f"import {', '.join(imports)}"], env=environment, check=True)
+
+
+def _is_compiled(package: str) -> bool:
+    spec = importlib.util.find_spec(package)
+    return spec is not None and spec.cached is not None and Path(spec.cached).exists()
 
 
 def _socket_of(settings: Settings) -> str:
