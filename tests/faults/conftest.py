@@ -46,7 +46,11 @@ class Worlds:
         if self._world is None or self._used >= _SCHEDULES_A_WORLD:
             self.close()
             self._world = World(self._folder(), **self._options).__enter__()
-            self._prepare(self._world)
+            try:
+                self._prepare(self._world)
+            except BaseException:
+                self.throw_away()
+                raise
         self._used += 1
         return self._world
 

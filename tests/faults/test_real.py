@@ -9,6 +9,7 @@ from plan import schedules
 from world import Expected, World
 
 from jobs.calls import Json
+from jobs.client import Client
 
 
 @pytest.fixture(scope="module")
@@ -47,13 +48,12 @@ def prepare(world: World) -> None:
     export = world.root.folder / "sample.zip"
     command = [sys.executable, "-m", "gpu_runner.sam2.sample", str(export), "--videos", "4", "--frames", "12"]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-    uploaded = world.client.upload(export)
-    world.client.post(
-        "/api/data/convert",
-        {"sam2_zip_path": uploaded["file_path"], "output_dir": "real/llava", "target_format": "llava"},
-    )
-    body = {"data_path": "real/llava", "output_dir": "real/split", "strategy": "random"}
-    split = world.client.post("/api/data/split", body | {"train_ratio": 0.6, "val_ratio": 0.2, "test_ratio": 0.2})
+    with Client(world.settings.address, timeout_s=600) as client:  # its first answer waits until torch is loaded
+        uploaded = client.upload(export)
+        body = {"sam2_zip_path": uploaded["file_path"], "output_dir": "real/llava", "target_format": "llava"}
+        client.post("/api/data/convert", body)
+        body = {"data_path": "real/llava", "output_dir": "real/split", "strategy": "random"}
+        split = client.post("/api/data/split", body | {"train_ratio": 0.6, "val_ratio": 0.2, "test_ratio": 0.2})
     world.config = _config(split)
     world.twin = world.client.submit({"kind": "finetune", "config": world.config})
     world.until(lambda: world.status(world.twin) == "completed", "the uninterrupted run does not complete")
