@@ -37,7 +37,7 @@ def test_every_socket_hears_everything_once_while_the_service_is_killed(worlds, 
     for _ in range(2):
         world.pass_time(dice.uniform(0.5, 2))
         world.kill("service")
-    world.until(lambda: not listening.is_alive(), "a socket did not come to its job's end", within_s=300)
+    world.until(lambda: not listening.is_alive(), "a socket did not come to its job's end")
     stored = {job_id: _seqs(world, job_id) for job_id in jobs}
     wrong = [(job_id, len(seqs), len(stored[job_id])) for job_id, seqs in heard if seqs != stored[job_id]]
     assert len(heard) == COUNT

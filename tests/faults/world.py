@@ -40,7 +40,7 @@ from service.programs import free_port, health
 HERE = Path(__file__).parent
 PATIENCE = float(os.environ.get("FAULTS_PATIENCE", "1"))
 """Factor on every bound, for machines that are slower or busier than two free cores."""
-SETTLE_WITHIN_S = 180.0
+SETTLE_WITHIN_S = 300.0
 """How long anything that has to come may take before it is called hanging. This says nothing of speed, which a busy
 machine lacks: what is promised of times is asserted where it is measured."""
 _LOOK_EVERY_S = 0.03
