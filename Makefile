@@ -73,15 +73,10 @@ static:
 	$(BIN)/mypy --no-error-summary
 	$(BIN)/lint-imports > $(VENV)/imports.log || { cat $(VENV)/imports.log; exit 1; }
 
-FAULTS_APART := $(addprefix tests/faults/test_,kills.py disk.py children.py recovery.py machine.py)
-
 faults-ci: install  ## kill, freeze, flush, cut and fill what there is, some minutes; SEED=n repeats a run
-	@seed=$${SEED:-$$$$}; export SEED=$$seed; echo "SEED=$$seed"; \
-	$(BIN)/python -m pytest -m faults -q $(FAULTS_APART) & first=$$!; \
-	$(BIN)/python -m pytest -m faults -q tests/faults $(FAULTS_APART:%=--ignore=%); second=$$?; \
-	wait $$first && exit $$second  # two at once: much of the time they wait
+	@seed=$${SEED:-$$$$}; echo "SEED=$$seed"; SEED=$$seed $(BIN)/python -m pytest $(SHARED) -m faults -q tests/faults
 
-faults: install  ## the long set of the same, some hours; writes docs/faults-report.md
+faults: install  ## the long set of the same, an hour; writes docs/faults-report.md
 	$(BIN)/python tests/faults/report.py
 
 bench: install  ## time the product against named baselines (needs wrk); writes docs/benchmarks.md

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from processes import processes_of
 
 from jobs.calls import Json
 from jobs.client import Client
@@ -85,22 +86,6 @@ class House:
 @pytest.fixture(name="processes_of")
 def processes_of_fixture() -> Callable[[Path], dict[int, str]]:
     return processes_of
-
-
-def processes_of(root: Path) -> dict[int, str]:
-    marker = f"TRAINING_DATA_ROOT={root}".encode()
-    found = {}
-    for folder in Path("/proc").iterdir():
-        if not folder.name.isdigit() or int(folder.name) == os.getpid():
-            continue
-        try:
-            command = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode()
-            mine = marker in (folder / "environ").read_bytes().split(b"\0") or f"{root}/redis" in command
-        except OSError:
-            continue
-        if mine and command:  # a zombie has no command line
-            found[int(folder.name)] = command
-    return found
 
 
 def _holds(pid: int, name: str) -> bool:

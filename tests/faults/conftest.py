@@ -9,6 +9,8 @@ import plan
 import pytest
 from world import PATIENCE, Violation, World
 
+from jobs import backoff
+
 _SCHEDULES_A_WORLD = 30  # so that what is checked after each one stays small
 
 
@@ -18,7 +20,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in ours:
         item.add_marker(pytest.mark.faults)
         if item.get_closest_marker("timeout") is None:
-            item.add_marker(pytest.mark.timeout(180 * PATIENCE))
+            item.add_marker(pytest.mark.timeout(900 * PATIENCE))  # what hangs is seen earlier, by `World.until`
     if ours and "faults" not in config.option.markexpr:
         config.hook.pytest_deselected(items=ours)
         items[:] = [item for item in items if item not in ours]
@@ -44,7 +46,11 @@ class Worlds:
         if self._world is None or self._used >= _SCHEDULES_A_WORLD:
             self.close()
             self._world = World(self._folder(), **self._options).__enter__()
-            self._prepare(self._world)
+            try:
+                self._prepare(self._world)
+            except BaseException:
+                self.throw_away()
+                raise
         self._used += 1
         return self._world
 
@@ -79,6 +85,15 @@ class Worlds:
         world, self._world, self._used = self._world, None, 0
         if world is not None:
             world.__exit__()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def impatient() -> Iterator[None]:
+    """Clients knock again at once: the pauses between their tries would be most of a schedule's time."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(backoff, "FIRST_PAUSE_S", 0.1)
+        patched.setattr(backoff, "LONGEST_PAUSE_S", 0.5)
+        yield
 
 
 @pytest.fixture(scope="module")

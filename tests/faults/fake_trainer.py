@@ -4,6 +4,7 @@ keeps the rules of the real one: journal, checkpoints, rotation, stopping, resum
 A module of recipes for `gpu_runner.worker.serve`, like `gpu_runner.recipes`.
 """
 
+import contextlib
 import json
 import os
 import signal
@@ -24,6 +25,7 @@ from jobs.events import JobPaused
 from jobs.results import FinetuneResult
 from jobs.specs import FinetuneSpec, Kind
 
+SIGNATURES = "pids"
 _MODULUS = 2**31 - 1
 
 
@@ -79,7 +81,14 @@ def recipe(kind: Kind) -> Callable[[Work[Any]], Any]:
 
 def run(work: Work[FinetuneSpec]) -> FinetuneResult:
     seams.put_into("child", work.root.folder)
+    _sign(work, os.getpid())
     return _Run(work).to_the_end()
+
+
+def _sign(work: Work[Any], pid: int) -> None:
+    """Say which processes belong to the attempt: those that escape have nothing else to be known by."""
+    with contextlib.suppress(OSError), (work.folder.folder / SIGNATURES).open("a") as file:  # the disk may be full
+        file.write(f"{pid}\n")
 
 
 class _Run:
@@ -178,20 +187,22 @@ def _wait(work: Work[Any]) -> None:
         time.sleep(0.01)
 
 
-def _leak(_: Work[Any]) -> None:
+def _leak(work: Work[Any]) -> None:
     """A program in a session of its own, which inherits nothing and outlives its starter."""
-    subprocess.Popen(
+    leaked = subprocess.Popen(
         [sys.executable, "-c", "import signal, time; signal.signal(15, signal.SIG_IGN); time.sleep(3600)"],
         start_new_session=True,
     )
+    _sign(work, leaked.pid)
 
 
-def _escape(_: Work[Any]) -> None:
+def _escape(work: Work[Any]) -> None:
     """Double-forks into a session of its own, deaf, and with every descriptor closed, as daemons do."""
     if os.fork() == 0:
         os.setsid()
         if os.fork() == 0:
             os.setsid()
+            _sign(work, os.getpid())
             for number in (signal.SIGTERM, signal.SIGHUP):
                 signal.signal(number, signal.SIG_IGN)
             os.closerange(0, 256)

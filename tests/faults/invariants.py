@@ -11,16 +11,17 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
-from world import Expected, World
+from world import Expected, Listener, Member
 
 from gpu_runner.training import checkpoints
 from jobs import events
 from jobs.events import Event
-from jobs.lifecycle import TERMINAL, State, Status, advance
+from jobs.lifecycle import State, Status, advance
+from jobs.paths import DataRoot
 
-_GONE_WITHIN_S = 5.0
+GONE_WITHIN_S = 20.0
 _ENDS = ("job.completed", "job.failed", "job.cancelled")
 
 
@@ -40,10 +41,44 @@ class Row(NamedTuple):
         return decoded
 
 
-def check(world: World) -> list[str]:
+class Evidence(Protocol):
+    """What is looked at to judge one job."""
+
+    root: DataRoot
+
+    def rows(self, sql: str, *values: object) -> list[Any]:
+        """Of the database."""
+
+    def status(self, job_id: str) -> str:
+        """By the job's row."""
+
+
+class Settled(Evidence, Protocol):
+    """What is looked at to judge a whole world, in which nothing moves any more."""
+
+    jobs: dict[str, Expected]
+    unchecked: list[str]
+    faults: list[str]
+    listeners: list[Listener]
+
+    @property
+    def members(self) -> list[Member]: ...
+
+    @property
+    def runners(self) -> list[Member]: ...
+
+    @property
+    def unended(self) -> dict[str, str]: ...
+
+    def processes(self) -> dict[int, str]: ...
+
+    def redis_pid(self) -> int | None: ...
+
+
+def check(world: Settled) -> list[str]:
     """What is wrong; empty when all is well. Jobs that were looked at before are not looked at again."""
     fresh, world.unchecked = [world.jobs[job_id] for job_id in world.unchecked], []
-    wrong = [*world.faults, *database_is_whole(world.root.database), *_within(_GONE_WITHIN_S, nothing_is_left, world)]
+    wrong = [*world.faults, *database_is_whole(world.root.database), *_within(GONE_WITHIN_S, nothing_is_left, world)]
     wrong += subscribers_heard_all(world)
     for expected in fresh:
         rows = rows_of(world, expected.job_id)
@@ -53,7 +88,7 @@ def check(world: World) -> list[str]:
     return wrong
 
 
-def _within(seconds: float, look: Callable[[World], Iterator[str]], world: World) -> list[str]:
+def _within(seconds: float, look: Callable[[Settled], Iterator[str]], world: Settled) -> list[str]:
     """What is still wrong after so long: a zygote whose runner was killed this moment needs one to leave."""
     deadline = time.monotonic() + seconds
     while (wrong := list(look(world))) and time.monotonic() < deadline:
@@ -61,12 +96,12 @@ def _within(seconds: float, look: Callable[[World], Iterator[str]], world: World
     return wrong
 
 
-def rows_of(world: World, job_id: str) -> list[Row]:
+def rows_of(world: Evidence, job_id: str) -> list[Row]:
     sql = "SELECT seq, job_id, attempt, n, type, body FROM events WHERE job_id = ? ORDER BY seq"
     return [Row(*row) for row in world.rows(sql, job_id)]
 
 
-def one_terminal_state(world: World, expected: Expected, rows: list[Row]) -> Iterator[str]:
+def one_terminal_state(world: Evidence, expected: Expected, rows: list[Row]) -> Iterator[str]:
     """By allowed transitions to one terminal event, which is the last; the job's row says the same."""
     if not rows:
         yield "was accepted and is lost"
@@ -88,7 +123,7 @@ def one_terminal_state(world: World, expected: Expected, rows: list[Row]) -> Ite
         yield f"ended as {status}, not as {sorted(expected.ends)}: {rows[-1].body.decode()[:300]}"
 
 
-def journals_agree(world: World, expected: Expected, rows: list[Row]) -> Iterator[str]:
+def journals_agree(world: Evidence, expected: Expected, rows: list[Row]) -> Iterator[str]:
     """Each attempt's journal is dense; what is stored of it is its dense beginning, the last attempt's all of it."""
     last = rows[-1].attempt if rows else 1
     for folder in world.root.attempts(expected.job_id):
@@ -110,14 +145,14 @@ def journals_agree(world: World, expected: Expected, rows: list[Row]) -> Iterato
                 yield f"line {row.n} of attempt {folder.number} is stored as something else: {row.body!r} {line!r}"
 
 
-def attempts_rise(_: World, __: Expected, rows: list[Row]) -> Iterator[str]:
+def attempts_rise(_: Evidence, __: Expected, rows: list[Row]) -> Iterator[str]:
     """No event of an old attempt after a new one began."""
     for before, row in itertools.pairwise(rows):
         if row.attempt < before.attempt:
             yield f"event {row.seq} of attempt {row.attempt} was accepted after attempt {before.attempt} began"
 
 
-def metrics_are_right(world: World, expected: Expected, _: list[Row]) -> Iterator[str]:
+def metrics_are_right(world: Evidence, expected: Expected, _: list[Row]) -> Iterator[str]:
     """Exactly those of the uninterrupted run; of a run that was ended early, its beginning."""
     if expected.twin is not None and (differing := _differing(world, expected.job_id, expected.twin)):
         yield f"differs from the uninterrupted run at {differing}"
@@ -129,18 +164,18 @@ def metrics_are_right(world: World, expected: Expected, _: list[Row]) -> Iterato
     is_complete = world.status(expected.job_id) == Status.COMPLETED
     wanted = {step: value for step, value in expected.series.items() if is_complete or step in found}
     if found != wanted:
-        differing = {step for step in found | wanted if found.get(step) != wanted.get(step)}
-        yield f"the series differs from the uninterrupted run at steps {sorted(differing)}"
+        steps = {step for step in found | wanted if found.get(step) != wanted.get(step)}
+        yield f"the series differs from the uninterrupted run at steps {sorted(steps)}"
 
 
-def _differing(world: World, job_id: str, twin: str) -> list[tuple[str, int]]:
+def _differing(world: Evidence, job_id: str, twin: str) -> list[tuple[str, int]]:
     """(series, step) of the values that are not equal, to the last bit."""
     sql = "SELECT series, step, value FROM metrics WHERE job_id = ? AND series NOT IN ('tokens_per_s', 'memory_mb')"
     ours, theirs = ({(series, step): value for series, step, value in world.rows(sql, each)} for each in (job_id, twin))
     return sorted(place for place in ours | theirs if ours.get(place) != theirs.get(place))
 
 
-def _same_weights(world: World, job_id: str, twin: str) -> bool:
+def _same_weights(world: Evidence, job_id: str, twin: str) -> bool:
     """Whether the newest checkpoints hold the same tensors, to the last bit: then their logits are the same too."""
     newest = [checkpoints.newest_verified(world.root, each) for each in (job_id, twin)]
     if None in newest:
@@ -149,7 +184,7 @@ def _same_weights(world: World, job_id: str, twin: str) -> bool:
     return [one.read_bytes() for one in files[0]] == [one.read_bytes() for one in files[1]] != []
 
 
-def checkpoint_is_right(world: World, expected: Expected, _: list[Row]) -> Iterator[str]:
+def checkpoint_is_right(world: Evidence, expected: Expected, _: list[Row]) -> Iterator[str]:
     """The newest good checkpoint of a completed run is the uninterrupted run's last one."""
     if expected.twin is not None and not _same_weights(world, expected.job_id, expected.twin):
         yield "its newest checkpoint has other weights than the uninterrupted run's"
@@ -170,7 +205,7 @@ def checkpoint_is_right(world: World, expected: Expected, _: list[Row]) -> Itera
         yield f"checkpoints are recorded that are not there: {gone}"
 
 
-def subscribers_heard_all(world: World) -> Iterator[str]:
+def subscribers_heard_all(world: Settled) -> Iterator[str]:
     """Every listener's list is what the table of events has, in its order."""
     stored = [Row(*row) for row in world.rows("SELECT seq, job_id, attempt, n, type, '' FROM events ORDER BY seq")]
     for listener in world.listeners:
@@ -193,7 +228,7 @@ def subscribers_heard_all(world: World) -> Iterator[str]:
     world.listeners = [listener for listener in world.listeners if listener.job_id is None]
 
 
-def nothing_is_left(world: World) -> Iterator[str]:
+def nothing_is_left(world: Settled) -> Iterator[str]:
     """No process but the programs, no lock, no half-made file."""
     wanted = {member.pid for member in world.members} | {world.redis_pid()}
     zygotes = [pid for pid, command in world.processes().items() if "gpu_runner.zygote" in command]
@@ -246,7 +281,3 @@ def accepted_are_there(file: Path, job_ids: set[str]) -> Iterator[str]:
                 state = advance(state, row.event) or state
             if state.status != status:
                 yield f"{job_id} is {status} in the copy, and {state.status} by its events"
-
-
-Look = Callable[[World, Expected, list[Row]], Iterator[str]]
-__all__: list[Any] = ["TERMINAL", "Look", "accepted_are_there", "check", "database_is_whole"]

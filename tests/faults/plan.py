@@ -18,19 +18,36 @@ IS_LONG = os.environ.get("FAULTS") == "long"
 SIZES = {
     # row: (make faults-ci, make faults)
     "kills": (30, 500),  # of two pairs each
-    "seams": (12, 250),
-    "real": (8, 100),
-    "frozen": (5, 100),
-    "redis": (5, 100),
+    "seams": (12, 150),
+    "real": (8, 50),
+    "frozen": (5, 80),
+    "redis": (5, 80),
     "copies": (5, 100),
-    "disk": (5, 50),
+    "disk": (5, 50),  # of a full volume and a limit on file sizes each
     "network": (5, 50),
     "children": (1, 20),
-    "cancel": (1, 20),
-    "sockets": (1, 10),
-    "recovery": (1, 20),  # of two lost runners each
+    "cancel": (1, 20),  # of nineteen each, twelve of them in a chosen phase
+    "sockets": (1, 5),
+    "recovery": (1, 5),  # of two and of eight lost runners each
+    "webhooks": (1, 20),  # of three kills each
+    "away": (1, 2),
+    "machine": (60, 1000),  # stories
 }
 """Schedules of each row: in CI, in the long run."""
+
+DESIGNED = {
+    "kills": 500,
+    "real": 100,
+    "frozen": 100,
+    "redis": 100,
+    "copies": 100,
+    "disk": 50,
+    "network": 50,
+    "children": 20,
+    "cancel": 20,
+    "sockets": 10,
+}
+"""What the long run was planned to be, before it was asked to take an hour."""
 
 _given = os.environ.get("SEED", "")
 BASE = _given.partition("-")[0] or str(random.SystemRandom().randrange(10**6))

@@ -3,22 +3,36 @@
 import random
 import time
 
+import fake_trainer
 import pytest
 from plan import schedules
 from world import PATIENCE, World
 
+from jobs.calls import Json
+
 _ANSWER_S = 5.0  # beyond the grace
+
+
+_PHASES = ("loading", "7", "saving", "end")
+"""Where a cancel finds a job: before its first step, at its seventh, in a save, behind the last step."""
+_CASES = [(phase, manner) for phase in _PHASES for manner in ("", "deaf", "escape")]
 
 
 @pytest.fixture(scope="module")
 def roomy(worlds_of):
-    """Room for eight jobs at once; a job gets three attempts."""
-    return worlds_of(gpu_slots=8, max_attempts=3, hang_after_s=4.0 * PATIENCE)
+    """Room for each case at once; a job gets three attempts, none of which is for a runner that reports late."""
+    return worlds_of(gpu_slots=len(_CASES), max_attempts=3, lease_s=15.0)
+
+
+@pytest.fixture(scope="module")
+def hasty(worlds_of):
+    """Calls a job hanging after seconds."""
+    return worlds_of(gpu_slots=8, max_attempts=3, lease_s=15.0, hang_after_s=4.0 * PATIENCE)
 
 
 @schedules("children")
-def test_children_that_leak_hang_or_escape_leave_nothing(roomy, seed) -> None:
-    world, dice = roomy.get(), random.Random(seed)
+def test_children_that_leak_hang_or_escape_leave_nothing(hasty, seed) -> None:
+    world, dice = hasty.get(), random.Random(seed)
     at = str(dice.randrange(2, 20))
     manners = {
         f"leak={at}": {"completed"},
@@ -33,12 +47,11 @@ def test_children_that_leak_hang_or_escape_leave_nothing(roomy, seed) -> None:
         manner: world.submit_surely(world.spec(dice.randrange(10**9), steps=20, tags=(manner,)), ends=ends)
         for manner, ends in manners.items()
     }
-    for manner, job_id in jobs.items():
-        if manners[manner] == {"cancelled"}:
-            world.until(lambda job_id=job_id: world.step(job_id) >= 4, 30, f"{manner} did not begin")
-            world.pass_time(0.3)
-            cancel(world, job_id)
-    roomy.check(seed)
+    hanging = [job_id for manner, job_id in jobs.items() if manners[manner] == {"cancelled"}]
+    world.until(lambda: all(world.step(job_id) >= 4 for job_id in hanging), "a job did not begin")
+    world.pass_time(0.3)
+    cancel(world, *hanging)
+    hasty.check(seed)
 
 
 @schedules("children")
@@ -47,9 +60,9 @@ def test_a_job_that_kills_its_runner_is_given_up_and_the_others_go_on(roomy, see
     world.runner.pause_s = 0.0
     poison = world.spec(dice.randrange(10**9), steps=20, tags=(f"poison={dice.randrange(0, 19)}",))
     job_id = world.submit_surely(poison, ends={"failed"})
-    world.until(lambda: world.status(job_id) == "failed", 60, "the poison job is not given up")
+    world.until(lambda: world.status(job_id) == "failed", "the poison job is not given up")
     other = world.submit_surely(world.spec(dice.randrange(10**9), steps=20))
-    world.until(lambda: world.status(other) == "completed", 60, "the other job does not go on")
+    world.until(lambda: world.status(other) == "completed", "the other job does not go on")
     roomy.check(seed)
     (reason,) = world.rows("SELECT json_extract(record, '$.failure_reason') FROM jobs WHERE job_id = ?", job_id)[0]
     assert reason == "too_many_attempts"
@@ -57,31 +70,19 @@ def test_a_job_that_kills_its_runner_is_given_up_and_the_others_go_on(roomy, see
 
 @schedules("cancel")
 def test_a_cancel_in_each_phase_leaves_nothing_alive(roomy, seed) -> None:
-    """Polite, deaf and escaping children in each phase; a job that waits, one that is paused, one whose runner died."""
+    """Children that listen, that ignore SIGTERM and that double-fork, in each phase; besides a job that waits, one that
+    is paused, and one whose runner died."""
     world, dice = roomy.get(), random.Random(seed)
-    took = []
-    cases = [(phase, manner) for phase in ("loading", "7", "saving", "end") for manner in ("", "deaf", "escape")]
-    dice.shuffle(cases)
-    for begin in range(0, len(cases), 6):
-        jobs = [
-            world.submit_surely(
-                world.spec(
-                    dice.randrange(10**9),
-                    steps=20,
-                    tags=(*([f"{manner}={phase}"] if manner else []), f"{'hang' if manner else 'wait'}={phase}"),
-                ),
-                ends={"cancelled"},
-            )
-            for phase, manner in cases[begin : begin + 6]
-        ]
-        for job_id in jobs:
-            world.until(lambda job_id=job_id: world.status(job_id) == "running", 30, "a job does not start")
-        world.pass_time(dice.uniform(0.3, 0.6))
-        took += [cancel(world, job_id) for job_id in jobs]
-    took.append(_cancel_one_that_waits(world, dice))
-    took.append(_cancel_one_that_is_paused(world, dice))
-    took.append(_cancel_one_whose_runner_died(world, dice))
-    roomy.check(seed, cancels=len(took), slowest_s=round(max(took), 2))
+    jobs = [world.submit_surely(_standing(world, dice, *case), ends={"cancelled"}) for case in _CASES]
+    waiting = world.submit_surely(world.spec(dice.randrange(10**9)), ends={"cancelled"})
+    world.until(lambda: all(_is_in(world, *both) for both in zip(jobs, _CASES, strict=True)), "a job does not begin")
+    assert world.status(waiting) == "pending"
+    world.pass_time(dice.uniform(0, 0.3))
+    dice.shuffle(jobs)
+    took = cancel(world, waiting, *jobs)
+    took += cancel(world, _paused(world, dice))
+    took += cancel(world, _without_a_runner(world, dice))
+    roomy.check(seed, cancels=len(took), in_phases=len(jobs), slowest_s=round(max(took), 2))
     assert max(took) < (world.settings.stop_grace_s + _ANSWER_S) * PATIENCE
 
 
@@ -96,39 +97,62 @@ def test_a_cancel_at_any_moment_and_the_end_it_crosses_agree(roomy, seed) -> Non
     roomy.check(seed, cancels=4)
 
 
-def cancel(world: World, job_id: str) -> float:
-    """Cancel a job; the seconds until it is cancelled, when nothing of it may be alive."""
-    began = time.monotonic()
-    world.client.cancel(job_id)
-    world.until(lambda: world.status(job_id) == "cancelled", 30, f"{job_id} is not cancelled")
-    return time.monotonic() - began
+def cancel(world: World, *jobs: str) -> list[float]:
+    """Cancel jobs together; for each the seconds until the service says that it is cancelled. Nothing of it may be
+    alive at that moment."""
+    began, took = time.monotonic(), dict.fromkeys(jobs, 0.0)
+
+    def all_are_cancelled() -> bool:
+        ended = {job_id for job_id in jobs if not took[job_id] and world.status(job_id) == "cancelled"}
+        alive = set(world.processes()) if ended else set()
+        for job_id in ended:
+            took[job_id] = time.monotonic() - began
+            left = alive & signatures(world, job_id)
+            assert not left, f"{job_id} is cancelled, and {left} are alive"
+        return all(took.values())
+
+    for job_id in jobs:
+        world.client.cancel(job_id)
+    world.until(all_are_cancelled, "a job is not cancelled")
+    return list(took.values())
 
 
-def _cancel_one_that_waits(world: World, dice: random.Random) -> float:
-    blocks = [
-        world.submit_surely(world.spec(dice.randrange(10**9), tags=("wait=7",)), ends={"cancelled"}) for _ in range(8)
-    ]
-    waiting = world.submit_surely(world.spec(dice.randrange(10**9)), ends={"cancelled"})
-    world.until(lambda: world.status(waiting) == "pending", 30, "a job that finds no room is not pending")
-    took = cancel(world, waiting)
-    for job_id in blocks:
-        cancel(world, job_id)
-    return took
+def signatures(world: World, job_id: str) -> set[int]:
+    """The processes that there were of a job."""
+    files = [folder.folder / fake_trainer.SIGNATURES for folder in world.root.attempts(job_id)]
+    return {int(pid) for file in files if file.exists() for pid in file.read_text().split()}
 
 
-def _cancel_one_that_is_paused(world: World, dice: random.Random) -> float:
+def _standing(world: World, dice: random.Random, phase: str, manner: str) -> Json:
+    """A job that goes no further than a phase: politely, or with a manner."""
+    tags = (f"{manner}={phase}", f"hang={phase}") if manner else (f"wait={phase}",)
+    return world.spec(dice.randrange(10**9), steps=20, tags=tags)
+
+
+def _is_in(world: World, job_id: str, case: tuple[str, str]) -> bool:
+    """Whether it has come there: its last line is the phase or the step before it, and what escapes has escaped."""
+    phase, manner = case
+    if manner == "escape" and len(signatures(world, job_id)) < 2:
+        return False
+    if phase in ("loading", "saving"):
+        sql = "SELECT json_extract(record, '$.phase') FROM jobs WHERE job_id = ?"
+        return world.rows(sql, job_id) == [(phase,)]
+    return world.step(job_id) >= (6 if phase == "7" else 20)
+
+
+def _paused(world: World, dice: random.Random) -> str:
     spec = world.spec(dice.randrange(10**9), steps=500, tags=("step-s=0.02",))
     job_id = world.submit_surely(spec, ends={"cancelled"})
-    world.until(lambda: world.step(job_id) >= 2, 30, "a job does not start")
+    world.until(lambda: world.step(job_id) >= 2, "a job does not start")
     world.client.pause(job_id)
-    world.until(lambda: world.status(job_id) == "paused", 30, "a job is not paused")
-    return cancel(world, job_id)
+    world.until(lambda: world.status(job_id) == "paused", "a job is not paused")
+    return job_id
 
 
-def _cancel_one_whose_runner_died(world: World, dice: random.Random) -> float:
+def _without_a_runner(world: World, dice: random.Random) -> str:
     spec = world.spec(dice.randrange(10**9), steps=500, tags=("step-s=0.02",))
     job_id = world.submit_surely(spec, ends={"cancelled"})
-    world.until(lambda: world.step(job_id) >= 2, 30, "a job does not start")
+    world.until(lambda: world.step(job_id) >= 2, "a job does not start")
     world.runner.pause_s = 0.0
     world.kill("runner")
-    return cancel(world, job_id)
+    return job_id

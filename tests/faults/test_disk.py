@@ -52,7 +52,7 @@ def test_jobs_end_and_say_why_when_a_volume_is_full(on_small_volumes, seed) -> N
     with full(world.root.folder / VOLUMES[volume]):
         world.pass_time(dice.uniform(0.5, 2))
         assert world.client.get("/api/jobs")["jobs"], "the service is not readable on a full disk"
-    world.until(lambda: not world.unended, 60, "jobs do not go on when there is room again")
+    world.until(lambda: not world.unended, "jobs do not go on when there is room again")
     on_small_volumes.check(seed, volume=volume, reasons=_reasons(world, jobs))
 
 
@@ -61,7 +61,7 @@ def test_a_limit_on_file_sizes_is_survived_by_each_program(worlds, seed) -> None
     world, dice = worlds.get(), random.Random(seed)
     whom = dice.choice(["service", "runner", "child", "redis"])
     jobs = _jobs(world, dice)
-    world.until(world.children, 30, "no job runs")
+    world.until(lambda: world.children() or not world.unended, "no job runs")
     world.pass_time(dice.uniform(0.1, 0.6))
     pid = {
         "service": world.service.pid,

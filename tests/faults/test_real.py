@@ -9,6 +9,7 @@ from plan import schedules
 from world import Expected, World
 
 from jobs.calls import Json
+from jobs.client import Client
 
 
 @pytest.fixture(scope="module")
@@ -23,12 +24,12 @@ def test_a_real_training_killed_twice_equals_the_uninterrupted_one(real, seed) -
     world, dice = real.get(), random.Random(seed)
     for member in world.members:
         member.pause_s = dice.choice([0.0, 0.5])
-    job_id = world.until(lambda: _submitted(world), 60, "nobody accepts a job")
+    job_id = world.until(lambda: _submitted(world), "nobody accepts a job")
     world.expect(Expected(job_id, {"completed"}, twin=world.twin))
     killed = []
     for target in dice.choices(["child", "child", "runner", "service", "redis", "zygote"], k=2):
         step = dice.randrange(0, 8)
-        world.until(lambda step=step: world.step(job_id) >= step or job_id not in world.unended, 90, "no step is made")
+        world.until(lambda step=step: world.step(job_id) >= step or job_id not in world.unended, "no step is made")
         world.pass_time(dice.uniform(0, 0.3))
         if world.kill(target):
             killed.append(target)
@@ -47,16 +48,15 @@ def prepare(world: World) -> None:
     export = world.root.folder / "sample.zip"
     command = [sys.executable, "-m", "gpu_runner.sam2.sample", str(export), "--videos", "4", "--frames", "12"]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-    uploaded = world.client.upload(export)
-    world.client.post(
-        "/api/data/convert",
-        {"sam2_zip_path": uploaded["file_path"], "output_dir": "real/llava", "target_format": "llava"},
-    )
-    body = {"data_path": "real/llava", "output_dir": "real/split", "strategy": "random"}
-    split = world.client.post("/api/data/split", body | {"train_ratio": 0.6, "val_ratio": 0.2, "test_ratio": 0.2})
+    with Client(world.settings.address, timeout_s=600) as client:  # its first answer waits until torch is loaded
+        uploaded = client.upload(export)
+        body = {"sam2_zip_path": uploaded["file_path"], "output_dir": "real/llava", "target_format": "llava"}
+        client.post("/api/data/convert", body)
+        body = {"data_path": "real/llava", "output_dir": "real/split", "strategy": "random"}
+        split = client.post("/api/data/split", body | {"train_ratio": 0.6, "val_ratio": 0.2, "test_ratio": 0.2})
     world.config = _config(split)
     world.twin = world.client.submit({"kind": "finetune", "config": world.config})
-    world.until(lambda: world.status(world.twin) == "completed", 120, "the uninterrupted run does not complete")
+    world.until(lambda: world.status(world.twin) == "completed", "the uninterrupted run does not complete")
 
 
 def _config(split: Json) -> Json:

@@ -5,30 +5,43 @@ import time
 from datetime import datetime
 
 import pytest
-from plan import schedules
+from plan import IS_LONG, schedules
 from world import PATIENCE
+
+from jobs.settings import Settings
 
 NOTICED_S = 20.0
 NEXT_STEP_S = 30.0
+RUNNERS, LOST = (12, 8) if IS_LONG else (4, 2)
+"""Many runners are lost at the same moment: each is a case of its own, and their leases run out side by side."""
 
 
 @pytest.fixture(scope="module")
-def of_four_runners(worlds_of):
-    return worlds_of(runners=4, gpu_slots=2, lease_s=15.0, report_every_s=2.0, stop_grace_s=30.0)
+def many_runners(worlds_of):
+    as_it_is = Settings()
+    return worlds_of(
+        runners=RUNNERS,
+        gpu_slots=3,
+        lease_s=as_it_is.lease_s,
+        report_every_s=as_it_is.report_every_s,
+        stop_grace_s=as_it_is.stop_grace_s,
+    )
 
 
 @schedules("recovery")
-def test_a_lost_runner_is_noticed_and_its_job_goes_on_elsewhere(of_four_runners, seed) -> None:
-    world, dice = of_four_runners.get(), random.Random(seed)
+def test_lost_runners_are_noticed_and_their_jobs_go_on_elsewhere(many_runners, seed) -> None:
+    world, dice = many_runners.get(), random.Random(seed)
+    assert world.settings.lease_s == 15
     for member in world.runners:
         member.held = False
-    world.until(lambda: len(_present(world)) == 4, 60, "not all runners report")
-    specs = [world.spec(dice.randrange(10**9), steps=1500, save_steps=25, tags=("step-s=0.02",)) for _ in range(4)]
+    world.until(lambda: len(_present(world)) == RUNNERS, "not all runners report")
+    specs = [world.spec(dice.randrange(10**9), steps=150, save_steps=10, tags=("step-s=0.1",)) for _ in range(RUNNERS)]
     jobs = [world.submit_surely(spec) for spec in specs]
-    world.until(lambda: all(world.step(job_id) >= 4 for job_id in jobs), 60, "jobs do not start")
+    world.until(lambda: all(world.step(job_id) >= 4 for job_id in jobs), "jobs do not start")
     world.pass_time(dice.uniform(0, 2))
     placed = dict(world.rows("SELECT job_id, json_extract(record, '$.runner_id') FROM jobs WHERE status = 'running'"))
-    lost = dice.sample(sorted(set(placed.values())), k=min(2, len(set(placed.values()))))
+    busy = sorted(set(placed.values()))
+    lost = dice.sample(busy, k=min(LOST, len(busy) - 1))
     killed_at = time.time()
     for member in world.runners:
         if member.name in lost:
@@ -36,11 +49,12 @@ def test_a_lost_runner_is_noticed_and_its_job_goes_on_elsewhere(of_four_runners,
             member.signal(9)
             world.kills.append((time.time(), "runner"))
     concerned = [job_id for job_id in jobs if placed.get(job_id) in lost]
-    world.until(lambda: all(_goes_on(world, job_id) for job_id in concerned), 90, "a job does not go on")
+    assert len(concerned) >= len(lost)
+    world.until(lambda: all(_goes_on(world, job_id) for job_id in concerned), "a job does not go on")
     noticed = [_first(world, job_id, "job.interrupted", 1) - killed_at for job_id in concerned]
-    # Attempt 2 where it was not given to the other lost runner, whose lease had not quite ended.
+    # Attempt 2 where it was not given to another lost runner, whose lease had not quite ended.
     stepped = [_first(world, job_id, "metrics.logged", 2) - killed_at for job_id in concerned]
-    of_four_runners.check(
+    many_runners.check(
         seed,
         runner_kills=len(lost),
         noticed_s=[round(value, 2) for value in noticed],

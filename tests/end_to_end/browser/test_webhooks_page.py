@@ -1,58 +1,21 @@
 """Webhooks by the page: added, tried, looked into, sent again, given another secret, removed."""
 
 import json
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
 
 import httpx
 import pytest
 from playwright.sync_api import expect
+from receiver import Receiver, receiving
 from standardwebhooks import Webhook
 
 from jobs.lifecycle import TERMINAL
 
 
-class Receiver(ThreadingHTTPServer):
-    """Keeps what it gets; `status` is what it answers."""
-
-    daemon_threads = True
-
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), _Handler)
-        self.got: list[tuple[dict[str, str], bytes]] = []
-        self.status = 204
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_address[1]}/hook"
-
-    def verified(self, secret: str) -> list[Any]:
-        return [Webhook(secret).verify(body, headers) for headers, body in self.got]
-
-
-class _Handler(BaseHTTPRequestHandler):
-    server: Receiver
-
-    def do_POST(self) -> None:
-        body = self.rfile.read(int(self.headers["content-length"]))
-        self.server.got.append((dict(self.headers), body))
-        self.send_response(self.server.status)
-        self.end_headers()
-
-    def log_message(self, *_: object) -> None:
-        pass
-
-
 @pytest.fixture
 def receiver() -> Iterator[Receiver]:
-    with Receiver() as server:
-        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
-        thread.start()
-        yield server
-        server.shutdown()
-        thread.join()
+    with receiving() as receiver:
+        yield receiver
 
 
 @pytest.fixture

@@ -2,15 +2,14 @@
 
 import json
 import re
-import threading
 import time
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import msgspec
 import pytest
 from hostile_urls import FORMS, METADATA, PRIVATE
+from receiver import Receiver, receiving
 from standardwebhooks import Webhook, WebhookVerificationError
 
 from service.notify import registry
@@ -20,53 +19,10 @@ HOSTILE = [url for url in (*METADATA, *PRIVATE) if ".example" not in url]
 HOSTILE += [url for url in FORMS if url != "http://public.example/"]  # without those for which DNS must be asked
 
 
-class Receiver(ThreadingHTTPServer):
-    """Keeps what it gets; `status` is what it answers."""
-
-    daemon_threads = True
-
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), _Handler)
-        self.got: list[tuple[dict[str, str], bytes]] = []
-        self.status = 204
-        self.arrived = threading.Semaphore(0)
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_address[1]}/hook"
-
-    def wait(self, count: int) -> list[tuple[dict[str, str], bytes]]:
-        for _ in range(count):
-            assert self.arrived.acquire(timeout=20)
-        return self.got
-
-
-class _Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-    server: Receiver
-
-    def do_POST(self) -> None:
-        body = self.rfile.read(int(self.headers["content-length"]))
-        self.server.got.append(({name.lower(): value for name, value in self.headers.items()}, body))
-        self.send_response(self.server.status)
-        self.send_header("content-length", "6" if self.server.status >= 400 else "0")
-        self.end_headers()
-        if self.server.status >= 400:
-            self.wfile.write(b"canary")
-        self.server.arrived.release()
-
-    def log_message(self, *_: object) -> None:
-        pass
-
-
 @pytest.fixture
 def receiver() -> Iterator[Receiver]:
-    with Receiver() as server:
-        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
-        thread.start()
-        yield server
-        server.shutdown()
-        thread.join()
+    with receiving() as receiver:
+        yield receiver
 
 
 @pytest.fixture(scope="module")
