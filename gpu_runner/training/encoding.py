@@ -7,7 +7,7 @@ No family of models has code of its own here: what a row consists of is read off
 encoded row is checked (`_check`) before anybody learns from it.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -77,7 +77,7 @@ class RowEncoder:
             getattr(processor, "image_token_id", None) if image_token_id is None else image_token_id
         )
         self._lengths_by_size: dict[tuple[int, int], tuple[int, int]] = {}
-        self._marks_answers = conversation.has_generation_marks(processor)
+        self._marks_answers = conversation.has_generation_marks(processor) and self.tokenizer.is_fast
         self._control_tokens = conversation.control_tokens(processor)
 
     def encode(self, row: Row, images: Sequence[Image.Image]) -> Encoded:
@@ -137,9 +137,9 @@ class RowEncoder:
     def _encode(self, row: Row, messages: list[Message]) -> Encoded:
         """The conversation at its full length."""
         with _template_errors(row):
-            rendered = self._render(messages, marks=self._marks_answers)
+            rendered = self._render(messages)
             self._check_images(row, rendered["input_ids"], messages)
-            trained = self._answer_mask(row, messages, rendered)
+            trained = self._answer_mask(row, messages, rendered["input_ids"])
         if not bool(trained.any()):
             raise ModelUnavailable(_not_told_apart(row.id))
         rendered, trained = self._with_end(rendered, trained)
@@ -214,11 +214,10 @@ class RowEncoder:
         kept[1:] = ~(is_bos[1:] & is_bos[:-1])
         return {name: value[kept] if value.shape == ids.shape else value for name, value in rendered.items()}
 
-    def _text_ids(self, messages: Sequence[Message], *, generation_prompt: bool = False) -> list[int]:
+    def _text_ids(self, messages: Sequence[Message], *, generation_prompt: bool = False) -> Tensor:
         """The tokens of the rendered text, each picture as its short mark."""
         text = conversation.render_text(self.processor, messages, generation_prompt=generation_prompt)
-        ids: list[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
-        return ids
+        return torch.tensor(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
     @cached_property
     def _sees_prompts_whole(self) -> bool:
@@ -231,45 +230,57 @@ class RowEncoder:
         types = rendered.get("token_type_ids")
         return types is not None and not bool(types[self.is_placeholder(rendered["input_ids"])].any())
 
-    def _answer_mask(self, row: Row, messages: list[Message], rendered: dict[str, Tensor]) -> Tensor:
-        """(tokens,) bool: the answers. The template's own marks where they hold exactly the answers, else found
-        by rendering with and without each answer: some processors shift the marks, many templates lack them.
-
-        Both together are the first choice: LLaVA's template has the model write the blank before its answer, and
-        leaves it out of its marks.
-        """
-        ids, answers = rendered["input_ids"], conversation.answers_of(messages)
-        marks = rendered.pop("assistant_masks", torch.zeros(len(ids))).bool()
-        rest = self._mask_from_the_end(messages, ids)
-        for mask in (marks | rest, marks, rest):
+    def _answer_mask(self, row: Row, messages: list[Message], ids: Tensor) -> Tensor:
+        """(tokens,) bool: the answers. The first mask that holds them and nothing else."""
+        answers = conversation.answers_of(messages)
+        for mask in self._masks(messages, ids):
             if self._says(ids[mask], answers):
                 return mask
-        mask = self._mask_by_prefixes(messages, ids)
-        if not self._says(ids[mask], answers):
-            raise ModelUnavailable(_not_told_apart(row.id))
-        return mask
+        raise ModelUnavailable(_not_told_apart(row.id))
 
-    def _mask_from_the_end(self, messages: list[Message], ids: Tensor) -> Tensor:
-        """As by prefixes, from the texts alone: pictures are not processed again. Behind the last picture, tokens of
-        the text and of the row count alike from the end; with a picture behind an answer the caller sees it fail."""
-        mask = torch.zeros(len(ids), dtype=torch.bool)
-        whole = torch.tensor(self._text_ids(messages))
+    def _masks(self, messages: list[Message], ids: Tensor) -> Iterator[Tensor]:
+        """(tokens,) bool: where the answers may be. By the template's own marks, and by rendering with and without
+        each answer: many templates lack the marks.
+
+        Both together come first: LLaVA's template has the model write the blank before its answer, and leaves it out
+        of its marks. All of that is read off the text, for pictures take long: behind the last one, tokens of the text
+        and of the row count alike from the end. With a picture behind an answer they do not, and others lie there.
+        """
+        whole, marks = self._marked_text(messages)
+        rest = self._mask_by_prefixes(messages, whole, self._text_ids)
+        for in_text in (marks | rest, marks, rest):
+            mask = _counted_from_the_end(in_text, len(ids))
+            if torch.equal(ids[mask], whole[in_text]):
+                yield mask
+        if self._marks_answers:
+            yield self._render(messages, marks=True)["assistant_masks"].bool()
+        yield self._mask_by_prefixes(messages, ids, self._ids)
+
+    def _marked_text(self, messages: list[Message]) -> tuple[Tensor, Tensor]:
+        """`_text_ids`, and which of them the template marks as the assistant's. A processor tells it of the row's own
+        tokens and takes longer for that than for everything else it does."""
+        if not self._marks_answers:
+            ids = self._text_ids(messages)
+            return ids, torch.zeros(len(ids), dtype=torch.bool)
+        out = self.tokenizer.apply_chat_template(
+            list(messages),
+            chat_template=self.processor.chat_template,
+            return_dict=True,
+            return_assistant_tokens_mask=True,
+        )
+        return torch.tensor(out["input_ids"]), torch.tensor(out["assistant_masks"]).bool()
+
+    def _mask_by_prefixes(self, messages: list[Message], whole: Tensor, ids_of: Callable[..., Tensor]) -> Tensor:
+        mask = torch.zeros(len(whole), dtype=torch.bool)
         for index, message in enumerate(messages):
             if message["role"] == "assistant":
-                before = torch.tensor(self._text_ids(messages[:index], generation_prompt=True))
-                after = torch.tensor(self._text_ids(messages[: index + 1]))
-                start, stop = (len(whole) - _common_length(part, whole) for part in (before, after))
-                mask[max(0, len(ids) - start) : max(0, len(ids) - stop)] = True
+                before = ids_of(messages[:index], generation_prompt=True)
+                after = ids_of(messages[: index + 1]) if index + 1 < len(messages) else whole
+                mask[_common_length(before, whole) : _common_length(after, whole)] = True
         return mask
 
-    def _mask_by_prefixes(self, messages: list[Message], ids: Tensor) -> Tensor:
-        mask = torch.zeros(len(ids), dtype=torch.bool)
-        for index, message in enumerate(messages):
-            if message["role"] == "assistant":
-                before = self._render(messages[:index], generation_prompt=True)["input_ids"]
-                after = self._render(messages[: index + 1])["input_ids"]
-                mask[_common_length(before, ids) : _common_length(after, ids)] = True
-        return mask
+    def _ids(self, messages: Sequence[Message], *, generation_prompt: bool = False) -> Tensor:
+        return self._render(messages, generation_prompt=generation_prompt)["input_ids"]
 
     def _says(self, ids: Tensor, answers: Sequence[str]) -> bool:
         """Whether the tokens say the answers and nothing else, spaces and special tokens aside."""
@@ -454,6 +465,12 @@ def _extended(rendered: dict[str, Tensor], token_id: int) -> dict[str, Tensor]:
         else value
         for name, value in rendered.items()
     }
+
+
+def _counted_from_the_end(mask: Tensor, length: int) -> Tensor:
+    """A mask of so many tokens whose last ones are those of `mask`."""
+    given = min(len(mask), length)
+    return torch.cat([mask.new_zeros(length - given), mask[len(mask) - given :]])
 
 
 def _common_length(one: Tensor, other: Tensor) -> int:

@@ -79,6 +79,27 @@ def test_a_template_without_marks_gives_the_same_labels(processor: Any, encoder:
     assert torch.equal(unmarked.encode(row(), (PICTURE,)).labels, encoder.encode(row(), (PICTURE,)).labels)
 
 
+@pytest.mark.parametrize("marks", [True, False])
+def test_pictures_are_processed_once_a_row(marks: bool, processor: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    template = (
+        LLAVA_TEMPLATE if marks else LLAVA_TEMPLATE.replace("{% generation %}", "").replace("{% endgeneration %}", "")
+    )
+    encoder = encoder_of(with_template(processor, template))
+    encoder.encode(row(), (PICTURE,))  # what the processor is like is found out once
+    asked: list[dict[str, Any]] = []
+    real = RowEncoder._render
+
+    def render(self: RowEncoder, messages: Any, **how: Any) -> Any:
+        asked.append(how)
+        return real(self, messages, **how)
+
+    monkeypatch.setattr(RowEncoder, "_render", render)
+    turns = (*row("red").conversations, Turn("human", "And the shape?"), Turn("gpt", "a circle"))
+    encoded = encoder.encode(Row(id="r", image="i.png", conversations=turns), (PICTURE,))
+    assert trained_text(encoder, encoded.labels).split() == ["red", "a", "circle<|im_end|>"]
+    assert asked == [{}]
+
+
 def test_a_template_whose_marks_leak_the_prompt_is_not_believed(processor: Any, encoder: RowEncoder) -> None:
     start = "{% for message in messages %}"
     plain = demo_model.CHAT_TEMPLATE.replace("{% generation %}", "").replace("{% endgeneration %}", "")
@@ -92,8 +113,8 @@ def test_a_template_whose_marks_leak_the_prompt_is_not_believed(processor: Any, 
 def test_labels_that_hold_more_than_the_answer_are_refused(
     encoder: RowEncoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def everything(_self: RowEncoder, _row: Row, _messages: Any, rendered: dict[str, torch.Tensor]) -> torch.Tensor:
-        return torch.ones_like(rendered["input_ids"], dtype=torch.bool)
+    def everything(_self: RowEncoder, _row: Row, _messages: Any, ids: torch.Tensor) -> torch.Tensor:
+        return torch.ones_like(ids, dtype=torch.bool)
 
     monkeypatch.setattr(RowEncoder, "_answer_mask", everything)
     with pytest.raises(ModelUnavailable, match="row 'row-0'"):

@@ -1,5 +1,6 @@
 """Every family of models sees its pictures, learns the answers alone, and does so in any company of a batch."""
 
+import copy
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,13 @@ WIDE = Image.effect_noise((90, 70), 90).convert("RGB")
 TALL = Image.effect_noise((40, 80), 50).convert("RGB")
 LONGEST = 512
 NO_TURN_ENDS = ("llava", "llava_next", "paligemma")  # their templates write nothing behind an answer
+
+MARKED_TEMPLATE = (  # marks what the assistant says, its end too
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' }}{% for part in message['content'] %}"
+    "{% if part['type'] == 'image' %}{{ '<start_of_image>' }}{% elif message['role'] == 'assistant' %}"
+    "{% generation %}{{ part['text'] + '<|im_end|>' }}{% endgeneration %}{% else %}{{ part['text'] }}{% endif %}"
+    "{% endfor %}{{ '\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
 
 LoadedOf = Callable[[str], Loaded]
 
@@ -95,6 +103,18 @@ def test_each_answer_of_a_conversation_is_trained(family: str, loaded_of: Loaded
     encoded = encoder.encode(Row(id="row-0", images=names, conversations=turns), pictures)
     assert trained_text(encoder, encoded).replace(" ", "") == "redacircle"
     assert sum(int(token) in loaded.end_ids for token in encoded.labels) >= (1 if family in NO_TURN_ENDS else 2)
+
+
+def test_no_mark_of_a_picture_behind_an_answer_is_trained(loaded_of: LoadedOf) -> None:
+    """Read from the end, the text of such a row lies beside its tokens; special ones are no words to notice it by."""
+    processor = copy.copy(loaded_of("gemma3").processor)
+    processor.chat_template = MARKED_TEMPLATE
+    encoder = RowEncoder(processor, LONGEST, frozenset({processor.tokenizer.eos_token_id}))
+    said = ("What?<image>", "a", "b <image> c", "d", "e?", "f")
+    turns = tuple(Turn("gpt" if at % 2 else "human", text) for at, text in enumerate(said))
+    encoded = encoder.encode(Row(id="row-0", images=("0.png", "1.png"), conversations=turns), (TALL, WIDE))
+    trained = encoded.labels[encoded.labels != NOT_TRAINED]
+    assert encoder.tokenizer.decode(trained) == "a<|im_end|>d<|im_end|>f<|im_end|>"
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -32,8 +32,8 @@ def plant(monkeypatch: pytest.MonkeyPatch, bug: Mask) -> None:
     """Change which tokens are taken for the answer; `bug` gets the right mask and the ids."""
     real = RowEncoder._answer_mask
 
-    def wrong(self: RowEncoder, row: Row, messages: Any, rendered: dict[str, Tensor]) -> Tensor:
-        return bug(self, real(self, row, messages, rendered), rendered["input_ids"])
+    def wrong(self: RowEncoder, row: Row, messages: Any, ids: Tensor) -> Tensor:
+        return bug(self, real(self, row, messages, ids), ids)
 
     monkeypatch.setattr(RowEncoder, "_answer_mask", wrong)
 
