@@ -12,6 +12,9 @@ from pathlib import Path
 
 from playwright.sync_api import Browser, sync_playwright
 
+sys.path.insert(0, str(Path(__file__).parents[2] / "helpers"))  # pytest does it for the tests
+from receiver import receiving
+
 from jobs.calls import Json
 from jobs.client import Client
 from jobs.events import MetricsLogged
@@ -45,11 +48,18 @@ def main(target: Path) -> int:
     if chromium is None:
         sys.stderr.write("No Chromium is on the PATH; Debian's package is `chromium`.\n")
         return 1
-    with tempfile.TemporaryDirectory() as folder, sync_playwright() as playwright:
-        settings = Settings(data_root=f"{folder}/data", port=free_port("127.0.0.1"), hf_offline=True, stop_grace_s=5)
+    with tempfile.TemporaryDirectory() as folder, receiving() as receiver, sync_playwright() as playwright:
+        settings = Settings(
+            data_root=f"{folder}/data",
+            port=free_port("127.0.0.1"),
+            hf_offline=True,
+            stop_grace_s=5,
+            outgoing_networks=("127.0.0.0/8",),
+        )
         with Programs(settings, log_folder=Path(folder, "logs")) as programs:
             programs.wait_until_ready()
             with Client(settings.address) as client:
+                client.post("/api/webhooks", {"url": receiver.url, "description": "The team's chat"})
                 addresses = _fill(client, Path(folder, "street.zip"))
             browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-gpu"])
             _take(browser, f"{settings.address}/ui/", addresses, target)
@@ -80,8 +90,10 @@ def _fill(client: Client, archive: Path) -> dict[str, str]:
         "train": "#/train?preset=development",
         "data": "#/data",
         "dataset": "#/data/street-split",
+        "experiments": "#/experiments",
         "compare": f"#/compare?ids={','.join(finished)}",
         "exports": "#/exports",
+        "webhooks": "#/webhooks",
     }
 
 
