@@ -16,9 +16,9 @@ Format = Literal["fp32", "bf16", "fp16"]
 class Family(msgspec.Struct, frozen=True, kw_only=True):
     """A family of models, by the `model_type` of its config.json.
 
-    `knows_places`: its makers taught it to read and write places in a picture as coordinates; others learn that from
-    one's own rows alone, badly. Source: the families' technical reports and model cards. `is_tested`: the tests train
-    it; the others are made of the same layers and are not tried by the tests.
+    `knows_places`: its makers taught it to read and write places in a picture as coordinates, by what they say of it;
+    others know little of that. `is_tested`: the tests train it; the others are made of the same layers and are not
+    tried by the tests.
     """
 
     title: str

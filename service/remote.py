@@ -67,7 +67,8 @@ def prepare(chosen: argparse.Namespace, settings: Settings) -> int:
         except NotCompleted as error:
             return _ended(error)
     _say(made["message"])
-    _say(made["convert"]["recommendation"])
+    if recommendation := made["convert"]["recommendation"]:
+        _say(recommendation)
     for finding in (*made["validate"]["errors"], *made["validate"]["warnings"]):
         _say(f"{finding['severity']}: {finding['message']} {finding['remedy']}".rstrip())
     for warning in made["warnings"]:
