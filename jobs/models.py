@@ -17,6 +17,8 @@ import msgspec
 from msgspec import Meta
 
 from jobs.errors import InvalidInput
+from jobs.paths import DataRoot
+from jobs.settings import Settings
 
 CPU_LIMIT_PARAMETERS = 300_000_000  # up to this size a run asked for CUDA may use the CPU, and says so
 _LONGEST_HEADER = 100 * 2**20  # bytes: the format's own limit
@@ -94,6 +96,11 @@ REFUSED = {
     "Qwen/Qwen-VL-Chat": "Qwen/Qwen-VL-Chat needs code from its repository, which is never run here. "
     "Use its successor Qwen/Qwen2.5-VL-7B-Instruct.",
 }
+
+
+def model_roots(settings: Settings, root: DataRoot) -> list[Path]:
+    """Where models may lie: the data root's models folder first, then the further roots of the settings."""
+    return [root.models, *map(Path, settings.model_roots)]
 
 
 def resolve(name: str, model_roots: Sequence[Path]) -> ModelSource:

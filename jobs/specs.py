@@ -72,6 +72,10 @@ class _ExportOptions(Spec, frozen=True, kw_only=True):
     output_dir: ClientPath
     target_format: DataFormat = DataFormat.LLAVA
     task: TargetTask = TargetTask.DESCRIBE
+    model_name: Annotated[
+        ModelName | None,
+        Meta(description="The model that is to learn it: what is recommended is about that one. It changes no row."),
+    ] = None
     mask_order: MaskOrder = MaskOrder.AUTO
     keep_empty_frames: Annotated[bool, Meta(description="Frames without an object become rows too.")] = False
     embed_images: Annotated[

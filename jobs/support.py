@@ -16,17 +16,20 @@ Format = Literal["fp32", "bf16", "fp16"]
 class Family(msgspec.Struct, frozen=True, kw_only=True):
     """A family of models, by the `model_type` of its config.json.
 
-    `is_tested`: the tests train it; the others are made of the same layers and are not tried by the tests.
+    `knows_places`: its makers taught it to read and write places in a picture as coordinates, by what they say of it;
+    others know little of that. `is_tested`: the tests train it; the others are made of the same layers and are not
+    tried by the tests.
     """
 
     title: str
     sees_images: bool
+    knows_places: bool = False
     methods: tuple[Method, ...] = ("full", "lora", "qlora")
     is_tested: bool = False
 
 
-def _eyes(title: str, *, is_tested: bool = False) -> Family:
-    return Family(title=title, sees_images=True, is_tested=is_tested)
+def _eyes(title: str, *, knows_places: bool = False, is_tested: bool = False) -> Family:
+    return Family(title=title, sees_images=True, knows_places=knows_places, is_tested=is_tested)
 
 
 def _text(title: str, *, is_tested: bool = False) -> Family:
@@ -37,14 +40,14 @@ FAMILIES: dict[str, Family] = {
     "llava": _eyes("LLaVA 1.5", is_tested=True),
     "llava_next": _eyes("LLaVA-NeXT", is_tested=True),
     "llava_onevision": _eyes("LLaVA-OneVision"),
-    "qwen2_vl": _eyes("Qwen2-VL"),
-    "qwen2_5_vl": _eyes("Qwen2.5-VL", is_tested=True),
-    "qwen3_vl": _eyes("Qwen3-VL"),
+    "qwen2_vl": _eyes("Qwen2-VL", knows_places=True),
+    "qwen2_5_vl": _eyes("Qwen2.5-VL", knows_places=True, is_tested=True),
+    "qwen3_vl": _eyes("Qwen3-VL", knows_places=True),
     "gemma3": _eyes("Gemma 3", is_tested=True),
     "idefics3": _eyes("Idefics3, SmolVLM", is_tested=True),
     "smolvlm": _eyes("SmolVLM2"),
-    "paligemma": _eyes("PaliGemma", is_tested=True),
-    "internvl": _eyes("InternVL"),
+    "paligemma": _eyes("PaliGemma", knows_places=True, is_tested=True),
+    "internvl": _eyes("InternVL", knows_places=True),
     "llama": _text("Llama, and what shares its layers: SmolLM2, Vicuna", is_tested=True),
     "mistral": _text("Mistral"),
     "qwen2": _text("Qwen2, Qwen2.5", is_tested=True),

@@ -88,6 +88,7 @@ def _add_remote_commands(commands: Commands) -> None:
         "--name", help="the dataset's name (default: that of the file, with a number where it is taken)"
     )
     prepare.add_argument("--task", choices=[task.value for task in TargetTask], help="what a model is to answer")
+    prepare.add_argument("--model", help="what is to learn it, for the recommendation: model_name")
     prepare.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help="set a field; repeatable")
 
     text = "Show a job to its end. Exit status: 0 completed, 1 failed, 3 cancelled."

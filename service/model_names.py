@@ -6,22 +6,18 @@ memory a job with it needs.
 
 import asyncio
 import time
-from pathlib import Path
-from typing import Any
-
-import msgspec
 
 from jobs.errors import InvalidInput
 from jobs.footprint import (
     DeviceType,
     ModelShape,
     inference_reserve_bytes,
-    known_config,
     known_shape,
     reserve_bytes,
     shape_of,
 )
-from jobs.models import CPU_LIMIT_PARAMETERS, ModelSource, Origin, resolve
+from jobs.model_config import config_of, family_of
+from jobs.models import CPU_LIMIT_PARAMETERS, ModelSource, Origin, model_roots, resolve
 from jobs.paths import DataRoot
 from jobs.settings import Settings
 from jobs.specs import EvaluateSpec, ExportSpec, FinetuneSpec, GenerateSpec, JobSpec, Kind, PlanSpec, Slot, slot_of
@@ -32,14 +28,8 @@ from service.placement import NOTHING, SIZE_UNKNOWN, TOO_LARGE_FOR_CPU, Needs
 
 _DEVICES: tuple[DeviceType, DeviceType] = ("cuda", "cpu")  # in the order of `Needs`
 _ANSWERED_ROWS, _ANSWERED_LENGTH = 8, 2048  # what evaluating and answering take together
-_CONFIG_MAX_BYTES = 2**20
 _REMEMBERED_S = 1.0  # many jobs submitted together name the same model
 _LOOKED_AT, _FRESH_S = 200, 30.0  # completed trainings, the newest; and for how long
-
-
-def model_roots(settings: Settings, root: DataRoot) -> list[Path]:
-    """Where models may lie: the data root's models folder first, then the further roots of the settings."""
-    return [root.models, *(Path(folder) for folder in settings.model_roots)]
 
 
 class ModelNames:
@@ -68,7 +58,7 @@ class ModelNames:
     async def family(self, name: str) -> str | None:
         """The `model_type` of the model's config; None where its files are not here and its name is not well known."""
         source = await self.source(name)
-        return await asyncio.to_thread(_family, source)
+        return await asyncio.to_thread(family_of, source)
 
     async def why_not_on_cpu(self, spec: JobSpec) -> str | None:
         """Why the job's model runs on a CPU only when that is asked for; None when it is small or there is none."""
@@ -132,26 +122,9 @@ class ModelNames:
         return training.spec.config.model_name if training and isinstance(training.spec, FinetuneSpec) else None
 
 
-def _family(source: ModelSource) -> str | None:
-    family = (_config(source) or {}).get("model_type")
-    return family if isinstance(family, str) else None
-
-
 def _shape(source: ModelSource) -> ModelShape | None:
     """The dimensions of a model, with counted parameters where its name is well known."""
     if source.origin is not Origin.FOLDER:
         return known_shape(source.location) or known_shape(source.name)
-    config = _config(source)
+    config = config_of(source)
     return None if config is None else shape_of(config)
-
-
-def _config(source: ModelSource) -> dict[str, Any] | None:
-    """A model's own config.json where its files are here, else what is known of a well-known name."""
-    if source.origin is not Origin.FOLDER:
-        return known_config(source.location) or known_config(source.name)
-    try:
-        with Path(source.location, "config.json").open("rb") as file:
-            config: dict[str, Any] = msgspec.json.decode(file.read(_CONFIG_MAX_BYTES), type=dict[str, Any])
-    except (OSError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-        return None  # the recipe says what is wrong with it
-    return config

@@ -53,6 +53,7 @@ def prepare(chosen: argparse.Namespace, settings: Settings) -> int:
     console = Console(stderr=True)
     spec: Json = {"kind": Kind.PREPARE.value} | ({"output_dir": f"datasets/{chosen.name}"} if chosen.name else {})
     spec |= {"task": chosen.task} if chosen.task else {}
+    spec |= {"model_name": chosen.model} if chosen.model else {}
     spec |= dict(map(_assignment, chosen.set))
     if not chosen.file.is_file():
         raise InvalidInput(f"There is no file {chosen.file}: give the ZIP that the annotation tool exported.")
@@ -66,6 +67,8 @@ def prepare(chosen: argparse.Namespace, settings: Settings) -> int:
         except NotCompleted as error:
             return _ended(error)
     _say(made["message"])
+    if recommendation := made["convert"]["recommendation"]:
+        _say(recommendation)
     for finding in (*made["validate"]["errors"], *made["validate"]["warnings"]):
         _say(f"{finding['severity']}: {finding['message']} {finding['remedy']}".rstrip())
     for warning in made["warnings"]:

@@ -21,6 +21,7 @@ from gpu_runner.sam2.sources import Source, open_source
 from gpu_runner.sam2.statistics import MOST_LABELS, largest
 from gpu_runner.sam2.writers import CountingWriter, open_writer
 from gpu_runner.work import Work
+from jobs.models import model_roots
 from jobs.results import ConvertResult
 from jobs.specs import ConvertSpec, Kind, MaskOrder
 
@@ -73,7 +74,7 @@ def fill(work: Work[ConvertSpec], folder: Path) -> ConvertResult:
         manifest.write_digests(folder, files)
         manifest.write(folder, _manifest(work.spec, base, made_of, contents, files))
         notes = [*_painted(work, folder), *_known(work.spec, base, made_of)]
-    return _result(work.spec, export, orientation, conversion, made_of, contents, merger, notes)
+    return _result(work, export, orientation, conversion, made_of, contents, merger, notes)
 
 
 def _orientation(work: Work[ConvertSpec], source: Source, export: Export, surveys: Sequence[Survey]) -> Orientation:
@@ -143,7 +144,7 @@ def _manifest(
 
 
 def _result(
-    spec: ConvertSpec,
+    work: Work[ConvertSpec],
     export: Export,
     orientation: Orientation,
     conversion: Conversion,
@@ -152,6 +153,7 @@ def _result(
     merger: Merger | None,
     notes: Sequence[str],
 ) -> ConvertResult:
+    spec, models = work.spec, model_roots(work.settings, work.root)
     grown = merger.growth if merger else None
     return ConvertResult(
         output_dir=spec.output_dir,
@@ -167,7 +169,7 @@ def _result(
         mask_order_reason=orientation.reason,
         source_format=export.format,
         source_sha256=made_of.sha256,
-        recommendation=advice.recommend(spec.task, contents),
+        recommendation=advice.recommend(spec.task, contents, spec.model_name, models),
     )
 
 

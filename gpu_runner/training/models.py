@@ -83,7 +83,7 @@ class Loaded:
 
 def source_of(name: str, root: DataRoot, settings: Settings) -> ModelSource:
     """Resolve a client's model name on this host. Raises InvalidInput for a name that can never work."""
-    return models.resolve(name, [root.models, *map(Path, settings.model_roots)])
+    return models.resolve(name, models.model_roots(settings, root))
 
 
 def check_capacity(source: ModelSource, on: str, asked: str, *, offline: bool = False) -> None:

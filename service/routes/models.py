@@ -5,11 +5,10 @@ import asyncio
 from litestar import get
 
 from jobs import models
-from jobs.models import ListedModel
+from jobs.models import ListedModel, model_roots
 from jobs.paths import DataRoot
 from jobs.settings import Settings
 from service.answers import Answer
-from service.model_names import model_roots
 
 
 class ModelList(Answer, frozen=True, kw_only=True):

@@ -3,6 +3,7 @@
 import * as api from "../api.js";
 import { h, setText } from "../dom.js";
 import { number } from "../format.js";
+import { modelChoice } from "./models.js";
 import { schemaForm } from "./schema-form.js";
 
 const WORDS = {
@@ -11,6 +12,7 @@ const WORDS = {
     title: "Task", description: "What the model is to answer when it sees a frame.",
     options: { classify: "classify: the labels alone", describe: "describe: counts and places in a sentence", detect: "detect: a list of labels and boxes", point: "point: a place inside each object", polygon: "polygon: the outline of each object" },
   },
+  model_name: { title: "Model to train", description: "The answer then says what suits that one. A known name, a folder, or a repository of the model hub; empty: any." },
   target_format: { title: "Format", description: "How the rows lie on disk.", options: { llava: "LLaVA: conversations", huggingface: "Hugging Face: an Arrow folder", coco: "COCO: instances" }, "x-advanced": true },
   embed_images: { title: "Pictures in the table", description: "Of Hugging Face: they travel with it. Else it names files beside it.", "x-advanced": true },
   mask_order: { title: "Mask order", description: "The direction in which the masks count pixels.", options: { auto: "find out", row: "along rows", column: "down columns" }, "x-advanced": true },
@@ -30,7 +32,7 @@ export const SPLIT_FIELDS = ["strategy", ...RATIOS];
 
 // → { form, element } for some fields of a kind, filled from the address; with shares it says whether they add up.
 export async function optionsOf(kind, only, { query = new URLSearchParams(), onInput = () => {} } = {}) {
-  const schema = await api.get(`/schemas/${kind}`);
+  const [schema, { models }] = await Promise.all([api.get(`/schemas/${kind}`), only.includes("model_name") ? api.get("/models") : {}]);
   const words = Object.fromEntries(only.map((name) => [name, { ...WORDS[name], "x-group": "options" }]));
   const sum = h("p", { class: "sum" });
   const form = schemaForm(schema, { words, only, onInput: () => (showSum(form, only, sum), onInput()) });
@@ -38,7 +40,7 @@ export async function optionsOf(kind, only, { query = new URLSearchParams(), onI
   form.begin();
   form.restore(query);
   showSum(form, only, sum);
-  return { form, element: h("div", { class: "data-options" }, form.group("options"), only.includes("train_ratio") && sum) };
+  return { form, element: h("div", { class: "data-options" }, form.group("options"), models && modelChoice(form.control("model_name"), models), only.includes("train_ratio") && sum) };
 }
 
 // The name itself, or with the first number behind it that is free.

@@ -13,7 +13,7 @@ import { freeName, optionsOf, SPLIT_FIELDS, sumsToOne } from "./data-options.js"
 import { datasetAddress, findingsList, nameOfData, splitBar } from "./dataset-parts.js";
 import { dropZone, refusalOf, upload } from "./upload.js";
 
-const FIELDS = ["output_dir", "task", "level", ...SPLIT_FIELDS, "target_format", "embed_images", "mask_order", "keep_empty_frames"];
+const FIELDS = ["output_dir", "task", "model_name", "level", ...SPLIT_FIELDS, "target_format", "embed_images", "mask_order", "keep_empty_frames"];
 const STEPS = { // a phase of the job, and what it is called and does; what else a job says belongs to the step before
   upload: ["Upload", ""],
   reading: ["Read", "What is in the export, and in which direction its masks count."],
@@ -236,7 +236,7 @@ export function prepare({ query, set, datasets }) {
       h("p", {}, convert.message), reason && h("p", { class: "note" }, reason), convert.recommendation && h("p", {}, convert.recommendation),
       h("p", {}, verdict(validate)), findingsList([...validate.errors, ...validate.warnings].slice(0, 5)),
       warnings.map((text) => h("p", { class: "callout" }, text)), split && splitBar(split),
-      split ? ready(nameOfSplit()) : notDivided(nameOfData(output_dir)),
+      split ? ready(nameOfSplit(), job.spec.model_name) : notDivided(nameOfData(output_dir)),
     ];
   }
 
@@ -248,10 +248,11 @@ export function prepare({ query, set, datasets }) {
   }
 }
 
-function ready(name) {
+function ready(name, model) {
+  const training = new URLSearchParams({ data: name, ...(model && { model_name: model }) });
   return h(
     "div", { class: "callout", data: { tone: "good" } }, h("p", {}, h("b", {}, name), " is ready."),
-    h("div", { class: "actions" }, h("a", { class: "button primary", href: `#/train?data=${encodeURIComponent(name)}` }, "Start a training with it"), h("a", { class: "button", href: datasetAddress(name) }, "Look at it")),
+    h("div", { class: "actions" }, h("a", { class: "button primary", href: `#/train?${training}` }, "Start a training with it"), h("a", { class: "button", href: datasetAddress(name) }, "Look at it")),
   );
 }
 

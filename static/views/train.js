@@ -12,6 +12,7 @@ import { follow } from "../live.js";
 import { attempt, say } from "../notices.js";
 import { titleOf } from "../words.js";
 import { datasetAddress, splitBar, validationBadge } from "../parts/dataset-parts.js";
+import { describe, modelChoice } from "../parts/models.js";
 import { card, copyButton, facts } from "../parts/pieces.js";
 import { previewOf } from "../parts/preview.js";
 import { schemaForm } from "../parts/schema-form.js";
@@ -106,7 +107,6 @@ function show(root, { query, set }, { schema, presets, models, datasets, earlier
 
   const paths = h("div", { class: "fields wide" }, DATA.map(form.element)); // the select above says them, seldom a person
 
-  form.control("config.model_name").setAttribute("list", "models");
   const element = h(
     "form", { class: "train", novalidate: true, onsubmit: onStart },
     h(
@@ -114,7 +114,7 @@ function show(root, { query, set }, { schema, presets, models, datasets, earlier
       card("Begin with", presetChoice(), aboutPreset),
       card(
         "Model and data",
-        h("datalist", { id: "models" }, models.map((each) => h("option", { value: each.name }, describe(each)))),
+        modelChoice(form.control("config.model_name"), models),
         h(
           "div", { class: "fields wide" },
           h("div", { class: "field" }, form.element("config.model_name"), aboutModel),
@@ -348,12 +348,6 @@ function show(root, { query, set }, { schema, presets, models, datasets, earlier
 
 function rowsOf({ split, num_samples }) {
   return split ? `${number(split.train_samples)} train, ${number(split.val_samples)} val` : `${plural(num_samples, "row")}, not split`;
-}
-
-function describe(model) {
-  if (!model) return "Not a known name: it is taken as a folder, or as a repository of the model hub.";
-  const size = model.parameters && `${new Intl.NumberFormat("en", { notation: "compact", maximumSignificantDigits: 3 }).format(model.parameters)} parameters`;
-  return [size, model.is_local ? "here already" : "is fetched at first use", model.note].filter(Boolean).join(" · ");
 }
 
 function aboutDataset(dataset, datasets, choose) {

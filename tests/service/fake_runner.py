@@ -170,8 +170,10 @@ def default_result(job_id: str, spec: Spec) -> Result:
     values: Any = spec
     match kind_of(spec):
         case Kind.CONVERT:
-            name = values.output_dir
-            return ConvertResult(output_dir=name, num_samples=3, message="3 samples", labels={"red": 3})
+            name, about = values.output_dir, f"About {values.model_name}." if values.model_name else ""
+            return ConvertResult(
+                output_dir=name, num_samples=3, message="3 samples", labels={"red": 3}, recommendation=about
+            )
         case Kind.VALIDATE:
             return ValidateResult(
                 passed=True, result="passed", num_errors=0, num_warnings=0, errors=(), warnings=(),

@@ -5,6 +5,8 @@ import zipfile
 
 from playwright.sync_api import Page, expect
 
+LLAVA = "llava-hf/llava-1.5-7b-hf"
+
 
 def job_of(page: Page) -> str:
     return re.findall(r"#/job/(\w+)", page.url)[0]
@@ -26,12 +28,18 @@ def prepare(page: Page, archive) -> str:
     expect(page.locator("#export-file")).to_be_enabled()
     page.locator("#export-file").set_input_files(archive)
     page.get_by_label("Name", exact=True).fill("by-hand")
+    model = page.get_by_label("Model to train", exact=True)
+    offered = page.locator(f'datalist[id="{model.get_attribute("list")}"] option')
+    assert LLAVA in offered.evaluate_all("all => all.map(({ value }) => value)")
+    model.fill(LLAVA)  # not the one that a training begins with
     page.get_by_role("button", name="Prepare", exact=True).click()
     expect(page.locator(".prepare")).to_contain_text("is ready.", timeout=90_000)
     for step in ("upload", "reading", "converting", "checking", "writing"):
         expect(page.locator(f'[data-step="{step}"]')).to_have_attribute("data-status", "completed")
     page.reload()  # the flow is in the address
+    expect(page.locator(".prepare")).to_contain_text(f"{LLAVA} (LLaVA 1.5)")
     page.get_by_role("link", name="Start a training with it").click()
+    expect(page.get_by_label("Model", exact=True)).to_have_value(LLAVA)
     return "by-hand-split"
 
 

@@ -120,6 +120,18 @@ def test_converting_twice_gives_the_same_bytes(
     assert build.digest(root.datasets / "one") == build.digest(root.datasets / "two")
 
 
+@pytest.mark.parametrize("data_format", list(DataFormat))
+def test_a_chosen_model_changes_the_recommendation_and_no_byte(
+    data_format: DataFormat, root: DataRoot, run: Run, make_export: Run, two_frames: Any, build: Any
+) -> None:
+    source, said = make_export(two_frames), set()
+    for name, model in (("none", None), ("llava", "demo-llava"), ("qwen", "Qwen/Qwen2.5-VL-3B-Instruct")):
+        result = run(convert(source, f"datasets/{name}", target_format=data_format, task="detect", model_name=model))
+        said.add(result.recommendation)
+        assert build.digest(root.datasets / name) == build.digest(root.datasets / "none")
+    assert len(said) == 3
+
+
 def test_every_file_is_listed_with_its_hash_as_coreutils_check_it(
     root: DataRoot, run: Run, make_export: Run, two_frames: Any, build: Any
 ) -> None:

@@ -407,11 +407,13 @@ def export_file(tmp_path) -> Path:
 
 
 def test_an_export_is_prepared_from_the_terminal(run, http, export_file) -> None:
-    status, out, err = run("prepare", str(export_file), "--task", "point", "--set", "level=strict")
+    options = ("--task", "point", "--model", "demo-llava", "--set", "level=strict")
+    status, out, err = run("prepare", str(export_file), *options)
     assert (status, out) == (0, "datasets/birds-split/train.jsonl\n"), err
     assert "prepared" in err
+    assert "About demo-llava." in err
     spec = http.get("/api/jobs?kind=prepare&limit=1").json()["jobs"][0]["spec"]
-    assert (spec["task"], spec["level"]) == ("point", "strict")
+    assert (spec["task"], spec["model_name"], spec["level"]) == ("point", "demo-llava", "strict")
     assert spec["sam2_zip_path"].endswith("/birds.zip")
 
 
