@@ -24,10 +24,10 @@ ROWS = {
     # row: (file, -k, what is done)
     "kills": (
         "test_kills.py",
-        "any_two",
+        "",
         "SIGKILL of two random pairs: service, runner, child, zygote, Redis; fake trainer",
     ),
-    "seams": ("test_kills.py", "seam", "SIGKILL at named seams of service, runner and child; fake trainer"),
+    "seams": ("test_seams.py", "", "SIGKILL at named seams of service, runner and child; fake trainer"),
     "real": ("test_real.py", "", "SIGKILL of two processes; real trainer"),
     "frozen": ("test_transport.py", "stands_still", "SIGSTOP past the lease, also with the child writing on"),
     "redis": ("test_transport.py", "five_jobs", "Redis restarted with its AOF, replaced by an empty one, flushed"),
