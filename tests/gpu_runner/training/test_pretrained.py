@@ -104,7 +104,7 @@ def test_adapters_on_a_pretrained_model_are_exported_merged_and_answer_alike_in_
 ) -> None:
     conversations = [*FACTS.items(), KNOWN]
     data = _written(root, [_row(index, *said) for index, said in enumerate(conversations)])
-    losses = learn(text_folder, data, max_steps=30, batch_size=5)
+    losses = learn(text_folder, data, max_steps=12, batch_size=5)
     before, after = answers(data, model_name=f"models/{text_folder.name}"), answers(data)
     print("losses", losses, "\nbefore", [a.predicted for a in before], "\nafter", [a.predicted for a in after])
     assert [answer.predicted.strip() for answer in after] == [answer for _, answer in conversations]
