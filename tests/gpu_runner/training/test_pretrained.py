@@ -130,7 +130,7 @@ def test_a_llava_with_a_pretrained_voice_learns_the_frames_of_an_export(
     (root.folder / "uploads").mkdir(parents=True)
     write_sample(root.folder / "uploads" / "sample.zip", videos=2, frames=12)
     data = _converted("sample.zip", work_for)
-    losses = learn(llava_folder, data, max_steps=30)
+    losses = learn(llava_folder, data, max_steps=12)
     said = answers(data)
     print("losses", losses, "\nanswers", [(a.expected, a.predicted) for a in said])
     assert losses[-1] <= losses[0] / 2
