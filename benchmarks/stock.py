@@ -5,6 +5,7 @@ Its collator renders the chat template, pads to the longest row of the batch and
 
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,20 +25,35 @@ from jobs.training_config import TrainingConfig
 Collator = Callable[[Sequence[int]], dict[str, Any]]
 
 
-class _Clock(TrainerCallback):  # type: ignore[misc]  # transformers' class is untyped
-    """Seconds from the first step's begin to the last one's end."""
+@dataclass(frozen=True)
+class Spent:
+    """Wall and CPU seconds; as a point in time, since some moment."""
 
-    began = 0.0
-    seconds = 0.0
+    seconds: float
+    cpu: float
+
+    @classmethod
+    def now(cls) -> "Spent":
+        return cls(time.perf_counter(), time.process_time())
+
+    def since(self, earlier: "Spent") -> "Spent":
+        return Spent(self.seconds - earlier.seconds, self.cpu - earlier.cpu)
+
+
+class _Clock(TrainerCallback):  # type: ignore[misc]  # transformers' class is untyped
+    """From the first step's begin to the last one's end."""
+
+    began = Spent(0, 0)
+    spent = Spent(0, 0)
 
     def on_train_begin(self, *_: Any, **__: Any) -> None:
-        self.began = time.perf_counter()
+        self.began = Spent.now()
 
     def on_step_end(self, *_: Any, **__: Any) -> None:
-        self.seconds = time.perf_counter() - self.began
+        self.spent = Spent.now().since(self.began)
 
 
-def seconds_of(model_folder: Path, config: TrainingConfig, rows: Rows, scratch: Path, collator: Collator) -> float:
+def trained(model_folder: Path, config: TrainingConfig, rows: Rows, scratch: Path, collator: Collator) -> Spent:
     """Train adapters for one epoch with the hyper-parameters of `config`."""
     base = AutoModelForImageTextToText.from_pretrained(model_folder)
     lora = LoraConfig(
@@ -74,7 +90,7 @@ def seconds_of(model_folder: Path, config: TrainingConfig, rows: Rows, scratch: 
     )
     trainer.remove_callback(PrinterCallback)
     trainer.train()
-    return clock.seconds
+    return clock.spent
 
 
 def collator_of(model_folder: Path, rows: Rows) -> Collator:

@@ -1,7 +1,10 @@
 """Our steps against those of a stock transformers.Trainer script, and what reporting costs: `stock` is the baseline."""
 
+import os
 import shutil
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -18,6 +21,8 @@ from transformers import LlavaConfig, LlavaForConditionalGeneration
 
 from benchmarks import stock
 from benchmarks.report import Report, at_least, at_most
+from benchmarks.stock import Spent
+from gpu_runner import forker
 from gpu_runner.journal import Journal
 from gpu_runner.recipes import finetune
 from gpu_runner.rows import Row, Rows, Turn, open_rows
@@ -71,21 +76,42 @@ class Reporting:
     path: float = 0.0
     runs: float = 0.0
 
+    def add(self, other: "Reporting") -> None:
+        self.thread += other.thread
+        self.path += other.path
+        self.runs += other.runs
+
     @property
     def percent(self) -> float:
         return 100 * (self.thread + self.path) / self.runs
 
 
+@dataclass(frozen=True)
+class Measured:
+    """An epoch in each round: ours, the stock script's, and that one's with our collator."""
+
+    ours: list[Spent]
+    plain: list[Spent]
+    collated: list[Spent]
+    reporting: Reporting
+
+
 def run() -> Report:
-    torch.set_num_threads(_CORES)
     reporting, rows, aims = Reporting(), [], []
     for scenario in SCENARIOS:
-        with tempfile.TemporaryDirectory() as scratch:
-            ours, plain, collated = _measured(scenario, DataRoot(Path(scratch)), reporting)
-        against_plain, against_collated = _ratio(plain, ours), _ratio(collated, ours)
-        steps = _ROWS / (_BATCH * _ACCUMULATION)
-        speeds = (f"{steps / statistics.median(times):.2f}" for times in (ours, plain, collated))
-        rows.append((scenario.name, *speeds, f"{against_plain:.2f}", f"{against_collated:.2f}"))
+        found = _in_a_child(scenario)
+        reporting.add(found.reporting)
+        against_plain, against_collated = _ratio(found.plain, found.ours), _ratio(found.collated, found.ours)
+        rows.append(
+            (
+                scenario.name,
+                *(_steps_per_second(spent) for spent in (found.ours, found.plain, found.collated)),
+                f"{against_plain:.2f}",
+                f"{against_collated:.2f}",
+                f"{_ratio(found.plain, found.ours, cpu=True):.2f}",
+                f"{_ratio(found.collated, found.ours, cpu=True):.2f}",
+            )
+        )
         aims.append(at_least(f"{scenario.name}: steps/s against the stock script", against_plain, scenario.wanted))
         if scenario.wanted < 1:  # here our collator leaves the very same batches
             what = f"{scenario.name}: steps/s against the stock script with our collator"
@@ -97,17 +123,46 @@ def run() -> Report:
         f"epoch of {_ROWS} rows with a picture each, so that no cache helps; every step is logged. Long vocabulary: "
         f"the same model with {_LONG_VOCABULARY:,} tokens. Mixed lengths: questions of 5, 20, 60 or 400 words. Stock: "
         "a transformers.Trainer script with the same model, rows and hyper-parameters, once with a collator that pads "
-        "and supervises everything but padding, once with ours. The three take turns in one process, "
-        f"{ROUNDS} rounds after one that is not counted; ratios are medians over the rounds. Reporting is the CPU time "
+        "and supervises everything but padding, once with ours. The three take turns in one process, in changing "
+        "order and in the environment that the runner gives its children, a process a scenario, "
+        f"{ROUNDS} rounds after one that is not counted; ratios are medians over the rounds. CPU: the same ratio of "
+        "CPU time instead of wall time, which other programs on the machine change less. Reporting is the CPU time "
         "of its thread and of what the steps themselves give to it, against that of the whole runs.",
-        columns=("", "ours, steps/s", "stock, steps/s", "stock with our collator", "ours / stock", "ours / with ours"),
+        columns=(
+            "",
+            "ours, steps/s",
+            "stock, steps/s",
+            "stock with our collator",
+            "ours / stock",
+            "ours / with ours",
+            "CPU, ours / stock",
+            "CPU, ours / with ours",
+        ),
         rows=rows,
         aims=aims,
     )
 
 
-def _measured(scenario: Scenario, root: DataRoot, reporting: Reporting) -> tuple[list[float], ...]:
-    """Seconds of an epoch in each round: ours, the stock script's, and that one's with our collator."""
+def _in_a_child(scenario: Scenario) -> Measured:
+    """Threads wait in another way there (OMP_WAIT_POLICY), which cannot be changed once torch is loaded."""
+    with tempfile.TemporaryDirectory() as scratch:
+        settings = Settings(data_root=scratch, hf_offline=True)
+        done = subprocess.run(
+            [sys.executable, "-m", "benchmarks.train", scenario.name, scratch],
+            env=forker.environment(settings, os.environ),
+            stdout=subprocess.PIPE,
+            check=True,
+        )
+    return msgspec.json.decode(done.stdout.splitlines()[-1], type=Measured)
+
+
+def _child(name: str, scratch: str) -> None:
+    torch.set_num_threads(_CORES)
+    scenario = next(each for each in SCENARIOS if each.name == name)
+    print("\n" + msgspec.json.encode(_measured(scenario, DataRoot(Path(scratch)))).decode(), flush=True)
+
+
+def _measured(scenario: Scenario, root: DataRoot) -> Measured:
     folder = _model(root, scenario.vocabulary)
     rows = open_rows(root, _data(root, scenario))
     config = TrainingConfig(
@@ -124,21 +179,22 @@ def _measured(scenario: Scenario, root: DataRoot, reporting: Reporting) -> tuple
         device="cpu",
     )
     plain, collated = stock.collator_of(folder, rows), _our_collator(folder, rows)
-    times: tuple[list[float], ...] = ([], [], [])
+    measured = Measured([], [], [], Reporting())
+    contenders: list[tuple[list[Spent], Callable[[int], Spent]]] = [
+        (measured.ours, lambda number: _ours(config, root, number, measured.reporting)),
+        (measured.plain, lambda _: stock.trained(folder, config, rows, root.folder, plain)),
+        (measured.collated, lambda _: stock.trained(folder, config, rows, root.folder, collated)),
+    ]
     for number in range(ROUNDS + 1):
-        seconds = (
-            _ours(config, root, number, reporting),
-            stock.seconds_of(folder, config, rows, root.folder, plain),
-            stock.seconds_of(folder, config, rows, root.folder, collated),
-        )
-        if number:
-            for of_contender, one in zip(times, seconds, strict=True):
-                of_contender.append(one)
-    return times
+        for spent, train in contenders[number % 3 :] + contenders[: number % 3]:
+            one = train(number)
+            if number:
+                spent.append(one)
+    return measured
 
 
-def _ours(config: TrainingConfig, root: DataRoot, number: int, reporting: Reporting) -> float:
-    """Seconds from the first step's begin to the last one's end, as the recipe runs them."""
+def _ours(config: TrainingConfig, root: DataRoot, number: int, reporting: Reporting) -> Spent:
+    """From the first step's begin to the last one's end, as the recipe runs them."""
     folder = root.attempt(f"ours-{number}", 1)
     folder.folder.mkdir(parents=True)
     with Path("/dev/null").open("wb") as doorbell, _watched(reporting) as steps:
@@ -156,13 +212,13 @@ def _ours(config: TrainingConfig, root: DataRoot, number: int, reporting: Report
         )
         finetune.run(work)
     shutil.rmtree(folder.folder)
-    return steps[-1] - steps[0]
+    return steps[-1].since(steps[0])
 
 
 @contextmanager
-def _watched(reporting: Reporting) -> Iterator[list[float]]:
+def _watched(reporting: Reporting) -> Iterator[list[Spent]]:
     """When the first step began and each one ended; adds up what reporting costs."""
-    times: list[float] = []
+    times: list[Spent] = []
     wrapped: list[tuple[type, str, Wrap]] = [
         (TrainingLoop, "_gradients", lambda method: _begun(method, times)),
         (TrainingLoop, "_update", lambda method: _ended(method, times)),
@@ -181,19 +237,19 @@ def _watched(reporting: Reporting) -> Iterator[list[float]]:
             setattr(of, name, original)
 
 
-def _begun(method: Method, times: list[float]) -> Method:
+def _begun(method: Method, times: list[Spent]) -> Method:
     def call(*given: Any) -> Any:
         if not times:
-            times.append(time.perf_counter())
+            times.append(Spent.now())
         return method(*given)
 
     return call
 
 
-def _ended(method: Method, times: list[float]) -> Method:
+def _ended(method: Method, times: list[Spent]) -> Method:
     def call(*given: Any) -> Any:
         done = method(*given)
-        times.append(time.perf_counter())
+        times.append(Spent.now())
         return done
 
     return call
@@ -261,5 +317,14 @@ def _data(root: DataRoot, scenario: Scenario) -> str:
     return "datasets/rows"
 
 
-def _ratio(theirs: list[float], ours: list[float]) -> float:
-    return statistics.median(a / b for a, b in zip(theirs, ours, strict=True))
+def _steps_per_second(spent: list[Spent]) -> str:
+    return f"{_ROWS / (_BATCH * _ACCUMULATION) / statistics.median(one.seconds for one in spent):.2f}"
+
+
+def _ratio(theirs: list[Spent], ours: list[Spent], *, cpu: bool = False) -> float:
+    pairs = zip(theirs, ours, strict=True)
+    return statistics.median(a.cpu / b.cpu if cpu else a.seconds / b.seconds for a, b in pairs)
+
+
+if __name__ == "__main__":
+    _child(*sys.argv[1:])
