@@ -11,6 +11,9 @@ PIP_FLAGS ?=
 # How tests share the cores; a file stays in one process, its fixtures are made once.
 SHARED ?= -n 2 --dist loadfile
 
+# What tests start by hundreds is compiled once.
+unexport PYTHONDONTWRITEBYTECODE
+
 .DEFAULT_GOAL := help
 .PHONY: help install vendor demo up test test-slow check faults-ci faults bench screenshots docs clean
 
