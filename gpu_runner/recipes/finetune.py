@@ -85,7 +85,8 @@ def _finetune(work: Work[FinetuneSpec], crew: Ranks) -> FinetuneResult:
         begin=resumed,
         ranks=crew,
     )
-    room.check_disk_for_checkpoints(work.folder, loaded, config, saves=loop.plan.total_steps // config.save_steps + 1)
+    if resumed is None:
+        room.check_disk_for_checkpoints(work.root, loaded, config, loop.plan.total_steps)
     loop.run()
     return replace(_result(work, loop, loaded), predicted_memory_bytes=predicted)
 

@@ -1,5 +1,6 @@
 """Whether this host has room for what a job will write or load, asked before it begins. Called by the recipes."""
 
+import math
 import shutil
 
 import torch
@@ -8,27 +9,27 @@ from gpu_runner.training import device
 from gpu_runner.training.checkpoints import FEWEST_KEPT
 from gpu_runner.training.models import Loaded
 from jobs.errors import DiskFull, OutOfMemory
-from jobs.paths import AttemptFolder, DataRoot
+from jobs.paths import DataRoot
 from jobs.training_config import TrainingConfig
 
 _EXPORTS = 2  # the folder and its archive
 _MOMENTS = 2  # of AdamW, a number each for every trained one
 
 
-def check_disk_for_checkpoints(folder: AttemptFolder, loaded: Loaded, config: TrainingConfig, saves: int) -> None:
-    """Raises DiskFull unless what is kept of so many checkpoints can be written, and one more while it is made.
+def check_disk_for_checkpoints(root: DataRoot, loaded: Loaded, config: TrainingConfig, total_steps: int) -> None:
+    """Raises DiskFull unless the newest checkpoints and the best can be kept, and one more while it is made.
 
-    What earlier attempts left in the folder is there already.
+    Not for a run that goes on: what its earlier attempts saved makes room for what it saves.
     """
-    size = _checkpoint_bytes(loaded, config)
-    there = sum(path.stat().st_size for path in folder.checkpoints.rglob("*") if path.is_file())
-    count = min(saves, max(FEWEST_KEPT, config.save_total_limit) + 1)
-    needed, free = max(0, count * size - there), shutil.disk_usage(folder.folder).free
+    size, saves = _checkpoint_bytes(loaded, config), math.ceil(total_steps / config.save_steps)
+    best = config.val_data_path is not None  # without, the newest is the best
+    count = min(saves, max(FEWEST_KEPT, config.save_total_limit) + best + 1)
+    needed, free = count * size, shutil.disk_usage(root.folder).free
     if needed > free:
+        lower = ", or lower save_total_limit" if saves > config.save_total_limit > FEWEST_KEPT else ""
         raise DiskFull(
-            f"The training is going to keep {count} checkpoints of {_gb(size)}, for which it needs {_gb(needed)}, and "
-            f"the disk of the data root has {_gb(free)} left: delete exports or jobs you don't need, or lower "
-            "save_total_limit, then start again."
+            f"The training needs {_gb(needed)} for {count} checkpoints of {_gb(size)} and the disk of the data root "
+            f"has {_gb(free)} left: delete exports or jobs you don't need{lower}, then start again."
         )
 
 

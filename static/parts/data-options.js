@@ -32,7 +32,7 @@ export const SPLIT_FIELDS = ["strategy", ...RATIOS];
 
 // → { form, element } for some fields of a kind, filled from the address; with shares it says whether they add up.
 export async function optionsOf(kind, only, { query = new URLSearchParams(), onInput = () => {} } = {}) {
-  const [schema, { models }] = await Promise.all([api.get(`/schemas/${kind}`), only.includes("model_name") ? api.get("/models") : {}]);
+  const [schema, { models }] = await Promise.all([api.get(`/schemas/${kind}`), only.includes("model_name") ? api.get("/models").catch(() => ({})) : {}]);
   const words = Object.fromEntries(only.map((name) => [name, { ...WORDS[name], "x-group": "options" }]));
   const sum = h("p", { class: "sum" });
   const form = schemaForm(schema, { words, only, onInput: () => (showSum(form, only, sum), onInput()) });

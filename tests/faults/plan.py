@@ -37,6 +37,7 @@ SIZES = {
 
 DESIGNED = {
     "kills": 500,
+    "seams": 250,
     "real": 100,
     "frozen": 100,
     "redis": 100,
@@ -46,6 +47,7 @@ DESIGNED = {
     "children": 20,
     "cancel": 20,
     "sockets": 10,
+    "machine": 2000,
 }
 """What the long run was planned to be, before it was asked to take an hour."""
 

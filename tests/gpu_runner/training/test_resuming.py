@@ -3,6 +3,7 @@
 import os
 import random
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -72,6 +73,16 @@ def test_a_broken_newest_checkpoint_is_not_continued_from(
     finetune.run(second)
     assert said(second, events.TrainingResumed)[0].step == 3
     assert said(second, events.CheckpointSaved)[0].path == "jobs/job/attempt-2/checkpoints/step-3"
+
+
+def test_a_run_that_goes_on_is_not_asked_for_room_again(
+    finetune_spec: Build, work_for: WorkFor, die_before: Callable[[int], type[BaseException]], monkeypatch: Any
+) -> None:
+    spec = finetune_spec(max_steps=5, save_steps=1)
+    with pytest.raises(die_before(4)):
+        finetune.run(work_for(spec, attempt=1))
+    monkeypatch.setattr("gpu_runner.training.room.shutil.disk_usage", lambda _: SimpleNamespace(free=0))
+    assert finetune.run(work_for(spec, attempt=2)).steps == 5
 
 
 def test_what_earlier_attempts_saved_is_removed_and_said(
