@@ -133,14 +133,16 @@ class Feed:
 
 
 def _windows(position: int, head: int) -> Iterator[tuple[int, int]]:
-    """(from, to) of windows that cover position < seq ≤ head, with the same bounds for all who read there."""
-    large = WINDOW
-    while (head - position) / large > WINDOWS_AT_MOST:
-        large *= 2
-    begin = position - position % large if head - position > SMALL_WINDOW else position
-    for size in (large, SMALL_WINDOW):
+    """(from, to) of windows that cover position < seq ≤ head: large ones and then halves, halves of halves …, with the
+    same bounds for all who read there."""
+    size = WINDOW
+    while (head - position) / size > WINDOWS_AT_MOST:
+        size *= 2
+    begin = position - position % size if head - position > SMALL_WINDOW else position
+    while size >= SMALL_WINDOW:
         while begin + size <= head:
             yield begin, begin + size
             begin += size
+        size //= 2
     if begin < head:
         yield begin, head

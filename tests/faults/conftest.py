@@ -68,12 +68,14 @@ class Worlds:
         assert world is not None
         try:
             took = world.settle()
-            wrong = invariants.check(world)
+            wrong, gone_s = invariants.check(world)
         except BaseException as error:
             plan.note(seed, violations=[str(error).partition("\n")[0]])
             self.throw_away()
             raise
-        plan.note(seed, settled_s=round(took, 3), violations=wrong, **facts)
+        if took > plan.RECOVERED_WITHIN_S * PATIENCE:
+            wrong.append(f"the jobs ended {took:.1f} s after the last fault")
+        plan.note(seed, settled_s=round(took, 3), gone_s=round(gone_s, 3), violations=wrong, **facts)
         if wrong:
             what = "\n".join(wrong)
             said = world.describe()

@@ -9,10 +9,11 @@ import itertools
 import sqlite3
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
+from plan import GONE_WITHIN_S
 from world import Expected, Listener, Member
 
 from gpu_runner.training import checkpoints
@@ -21,7 +22,6 @@ from jobs.events import Event
 from jobs.lifecycle import State, Status, advance
 from jobs.paths import DataRoot
 
-GONE_WITHIN_S = 20.0
 _ENDS = ("job.completed", "job.failed", "job.cancelled")
 
 
@@ -75,25 +75,33 @@ class Settled(Evidence, Protocol):
     def redis_pid(self) -> int | None: ...
 
 
-def check(world: Settled) -> list[str]:
-    """What is wrong; empty when all is well. Jobs that were looked at before are not looked at again."""
+class Verdict(NamedTuple):
+    """What is wrong, empty when all is well, and how long it took until nothing was left that should be gone."""
+
+    wrong: list[str]
+    gone_s: float
+
+
+def check(world: Settled) -> Verdict:
+    """Judge a world. Jobs that were looked at before are not looked at again."""
     fresh, world.unchecked = [world.jobs[job_id] for job_id in world.unchecked], []
-    wrong = [*world.faults, *database_is_whole(world.root.database), *_within(GONE_WITHIN_S, nothing_is_left, world)]
+    left, gone_s = _leftovers(world)
+    wrong = [*world.faults, *database_is_whole(world.root.database), *left]
     wrong += subscribers_heard_all(world)
     for expected in fresh:
         rows = rows_of(world, expected.job_id)
         for look in (one_terminal_state, journals_agree, attempts_rise, metrics_are_right, checkpoint_is_right):
             wrong += [f"{expected.job_id}: {sentence}" for sentence in look(world, expected, rows)]
     wrong += [f"{job_id} is {status}" for job_id, status in world.unended.items()]
-    return wrong
+    return Verdict(wrong, gone_s)
 
 
-def _within(seconds: float, look: Callable[[Settled], Iterator[str]], world: Settled) -> list[str]:
-    """What is still wrong after so long: a zygote whose runner was killed this moment needs one to leave."""
-    deadline = time.monotonic() + seconds
-    while (wrong := list(look(world))) and time.monotonic() < deadline:
+def _leftovers(world: Settled) -> tuple[list[str], float]:
+    """What is left, and after how long: a zygote whose runner was killed this moment needs one to leave."""
+    began = time.monotonic()
+    while (left := list(nothing_is_left(world))) and time.monotonic() - began < GONE_WITHIN_S:
         time.sleep(0.05)
-    return wrong
+    return left, time.monotonic() - began
 
 
 def rows_of(world: Evidence, job_id: str) -> list[Row]:

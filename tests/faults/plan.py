@@ -51,6 +51,11 @@ DESIGNED = {
 }
 """What the long run was planned to be, before it was asked to take an hour."""
 
+RECOVERED_WITHIN_S = 60.0
+"""From the last fault of a schedule until all its jobs have ended, what they had still to do included."""
+GONE_WITHIN_S = 20.0
+"""From then until no process, lock or half-made file is left that should be gone."""
+
 _given = os.environ.get("SEED", "")
 BASE = _given.partition("-")[0] or str(random.SystemRandom().randrange(10**6))
 RESULTS = os.environ.get("FAULTS_RESULTS")

@@ -105,7 +105,7 @@ def report(noted: list[dict[str, Any]], rows: list[str], failed: list[str], seed
         "|---|---|---|---|---|---|",
     ]
     lines += [_row(row, [one for one in noted if one["row"] == row], row in failed) for row in rows]
-    lines += ["", *_kills(noted), *_recovery(noted), *_cancels(noted), *_told(noted), *_sizes(rows)]
+    lines += ["", *_gone(noted), *_kills(noted), *_recovery(noted), *_cancels(noted), *_told(noted), *_sizes(rows)]
     return "\n".join(lines).rstrip() + "\n"
 
 
@@ -123,6 +123,18 @@ def _row(row: str, noted: list[dict[str, Any]], has_failed: bool) -> str:
     if has_failed and not wrong:
         found = "the run failed"
     return f"| {row} | {what} | {len(noted)} | {found} | {bound} | {took} |"
+
+
+def _gone(noted: list[dict[str, Any]]) -> list[str]:
+    gone = sorted(one["gone_s"] for one in noted if "gone_s" in one)
+    if not gone:
+        return []
+    return [
+        f"When all was well, what had to be gone was gone after {gone[len(gone) // 2]:.1f} s (median), "
+        f"{gone[-1]:.1f} s (longest; {plan.GONE_WITHIN_S:.0f} s are allowed). Jobs that end more than "
+        f"{plan.RECOVERED_WITHIN_S:.0f} s after the last fault are a violation.",
+        "",
+    ]
 
 
 def _kills(noted: list[dict[str, Any]]) -> list[str]:

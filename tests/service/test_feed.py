@@ -107,3 +107,14 @@ async def test_who_joined_between_two_ticks_soon_shares_the_pieces_of_its_group(
     assert [seq for piece in late for seq, _, _ in piece.items] == [4, 5, 6, 7, 8]
     assert early[-1] is late[-1]
     assert early[-2] is late[-2]
+
+
+def test_what_was_missed_is_read_in_few_windows_that_others_share() -> None:
+    before, after = list(feed._windows(3, 62)), list(feed._windows(19, 71))
+    assert before == [(0, 16), (16, 32), (32, 48), (48, 56), (56, 60), (60, 62)]
+    assert after == [(16, 32), (32, 48), (48, 64), (64, 68), (68, 71)]
+
+
+def test_who_misses_little_reads_only_that() -> None:
+    assert list(feed._windows(60, 62)) == [(60, 62)]
+    assert not list(feed._windows(62, 62))
