@@ -6,6 +6,7 @@ tick's end, as one piece that all of them share and that is encoded once.
 """
 
 import asyncio
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -27,6 +28,7 @@ PIECE_BYTES = 256 * 1024  # of event JSON; common clients refuse a message beyon
 PIECE_EVENTS = 500
 QUEUE_BYTES = 1 << 20  # of one client, over all it listens to
 AT_ONCE = 50  # listeners woken in one turn of the event loop
+CROWD = 50  # listeners that come within a second: all hear less often then, so that these catch up soon
 
 _BEGINNING = '{"frame":"events",'
 
@@ -223,7 +225,7 @@ class Group:
         self._told = self._hub.head
         self._pending.clear()
         self._superseded = False
-        self._begin(pieces, CALM_TICK_S if self._is_calm else TICK_S)
+        self._begin(pieces, CALM_TICK_S if self._is_calm or self._hub.is_crowded else TICK_S)
 
     def _tick(self) -> None:
         if self._pending:
@@ -270,6 +272,12 @@ class Hub:
         self._groups: dict[Key, Group] = {}
         self._expected: dict[str, set[asyncio.Future[JobRecord]]] = {}
         self._at_close: set[Callable[[], None]] = set()
+        self._came_at: deque[float] = deque(maxlen=CROWD)
+
+    @property
+    def is_crowded(self) -> bool:
+        """Whether many come at once, as they do when a service has restarted: each of them wants the past, too."""
+        return len(self._came_at) == CROWD and time.monotonic() - self._came_at[0] < 1
 
     def subscribe(self, job_id: str | None = None, types: Types = None) -> Subscription:
         """Events of one job or of all, of these types or of all, from now on; maybe some from just before, too."""
@@ -284,6 +292,7 @@ class Hub:
             if subscription.key not in self._groups:
                 self._groups[subscription.key] = Group(self, subscription.key)
             self._groups[subscription.key].members.add(subscription)
+            self._came_at.append(time.monotonic())
         return subscription
 
     def forget(self, subscription: Subscription) -> None:

@@ -185,6 +185,24 @@ async def test_who_is_calm_hears_the_same_in_fewer_pieces(monkeypatch):
     hub.close()
 
 
+async def test_while_many_come_at_once_whoever_is_there_hears_the_same_in_fewer_pieces(monkeypatch):
+    monkeypatch.setattr(fan_out, "TICK_S", 0.01)
+    monkeypatch.setattr(fan_out, "CALM_TICK_S", 0.5)
+    monkeypatch.setattr(fan_out, "CROWD", 3)
+    hub = Hub()
+    first = hub.listen(Interest())
+    assert not hub.is_crowded
+    others = [hub.listen(Interest.of("job_b")) for _ in range(2)]
+    assert hub.is_crowded
+    for seq in range(1, 6):
+        hub.publish([_event(seq)])
+        await asyncio.sleep(0.03)
+    assert [_seqs(await anext(first)), _seqs(await anext(first))] == [[1], [2, 3, 4, 5]]
+    await asyncio.sleep(1.05)
+    assert not hub.is_crowded, f"the {len(others) + 1} came a second ago"
+    hub.close()
+
+
 async def test_points_of_a_named_subscriptions_frame_stand_in_columns_and_lose_nothing():
     hub = Hub()
     with hub.subscribe("job_a") as news:
