@@ -143,7 +143,7 @@ def _add_webhook_commands(commands: Commands) -> None:
     text = "Print a new secret, which is shown this once; the one before it signs too, for 24 hours."
     _add_of_webhook(verbs, "rotate", text)
 
-    text = "Send events again, in order: all that the webhook wants, or those behind a cursor."
+    text = "Send all events again that the webhook wants, in order, or those behind a cursor."
     replay = _add_of_webhook(verbs, "replay", text, " --after 57")
     replay.add_argument("--after", type=int, default=0, metavar="SEQ", help="only events behind this one (default: 0)")
     replay.add_argument("--undelivered", action="store_true", help="only those that did not arrive")

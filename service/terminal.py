@@ -27,8 +27,10 @@ def say(sentence: str) -> None:
 
 
 def table(*columns: str) -> Table:
-    """An empty one, whose first column, the id, is never broken."""
+    """An empty one, whose first column is never broken, and of whose others nothing is left out."""
     made = Table(*columns, box=None, pad_edge=False)
+    for column in made.columns:
+        column.overflow = "fold"
     made.columns[0].no_wrap = True
     return made
 

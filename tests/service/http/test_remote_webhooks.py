@@ -172,6 +172,21 @@ def test_a_receiver_that_fails_is_said_by_ping_list_and_log(run, receiver) -> No
     assert " ".join(row.split()) == "just now webhook.ping failed 500 1 The receiver answered 500."
 
 
+def test_deliveries_that_wait_for_their_first_try_are_counted_in_the_list(run, receiver, trained) -> None:
+    webhook_id = run("webhooks", "add", receiver.url, "--tag", "made")[1].split()[0]
+    receiver.slow_s = 3.0  # longer than the list takes
+    count = int(run("webhooks", "replay", webhook_id)[1].split()[0])
+    assert count >= 1
+    assert f"{count} waiting" in run("webhooks")[1]
+
+
+def test_a_long_address_is_listed_to_its_last_character(run, receiver) -> None:
+    run("webhooks", "add", f"{receiver.url}/{'a' * 200}")
+    listed = run("webhooks")[1]
+    assert "…" not in listed
+    assert listed.partition(receiver.url)[2].count("a") >= 200
+
+
 def test_only_what_did_not_arrive_is_sent_again_on_request(run, house, http, dataset, receiver) -> None:
     webhook_id = run("webhooks", "add", receiver.url)[1].split()[0]
     http.patch(f"/api/webhooks/{webhook_id}", json={"enabled": False})
