@@ -140,6 +140,29 @@ class AsyncClient(Connection):
         link = await self.do(calls.export_link(export["export_id"]))
         await self.download(link, target, on_bytes, export["archive_sha256"])
 
+    async def webhooks(self) -> list[Json]:
+        return await self.do(calls.webhooks())
+
+    async def create_webhook(self, url: str, types: Iterable[str] = (), tag: str | None = None) -> Json:
+        return await self.do(calls.create_webhook(url, types, tag))
+
+    async def delete_webhook(self, webhook_id: str) -> Json:
+        return await self.do(calls.delete_webhook(webhook_id))
+
+    async def ping_webhook(self, webhook_id: str) -> Json:
+        return await self.do(calls.ping_webhook(webhook_id))
+
+    async def rotate_secret(self, webhook_id: str) -> Json:
+        return await self.do(calls.rotate_secret(webhook_id))
+
+    async def replay(self, webhook_id: str, after: int = 0, *, undelivered_only: bool = False) -> Json:
+        return await self.do(calls.replay(webhook_id, after, undelivered_only))
+
+    async def deliveries(
+        self, webhook_id: str, state: str | None = None, limit: int = 100, before: int | None = None
+    ) -> list[Json]:
+        return await self.do(calls.deliveries(webhook_id, state, limit, before))
+
     async def _listen(self, subscription: Subscription) -> AsyncIterator[Heard]:
         while not subscription.is_over:
             try:

@@ -4,7 +4,7 @@
 """
 
 import codecs
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Generic, NamedTuple, TypeVar
 from urllib.parse import quote
@@ -93,8 +93,7 @@ def completed(job: Json) -> Json:
 
 
 def jobs(kind: Kind | str | None, status: Status | str | None, limit: int, before: str | None) -> Call[list[Json]]:
-    wanted: dict[str, Any] = {"kind": kind, "status": status, "limit": limit, "before": before}
-    params = {name: value for name, value in wanted.items() if value is not None}
+    params = _given(kind=kind, status=status, limit=limit, before=before)
     return Call("GET", "/api/jobs", lambda answer: list(_json(answer)["jobs"]), params=params)
 
 
@@ -152,8 +151,49 @@ def export_link(export_id: str) -> Call[str]:
     return Call("GET", "/api/export/list", read)
 
 
+def webhooks() -> Call[list[Json]]:
+    return Call("GET", "/api/webhooks", lambda answer: list(_json(answer)))
+
+
+def create_webhook(url: str, types: Iterable[str], tag: str | None) -> Call[Json]:
+    return Call("POST", "/api/webhooks", _json, body=_given(url=url, types=list(types) or None, tag=tag))
+
+
+def delete_webhook(webhook_id: str) -> Call[Json]:
+    return Call("DELETE", _of_webhook(webhook_id), _json)
+
+
+def ping_webhook(webhook_id: str) -> Call[Json]:
+    return Call("POST", f"{_of_webhook(webhook_id)}/ping", _json)
+
+
+def rotate_secret(webhook_id: str) -> Call[Json]:
+    return Call("POST", f"{_of_webhook(webhook_id)}/rotate", _json)
+
+
+def replay(webhook_id: str, after: int, undelivered_only: bool) -> Call[Json]:
+    body: Json = {"after": after, "undelivered_only": undelivered_only}
+    return Call("POST", f"{_of_webhook(webhook_id)}/replay", _json, body=body)
+
+
+def deliveries(webhook_id: str, state: str | None, limit: int, before: int | None) -> Call[list[Json]]:
+    def read(answer: Answer) -> list[Json]:
+        return list(_json(answer)["deliveries"])
+
+    params = _given(state=state, limit=limit, before=before)
+    return Call("GET", f"{_of_webhook(webhook_id)}/deliveries", read, params=params)
+
+
+def _given(**fields: Any) -> dict[str, Any]:
+    return {name: value for name, value in fields.items() if value is not None}
+
+
 def _of_job(job_id: str) -> str:
     return f"/api/jobs/{quote(job_id, safe='')}"
+
+
+def _of_webhook(webhook_id: str) -> str:
+    return f"/api/webhooks/{quote(webhook_id, safe='')}"
 
 
 def _json(answer: Answer) -> Any:

@@ -168,6 +168,36 @@ class Client(Connection):
         link = self.do(calls.export_link(export["export_id"]))
         self.download(link, target, on_bytes, export["archive_sha256"])
 
+    def webhooks(self) -> list[Json]:
+        """All webhooks, oldest first, without their secrets."""
+        return self.do(calls.webhooks())
+
+    def create_webhook(self, url: str, types: Iterable[str] = (), tag: str | None = None) -> Json:
+        """Have a receiver told of these types, or of the ends of jobs; the webhook with its `secret`, shown once."""
+        return self.do(calls.create_webhook(url, types, tag))
+
+    def delete_webhook(self, webhook_id: str) -> Json:
+        """Remove a webhook and its log."""
+        return self.do(calls.delete_webhook(webhook_id))
+
+    def ping_webhook(self, webhook_id: str) -> Json:
+        """Send a signed `webhook.ping` now; how it went. A receiver that fails is an answer, no error."""
+        return self.do(calls.ping_webhook(webhook_id))
+
+    def rotate_secret(self, webhook_id: str) -> Json:
+        """A new `secret`, shown once; the one before it signs too, until `previous_until`."""
+        return self.do(calls.rotate_secret(webhook_id))
+
+    def replay(self, webhook_id: str, after: int = 0, *, undelivered_only: bool = False) -> Json:
+        """Send what lies behind a cursor again, all that is wanted or only what did not arrive; its `count`."""
+        return self.do(calls.replay(webhook_id, after, undelivered_only))
+
+    def deliveries(
+        self, webhook_id: str, state: str | None = None, limit: int = 100, before: int | None = None
+    ) -> list[Json]:
+        """What a webhook was sent and what waits, newest first; `before` is the `delivery_id` of the last you have."""
+        return self.do(calls.deliveries(webhook_id, state, limit, before))
+
     def _listen(self, subscription: Subscription) -> Iterator[Heard]:
         while not subscription.is_over:
             try:

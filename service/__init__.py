@@ -6,5 +6,5 @@ Read in this order. The memory: `records` · `projection` · `hub` · `transacti
 `refusal` · `violations` · `problems` · `bodies` · `sessions` · `access` · `uploads` · `preparing` · `answers` ·
 `planning` · `datasets` · `provenance` · `rows` · `experiments` · `links` · `downloads` · `pictures` · `cursors` ·
 `feed` · `conversation` · `waiting` · `pages` · `routes` · `app` · `serve`. The command: `programs` · `watching` ·
-`demo` · `remote` · `cli`. Imports no arq, no torch, and nothing of `gpu_runner`.
+`terminal` · `demo` · `remote_webhooks` · `remote` · `cli`. Imports no arq, no torch, and nothing of `gpu_runner`.
 """

@@ -117,8 +117,51 @@ def _add_remote_commands(commands: Commands) -> None:
     export.add_argument("--format", required=True, choices=[each.value for each in ExportFormat])
     export.add_argument("-o", "--output", type=Path, metavar="FILE", help="where to (default: JOB-FORMAT.zip)")
 
+    _add_webhook_commands(commands)
+
     text = "Exit with 0 while the service takes work, else with 1: for health checks of containers."
     _add_remote(commands, "health", text, "training-api health --url http://gpu.example:8000")
+
+
+def _add_webhook_commands(commands: Commands) -> None:
+    text = "List the webhooks: receivers that are told of events. Its commands add, try and remove one."
+    webhooks = _add_remote(commands, "webhooks", text, "training-api webhooks")
+    verbs = webhooks.add_subparsers(title="commands", metavar="COMMAND")
+
+    text = "Have a receiver told of events; print the webhook's id and its secret, which is shown this once."
+    add = _add_remote(
+        verbs, "add", text, "training-api webhooks add https://hooks.example/training --types job.failed,job.paused"
+    )
+    add.add_argument("receiver", metavar="URL", help="the receiver: https, or http in TRAINING_OUTGOING_NETWORKS")
+    add.add_argument(
+        "--types", type=_listed, default=(), metavar="TYPE,…", help="events of docs/events.md (default: ends of jobs)"
+    )
+    add.add_argument("--tag", help="only events of jobs with this tag")
+
+    text = "Send a signed `webhook.ping` now. Exit status: 0 it arrived, 1 it did not."
+    _add_of_webhook(verbs, "ping", text)
+    text = "Print a new secret, which is shown this once; the one before it signs too, for 24 hours."
+    _add_of_webhook(verbs, "rotate", text)
+
+    text = "Send all events again that the webhook wants, in order, or those behind a cursor."
+    replay = _add_of_webhook(verbs, "replay", text, " --after 57")
+    replay.add_argument("--after", type=int, default=0, metavar="SEQ", help="only events behind this one (default: 0)")
+    replay.add_argument("--undelivered", action="store_true", help="only those that did not arrive")
+
+    log = _add_of_webhook(verbs, "log", "List what a webhook was sent and what waits, newest first.")
+    log.add_argument("--limit", type=int, default=20, help="how many at most (default: 20)")
+
+    _add_of_webhook(verbs, "remove", "Remove a webhook and its log.")
+
+
+def _add_of_webhook(verbs: Commands, name: str, text: str, options: str = "") -> argparse.ArgumentParser:
+    sub = _add_remote(verbs, name, text, f"training-api webhooks {name} hook_5f0c3b9a27d1e4860b7f{options}")
+    sub.add_argument("webhook", metavar="ID", help="the webhook's id (`training-api webhooks`)")
+    return sub
+
+
+def _listed(text: str) -> list[str]:
+    return [word.strip() for word in text.split(",")]
 
 
 def _add_remote(commands: Commands, name: str, text: str, example: str) -> argparse.ArgumentParser:
@@ -130,8 +173,12 @@ def _add_remote(commands: Commands, name: str, text: str, example: str) -> argpa
         epilog=f"example:\n  {example}\n\n{_TOKEN}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    sub.add_argument("--url", help="the service's address (default: TRAINING_URL, else the one of this host)")
-    sub.set_defaults(command=_speak, name_of_command=name)
+    sub.add_argument(
+        "--url",
+        default=argparse.SUPPRESS,  # or a command's own default wins over what stands before its name
+        help="the service's address (default: TRAINING_URL, else the one of this host)",
+    )
+    sub.set_defaults(command=_speak, name_of_command=sub.prog.removeprefix("training-api "))
     return sub
 
 

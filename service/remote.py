@@ -1,13 +1,11 @@
-"""The commands of `training-api` that talk to a running service, here or elsewhere. `cli` has their arguments.
-
-What a program may want to read goes to stdout, what is for a person beside it to stderr.
+"""The commands of `training-api` that talk to a running service, here or elsewhere. `cli` has their arguments,
+`remote_webhooks` those about webhooks, `terminal` how output looks.
 """
 
 import argparse
 import re
 import sys
 from collections.abc import Callable, Iterable
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -18,18 +16,18 @@ from rich.text import Text
 
 from jobs.calls import Json
 from jobs.client import Client
-from jobs.errors import InvalidInput, NotCompleted, RemoteProblem, TrainingError
+from jobs.errors import InvalidInput, NotCompleted, RemoteProblem
 from jobs.lifecycle import TERMINAL, Status
 from jobs.settings import Settings
 from jobs.specs import Kind, free_name
 from jobs.training_config import TrainingConfig
-from service import watching
+from service import remote_webhooks, watching
 from service.programs import health as health_of
+from service.terminal import add_row, ago, client_of, say, show, table
 
 COMPLETED, FAILED, CANCELLED = 0, 1, 3
 """Exit statuses of what watches a job; 2 is argparse's and that of wrong settings."""
 
-_NARROWEST_TABLE = 160  # where nobody says how wide the output is
 _WHOLE_ID = re.compile(r"job_[0-9a-f]{24}")
 _LEAST_OF_AN_ID = 4  # characters behind `job_` that tell one job from another
 _OUTCOMES = {
@@ -41,11 +39,11 @@ _OWN_OPTIONS = {"model": "model_name", "train": "train_data_path", "val": "val_d
 
 
 def submit(chosen: argparse.Namespace, settings: Settings) -> int:
-    with _client(settings) as client:
+    with client_of(settings) as client:
         job_id = client.submit(_spec(chosen, client))
         print(job_id, flush=True)
         for note in client.job(job_id)["notes"]:
-            _say(f"warning: {note}")
+            say(f"warning: {note}")
         return _watch(client, job_id, Console(stderr=True)) if chosen.watch else 0
 
 
@@ -57,7 +55,7 @@ def prepare(chosen: argparse.Namespace, settings: Settings) -> int:
     spec |= dict(map(_assignment, chosen.set))
     if not chosen.file.is_file():
         raise InvalidInput(f"There is no file {chosen.file}: give the ZIP that the annotation tool exported.")
-    with _client(settings) as client:
+    with client_of(settings) as client:
         if "output_dir" not in spec:
             spec["output_dir"] = _free_name(client, chosen.file.stem)
         with watching.moving(console, chosen.file.name) as on_bytes:
@@ -66,13 +64,13 @@ def prepare(chosen: argparse.Namespace, settings: Settings) -> int:
             made = watching.watch(client, client.submit(spec), console)["result"]
         except NotCompleted as error:
             return _ended(error)
-    _say(made["message"])
+    say(made["message"])
     if recommendation := made["convert"]["recommendation"]:
-        _say(recommendation)
+        say(recommendation)
     for finding in (*made["validate"]["errors"], *made["validate"]["warnings"]):
-        _say(f"{finding['severity']}: {finding['message']} {finding['remedy']}".rstrip())
+        say(f"{finding['severity']}: {finding['message']} {finding['remedy']}".rstrip())
     for warning in made["warnings"]:
-        _say(f"warning: {warning}")
+        say(f"warning: {warning}")
     print(made["split"]["train_path"] if made["split"] else made["output_dir"])
     return COMPLETED if made["success"] else FAILED
 
@@ -87,37 +85,34 @@ def _free_name(client: Client, stem: str) -> str:
 
 
 def watch(chosen: argparse.Namespace, settings: Settings) -> int:
-    with _client(settings) as client:
+    with client_of(settings) as client:
         return _watch(client, _named(client, chosen.job), Console())
 
 
 def jobs(chosen: argparse.Namespace, settings: Settings) -> int:
-    with _client(settings) as client:
+    with client_of(settings) as client:
         found = client.jobs(chosen.kind, chosen.status, chosen.limit)
     if chosen.json:
         print(msgspec.json.format(msgspec.json.encode(found)).decode())
         return 0
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=_NARROWEST_TABLE)
     if found:
-        console.print(_table(found))
+        show(_table(found))
     else:
-        _say("No such job. `training-api submit --help` shows how to start one.")
+        say("No such job. `training-api submit --help` shows how to start one.")
     return 0
 
 
 def cancel(chosen: argparse.Namespace, settings: Settings) -> int:
-    with _client(settings) as client:
+    with client_of(settings) as client:
         return max([_cancel(client, name) for name in chosen.jobs])
 
 
 def logs(chosen: argparse.Namespace, settings: Settings) -> int:
-    with _client(settings) as client:
+    with client_of(settings) as client:
         job_id, attempt = _named(client, chosen.job), 0
         for piece in client.read_log(job_id, follow=chosen.follow):
             if attempt not in (0, piece.attempt):
-                _say(f"attempt {piece.attempt} of {job_id}:")
+                say(f"attempt {piece.attempt} of {job_id}:")
             attempt = piece.attempt
             sys.stdout.write(piece.text)
             sys.stdout.flush()
@@ -126,7 +121,7 @@ def logs(chosen: argparse.Namespace, settings: Settings) -> int:
 
 def export(chosen: argparse.Namespace, settings: Settings) -> int:
     console = Console(stderr=True)
-    with _client(settings) as client:
+    with client_of(settings) as client:
         training = _named(client, chosen.job)
         target = _target(chosen.output, f"{training}-{chosen.format}.zip")
         spec = {"kind": "export", "job_id": training, "export_format": chosen.format}
@@ -136,7 +131,7 @@ def export(chosen: argparse.Namespace, settings: Settings) -> int:
             return _ended(error)
         with watching.moving(console, target.name) as on_bytes:
             client.download_export(made, target, on_bytes)
-    _say(f"{made['file_size_mb']} MB, verified: {made['archive_sha256']}")
+    say(f"{made['file_size_mb']} MB, verified: {made['archive_sha256']}")
     print(target)
     return 0
 
@@ -147,7 +142,7 @@ def health(_: argparse.Namespace, settings: Settings) -> int:
     if status in ("healthy", "degraded"):  # a service without a runner does its part: it takes work
         print(status)
         return 0
-    _say(f"No healthy service at {address}: start one with `training-api up`, or name it with --url.")
+    say(f"No healthy service at {address}: start one with `training-api up`, or name it with --url.")
     return 1
 
 
@@ -160,11 +155,8 @@ COMMANDS: dict[str, Callable[[argparse.Namespace, Settings], int]] = {
     "logs": logs,
     "export": export,
     "health": health,
+    **remote_webhooks.COMMANDS,
 }
-
-
-def _client(settings: Settings) -> Client:
-    return Client(settings.url or settings.address, settings.token, on_retry=_say_retry)
 
 
 def _watch(client: Client, job_id: str, console: Console) -> int:
@@ -173,7 +165,7 @@ def _watch(client: Client, job_id: str, console: Console) -> int:
     except NotCompleted as error:
         return _ended(error)
     except KeyboardInterrupt:
-        _say(f"The job goes on: `training-api watch {job_id}` shows it again, `training-api cancel {job_id}` ends it.")
+        say(f"The job goes on: `training-api watch {job_id}` shows it again, `training-api cancel {job_id}` ends it.")
         raise
     message = job["result"].get("message") or ""
     console.print(Text(f"completed. {message}".strip()), soft_wrap=True)
@@ -181,7 +173,7 @@ def _watch(client: Client, job_id: str, console: Console) -> int:
 
 
 def _ended(error: NotCompleted) -> int:
-    _say(error.message)
+    say(error.message)
     return CANCELLED if error.job["status"] == Status.CANCELLED else FAILED
 
 
@@ -189,7 +181,7 @@ def _cancel(client: Client, name: str) -> int:
     try:
         job = client.cancel(_named(client, name))
     except (RemoteProblem, InvalidInput) as error:  # the others are still to be cancelled
-        _say(f"{name}: {error.message}")
+        say(f"{name}: {error.message}")
         return 1
     print(job["job_id"], _OUTCOMES.get(job["status"], "is being cancelled"))
     return 0
@@ -279,17 +271,15 @@ def _assignment(text: str) -> tuple[str, Any]:
 
 
 def _table(found: Iterable[Json]) -> Table:
-    table = Table("job", "kind", "status", "what", "progress", "loss", "submitted", box=None, pad_edge=False)
-    table.columns[0].no_wrap = True
+    made = table("job", "kind", "status", "what", "progress", "loss", "submitted")
     for job in found:
         loss = "" if job["train_loss"] is None else f"{job['train_loss']:.3f}"
         status = f"{job['status']}: {job['waiting_reason']}" if job["waiting_reason"] else job["status"]
-        row = (
-            job["job_id"], job["kind"], status, _what(job["spec"]), f"{job['progress_percentage']:.0f} %", loss,
-            _ago(job["submitted_at"]),
+        add_row(
+            made, job["job_id"], job["kind"], status, _what(job["spec"]), f"{job['progress_percentage']:.0f} %", loss,
+            ago(job["submitted_at"]),
         )  # fmt: skip
-        table.add_row(*(Text(watching.clean(str(cell))) for cell in row))
-    return table
+    return made
 
 
 def _what(spec: Json) -> str:
@@ -298,19 +288,3 @@ def _what(spec: Json) -> str:
     candidates = (spec.get("experiment_name"), config.get("model_name"), spec.get("data_path"),
                   spec.get("sam2_zip_path"), spec.get("job_id"))  # fmt: skip
     return next((str(each) for each in candidates if each), "")
-
-
-def _ago(time_text: str) -> str:
-    age = datetime.now(UTC) - datetime.fromisoformat(time_text)
-    for unit, length in (("d", timedelta(days=1)), ("h", timedelta(hours=1)), ("min", timedelta(minutes=1))):
-        if age >= length:
-            return f"{age // length} {unit} ago"
-    return "just now"
-
-
-def _say_retry(error: TrainingError, pause_s: float) -> None:
-    _say(f"{error.message} Trying again in {pause_s:.1f} s.")
-
-
-def _say(sentence: str) -> None:
-    print(watching.clean(sentence), file=sys.stderr)

@@ -77,6 +77,7 @@ def _contracts() -> int:
     [
         ("service.app", TORCH_FAMILY | {"arq", "gpu_runner", "PIL"}),
         ("service.cli", TORCH_FAMILY | {"arq", "gpu_runner", "PIL"}),
+        ("service.remote", TORCH_FAMILY | {"arq", "gpu_runner", "PIL"}),
         ("jobs.async_client", TORCH_FAMILY | {"arq", "litestar", "aiosqlite", "gpu_runner", "service"}),
         ("jobs.client", TORCH_FAMILY | {"arq", "litestar", "aiosqlite", "gpu_runner", "service"}),
         ("gpu_runner.worker", TORCH_FAMILY | {"litestar", "aiosqlite", "service"}),

@@ -1,6 +1,7 @@
 """Both clients against real sockets: bodies, progress, broken connections, and errors a person can read."""
 
 import hashlib
+import inspect
 import json
 import re
 from collections.abc import Iterator
@@ -12,6 +13,8 @@ from typing import Any
 import pytest
 
 from jobs import backoff, calls
+from jobs.async_client import AsyncClient
+from jobs.client import Client
 from jobs.errors import NotCompleted, RemoteProblem, Unreachable
 
 FILE = bytes(range(256)) * 4000
@@ -99,6 +102,20 @@ def _sum(content: bytes) -> str:
 
 
 # -- requests and their answers
+
+
+def test_both_clients_have_the_same_verbs_with_the_same_arguments() -> None:
+    assert _verbs(Client) == _verbs(AsyncClient)
+    assert {"submit", "webhooks", "deliveries", "close"} <= _verbs(Client).keys()
+
+
+def _verbs(kind: type) -> dict[str, str]:
+    """What each is called with."""
+    return {
+        name: str(inspect.signature(verb).replace(return_annotation=inspect.Signature.empty))
+        for name, verb in inspect.getmembers(kind, inspect.isfunction)
+        if not name.startswith("_")
+    }
 
 
 def test_every_verb_asks_for_what_it_says(service, client_of) -> None:

@@ -22,9 +22,15 @@ def test_every_command_explains_itself_and_its_settings(command) -> None:
     assert all(name in answer.stdout for name, _, _ in described())
 
 
-@pytest.mark.parametrize("command", ["submit", "watch", "jobs", "cancel", "logs", "export", "health"])
+@pytest.mark.parametrize(
+    "command",
+    [
+        "submit", "prepare", "watch", "jobs", "cancel", "logs", "export", "health",
+        *("webhooks", *(f"webhooks {verb}" for verb in ("add", "ping", "rotate", "replay", "log", "remove"))),
+    ],
+)  # fmt: skip
 def test_every_command_that_talks_to_a_service_shows_an_example(command) -> None:
-    answer = _run(command, "--help")
+    answer = _run(*command.split(), "--help")
     assert answer.returncode == 0
     assert f"example:\n  training-api {command}" in answer.stdout
     assert "--url" in answer.stdout

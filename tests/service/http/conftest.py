@@ -15,11 +15,12 @@ from typing import Any
 
 import httpx
 import pytest
+import structlog
 
-from jobs import redis_server
+from jobs import logs, redis_server
 from jobs.paths import DataRoot
 from jobs.settings import Settings
-from service import serve
+from service import cli, serve
 from service.app import create_app
 from service.records import JobRecord
 
@@ -198,3 +199,31 @@ def trained(house: House, http: httpx.Client, dataset: str) -> str:
     assert answer.status_code == 200, answer.text
     house.wait_for(answer.json()["job_id"], lambda job: job.has_ended)
     return answer.json()["job_id"]
+
+
+@pytest.fixture
+def terminal(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Nobody logs: the service of these tests lives in the process whose output is read."""
+    monkeypatch.setattr(logs, "set_up", lambda level: None)
+    structlog.configure(logger_factory=structlog.ReturnLoggerFactory())
+    yield
+    structlog.reset_defaults()
+
+
+@pytest.fixture
+def run(
+    house: House,
+    http: httpx.Client,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    terminal: None,
+) -> Callable[..., tuple[int, str, str]]:
+    """Runs a command of the terminal in this process; its exit status, stdout and stderr."""
+    monkeypatch.setenv("TRAINING_URL", f"http://{house.address}")
+
+    def command(*arguments: str) -> tuple[int, str, str]:
+        status = cli.main([*arguments])
+        printed = capsys.readouterr()
+        return status, printed.out, printed.err
+
+    return command

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -11,6 +12,8 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from jobs.client import Client
+from service import cli, remote_webhooks
 from service.programs import free_port
 
 DOCUMENT = Path(__file__).parents[3] / "docs" / "notifications.md"
@@ -54,6 +57,17 @@ def test_the_receiver_is_ten_lines_and_hears_of_a_job_that_ends(told) -> None:
             assert running.stdout.readline() == f"job.completed {job_id}\n"
         finally:
             running.kill()
+
+
+def test_it_shows_every_command_and_verb_and_each_can_be_typed_as_it_stands(monkeypatch) -> None:
+    typed: list[str] = []
+    monkeypatch.setattr(cli, "_speak", lambda chosen: typed.append(chosen.name_of_command) or 0)
+    text = DOCUMENT.read_text()
+    for line in re.findall(r"^training-api (.*)$", text, re.MULTILINE):
+        assert cli.main(shlex.split(line, comments=True)) == 0
+    assert set(typed) == set(remote_webhooks.COMMANDS)
+    for verb in re.findall(r"`(\w+)`", re.findall(r"^Both Python clients.*$", text, re.MULTILINE)[0]):
+        assert callable(getattr(Client, verb))
 
 
 def test_it_names_every_route_and_setting() -> None:

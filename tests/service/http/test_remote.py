@@ -11,10 +11,9 @@ from pathlib import Path
 
 import msgspec
 import pytest
-import structlog
 from rich.console import Console
 
-from jobs import calls, events, logs, presets
+from jobs import calls, events, presets
 from jobs.client import Client
 from jobs.errors import FailureReason, NotCompleted
 from jobs.lifecycle import Status
@@ -22,28 +21,6 @@ from jobs.paths import DataRoot
 from jobs.results import Finding
 from jobs.specs import Kind
 from service import cli, demo, remote, watching
-
-
-@pytest.fixture
-def terminal(monkeypatch):
-    """Nobody logs: the service of these tests lives in the process whose output is read."""
-    monkeypatch.setattr(logs, "set_up", lambda level: None)
-    structlog.configure(logger_factory=structlog.ReturnLoggerFactory())
-    yield
-    structlog.reset_defaults()
-
-
-@pytest.fixture
-def run(house, http, monkeypatch, capsys, terminal):
-    """Runs a command in this process; its exit status, stdout and stderr."""
-    monkeypatch.setenv("TRAINING_URL", f"http://{house.address}")
-
-    def command(*arguments: str) -> tuple[int, str, str]:
-        status = cli.main([*arguments])
-        printed = capsys.readouterr()
-        return status, printed.out, printed.err
-
-    return command
 
 
 async def trains(attempt) -> None:
