@@ -17,7 +17,7 @@ import pytest
 IS_LONG = os.environ.get("FAULTS") == "long"
 SIZES = {
     # row: (make faults-ci, make faults)
-    "kills": (30, 500),  # of two pairs each
+    "kills": (30, 350),  # of two pairs each
     "seams": (12, 150),
     "real": (8, 50),
     "frozen": (5, 80),

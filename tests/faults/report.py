@@ -27,6 +27,7 @@ ROWS = {
         "",
         "SIGKILL of two random pairs: service, runner, child, zygote, Redis; fake trainer",
     ),
+    "away": ("test_service.py", "is_stopped", "the service away while a job trains"),
     "seams": ("test_seams.py", "", "SIGKILL at named seams of service, runner and child; fake trainer"),
     "real": ("test_real.py", "", "SIGKILL of two processes; real trainer"),
     "frozen": ("test_transport.py", "stands_still", "SIGSTOP past the lease, also with the child writing on"),
@@ -38,7 +39,6 @@ ROWS = {
     "cancel": ("test_children.py", "cancel", "cancel in each phase, and crossing the end"),
     "sockets": ("test_sockets.py", "", "many sockets while the service is killed"),
     "webhooks": ("test_service.py", "receiver_hears", "SIGKILL of the service while it tells a receiver of webhooks"),
-    "away": ("test_service.py", "is_stopped", "the service away while a job trains"),
     "machine": ("test_machine.py", "", "stories of the state machine on a lossy bus"),
     "recovery": ("test_recovery.py", "", "lost runners with the default lease"),
 }
