@@ -4,6 +4,7 @@ One process owns a data root and its database. It refuses, with status 2 and a s
 would not work, before it binds its port.
 """
 
+import asyncio
 import fcntl
 import os
 import socket
@@ -16,6 +17,7 @@ from typing import Any
 import structlog
 import uvicorn
 from litestar import Litestar
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
 from jobs import logs
@@ -64,6 +66,16 @@ class Server(uvicorn.Server):
         await super().shutdown(sockets)
 
 
+class Http(HttpToolsProtocol):
+    """Lets a handler cut its client off, in the request's state as `cut_off`: a close would wait for what the client
+    does not take, and for ever. Only event streams do: a download may pause, as it does behind a proxy with a full
+    buffer."""
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self.app_state = self.app_state | {"cut_off": transport.abort}
+
+
 class Socket(WebSocketsSansIOProtocol):
     """Closes also towards a client that takes nothing, which uvicorn would wait for, and for ever."""
 
@@ -81,6 +93,7 @@ def configure(app: Litestar, settings: Settings) -> Server:
         host=settings.host,
         port=settings.port,
         lifespan="on",
+        http=Http,
         ws=Socket,
         ws_max_size=FRAME_MAX_BYTES,
         ws_per_message_deflate=False,
