@@ -54,11 +54,19 @@ def main(arguments: list[str]) -> int:
 
 
 class Server(uvicorn.Server):
-    """Says goodbye to listeners before uvicorn waits for them: it ends sockets, but never event streams."""
+    """Says goodbye to listeners before uvicorn waits for them: it ends sockets, but never event streams. Ends by itself
+    when the service cannot go on."""
 
     def __init__(self, config: uvicorn.Config, app: Litestar) -> None:
         super().__init__(config)
         self._app = app
+
+    @property
+    def is_over(self) -> bool:
+        return self.started and bool(self._app.state.recorder.upkeep.is_over)
+
+    async def on_tick(self, counter: int) -> bool:
+        return self.is_over or await super().on_tick(counter)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         self._app.state.hub.close()
@@ -110,7 +118,7 @@ def _serve(settings: Settings) -> int:
     server = configure(create_app(settings), settings)
     log.info("service.starting", host=settings.host, port=settings.port, data_root=str(settings.data_folder))
     server.run()  # on uvloop, which asyncio.run would not take
-    return 0 if server.started else 1
+    return 0 if server.started and not server.is_over else 1
 
 
 @contextmanager
