@@ -21,6 +21,8 @@ Two older ways need no frame from the client: `/api/train/{job_id}/ws?after=&typ
 
 Close codes: 1012 the service restarts, 4008 the client is too slow (both: come back after `retry_after_s`);
 4400 a bad frame, 4401 no or a wrong token, 4404 no such job (these three: stop).
+A client is too slow when nothing that is sent moves for 30 s. An event stream that takes nothing for as long is cut
+off without a word; its client comes back with `Last-Event-ID`, and misses nothing.
 """
 
 from datetime import datetime

@@ -20,8 +20,11 @@ from service.hub import Hub
 from service.records import JobRecord, WebhookRecord
 from service.store import Store
 from service.transaction import Entry, Position, Transaction
+from service.upkeep import Upkeep
 
 log = structlog.get_logger()
+
+_STOPPING = "The service is stopping; send the request again in a moment."
 
 
 class Write(msgspec.Struct, frozen=True):
@@ -36,10 +39,11 @@ class Write(msgspec.Struct, frozen=True):
 
 
 class Ledger:
-    """`on_change` is called after a commit that changed the state of a job."""
+    """`on_change` is called after a commit that changed the state of a job; `upkeep` is the whole service's."""
 
     def __init__(self, store: Store, hub: Hub) -> None:
         self.on_change: Callable[[], None] = _nobody
+        self.upkeep = Upkeep()
         self._store = store
         self._hub = hub
         self._live: dict[str, JobRecord] = {}
@@ -95,8 +99,8 @@ class Ledger:
         Raises:
             Unavailable: the database cannot be written.
         """
-        if self._closing:
-            raise Unavailable("The service is stopping; send the request again in a moment.")
+        if self._closing or self.upkeep.is_over:
+            raise Unavailable(_STOPPING)
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiting.append((write, future))
         self._news.set()
@@ -164,13 +168,14 @@ class Ledger:
             await self._writer
 
     async def _write_forever(self) -> None:
-        while self._waiting or not self._closing:
-            await self._news.wait()
-            self._news.clear()
-            taken, self._waiting = self._waiting, []
-            if taken:
-                async with self._turn:
-                    await self._write_together(taken)
+        with self.upkeep.of_vital("ledger"):
+            while self._waiting or not self._closing:
+                await self._news.wait()
+                self._news.clear()
+                taken, self._waiting = self._waiting, []
+                if taken:
+                    async with self._turn:
+                        await self._write_together(taken)
 
     async def _write_together(self, taken: list[tuple[Write, asyncio.Future[None]]]) -> None:
         try:
@@ -187,6 +192,8 @@ class Ledger:
             _settle(taken, None)
 
     async def _write(self, writes: Sequence[Write]) -> None:
+        if self.upkeep.is_over:
+            raise Unavailable(_STOPPING)
         transaction = Transaction(self._live, self._head)
         for write in writes:
             for entry in write.entries:
@@ -198,7 +205,8 @@ class Ledger:
             log.debug("events.ignored", count=transaction.ignored)
         if not transaction.is_empty:
             await self._store.write(transaction)
-            self._install(transaction)
+            with self.upkeep.of_vital("ledger"):  # what is on the disk is true, also where showing it fails
+                self._install(transaction)
 
     def _install(self, transaction: Transaction) -> None:
         """The transaction is true: show it to everybody in this process."""

@@ -364,12 +364,11 @@ class Reconciler:
     async def _run_forever(self) -> None:
         while True:
             self._news.clear()
-            try:
-                await self.run()
-            except (Unavailable, *UNREACHABLE) as error:
-                log.warning("reconcile.waiting", error=str(error))
-            except Exception:
-                log.exception("reconcile.failed")
+            with self._recorder.upkeep.of("reconciler"):
+                try:
+                    await self.run()
+                except (Unavailable, *UNREACHABLE) as error:
+                    log.warning("reconcile.waiting", error=str(error))
             await asyncio.sleep(min(_PAUSE * self._decided_in_s, self._settings.report_every_s))
             with suppress(TimeoutError):
                 async with asyncio.timeout(self._settings.report_every_s):

@@ -4,6 +4,7 @@ One process owns a data root and its database. It refuses, with status 2 and a s
 would not work, before it binds its port.
 """
 
+import asyncio
 import fcntl
 import gc
 import os
@@ -17,6 +18,7 @@ from typing import Any
 import structlog
 import uvicorn
 from litestar import Litestar
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
 from jobs import logs
@@ -56,7 +58,8 @@ def main(arguments: list[str]) -> int:
 
 
 class Server(uvicorn.Server):
-    """Says goodbye to listeners before uvicorn waits for them: it ends sockets, but never event streams."""
+    """Says goodbye to listeners before uvicorn waits for them: it ends sockets, but never event streams. Ends by itself
+    when the service cannot go on."""
 
     def __init__(self, config: uvicorn.Config, app: Litestar) -> None:
         super().__init__(config)
@@ -68,10 +71,27 @@ class Server(uvicorn.Server):
         gc.freeze()  # what is there now stays
         gc.set_threshold(*_COLLECT_AFTER)
 
+    @property
+    def is_over(self) -> bool:
+        return self.started and bool(self._app.state.recorder.upkeep.is_over)
+
+    async def on_tick(self, counter: int) -> bool:
+        return self.is_over or await super().on_tick(counter)
+
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         self._app.state.hub.close()
         await self._app.state.sockets.wait_for_end(_FAREWELL_WITHIN_S)
         await super().shutdown(sockets)
+
+
+class Http(HttpToolsProtocol):
+    """Lets a handler cut its client off, in the request's state as `cut_off`: a close would wait for what the client
+    does not take, and for ever. Only event streams do: a download may pause, as it does behind a proxy with a full
+    buffer."""
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self.app_state = self.app_state | {"cut_off": transport.abort}
 
 
 class Socket(WebSocketsSansIOProtocol):
@@ -91,6 +111,7 @@ def configure(app: Litestar, settings: Settings) -> Server:
         host=settings.host,
         port=settings.port,
         lifespan="on",
+        http=Http,
         ws=Socket,
         ws_max_size=FRAME_MAX_BYTES,
         ws_per_message_deflate=False,
@@ -107,7 +128,7 @@ def _serve(settings: Settings) -> int:
     server = configure(create_app(settings), settings)
     log.info("service.starting", host=settings.host, port=settings.port, data_root=str(settings.data_folder))
     server.run()  # on uvloop, which asyncio.run would not take
-    return 0 if server.started else 1
+    return 0 if server.started and not server.is_over else 1
 
 
 @contextmanager

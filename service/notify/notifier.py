@@ -27,6 +27,7 @@ log = structlog.get_logger()
 KEPT = timedelta(days=30)
 REPLAY_MOST = 100_000
 _TIDY_EVERY_S = 3600.0
+_RETRY_S = 1.0
 
 
 class Notifier:
@@ -35,6 +36,7 @@ class Notifier:
     def __init__(self, store: Store, ledger: Ledger, hub: Hub, outgoing: Outgoing, clock: Clock | None = None) -> None:
         self._store = store
         self._hub = hub
+        self._upkeep = ledger.upkeep
         self._outgoing = outgoing
         self._clock = clock or Clock()
         self.webhooks = Registry(store, ledger, outgoing, self._clock)
@@ -154,11 +156,19 @@ class Notifier:
     async def _listen(self) -> None:
         """Wake the couriers whose webhooks want what just happened."""
         while not self._hub.closing.is_set():
-            with self._hub.subscribe(types=self._wanted()) as self._heard:
-                for webhook_id in self._couriers:
-                    self._ring(webhook_id)  # for what was recorded before it was listened to
-                async for piece in self._heard:
-                    self._wake({name for _, name, _ in piece.items})
+            with self._upkeep.of("notifier"):
+                await self._listen_to_wanted()
+            if "notifier" in self._upkeep.failing:
+                await asyncio.sleep(_RETRY_S)
+
+    async def _listen_to_wanted(self) -> None:
+        """Until the hub closes, or other events are wanted."""
+        with self._hub.subscribe(types=self._wanted()) as self._heard:
+            for webhook_id in self._couriers:
+                self._ring(webhook_id)  # for what was recorded before it was listened to
+            async for piece in self._heard:
+                self._wake({name for _, name, _ in piece.items})
+                self._upkeep.works("notifier")
 
     def _wanted(self) -> frozenset[str]:
         return frozenset(name for webhook in self.webhooks.all() if webhook.enabled for name in webhook.types)
@@ -171,10 +181,11 @@ class Notifier:
 
     async def _tidy_forever(self) -> None:
         while True:
-            try:
-                await self._store.apply(outbox.forget_delivered(self._clock.now() - KEPT))
-            except sqlite3.Error as error:
-                log.warning("deliveries.untidy", error=str(error))
+            with self._upkeep.of("deliveries"):
+                try:
+                    await self._store.apply(outbox.forget_delivered(self._clock.now() - KEPT))
+                except sqlite3.Error as error:
+                    log.warning("deliveries.untidy", error=str(error))
             await asyncio.sleep(_TIDY_EVERY_S)
 
 

@@ -14,13 +14,15 @@ _TAGS = ["health"]
 
 
 class Health(Answer, frozen=True, kw_only=True):
-    """`degraded`: work is accepted, but waits for Redis or a runner. `runners` counts those that are alive."""
+    """`degraded`: work is accepted, but waits for Redis, a runner, or a part of the service that is `failing`; the log
+    says why. `runners` counts those that are alive."""
 
     status: Literal["healthy", "degraded", "unhealthy"]
     timestamp: datetime
     redis: bool
     database: bool
     runners: int
+    failing: tuple[str, ...]
 
 
 class Alive(Answer, frozen=True, kw_only=True):
@@ -29,7 +31,7 @@ class Alive(Answer, frozen=True, kw_only=True):
 
 @get("/health", tags=_TAGS)
 async def health(store: Store, bus: Bus, recorder: Recorder) -> Response[Health]:
-    """200 while work is accepted; 503 only without the database."""
+    """200 while work is accepted; 503 without the database, and when the service is about to end over a fault."""
     return await _health(store, bus, recorder)
 
 
@@ -48,11 +50,14 @@ async def live() -> Alive:
 async def _health(store: Store, bus: Bus, recorder: Recorder) -> Response[Health]:
     database, redis = await store.is_healthy(), await bus.is_reachable()
     runners = sum(view.alive for view in recorder.runners.values())
+    upkeep = recorder.upkeep
+    takes_work, is_well = database and not upkeep.is_over, redis and runners and not upkeep.failing
     body = Health(
-        status="unhealthy" if not database else "healthy" if redis and runners else "degraded",
+        status="unhealthy" if not takes_work else "healthy" if is_well else "degraded",
         timestamp=datetime.now(UTC),
         redis=redis,
         database=database,
         runners=runners,
+        failing=tuple(sorted(upkeep.failing)),
     )
-    return Response(body, status_code=200 if database else 503)
+    return Response(body, status_code=200 if takes_work else 503)

@@ -3,25 +3,35 @@
 A socket stays open after the job's last event, with bookmarks, until the client closes it: a client that comes back
 on its own would only come back. An event stream of one job ends after it, whatever types it tells, and says the last
 event's id; a client that comes back with nothing left to hear is told so with 204, which stops it.
+
+A stream that takes nothing for as long as a socket may is cut off: it cannot be told why, and comes back with its
+`Last-Event-ID` when it reads on.
 """
 
-from collections.abc import AsyncIterator
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import contextmanager
 from typing import Annotated, Any
 
-from litestar import Response, get, websocket
+import structlog
+from litestar import Request, Response, get, websocket
 from litestar.params import Parameter
 from litestar.response import Stream
 
 from jobs import frames
 from jobs.errors import InvalidInput, UnknownJob
 from jobs.lifecycle import TERMINAL, TRANSITIONS
+from service import conversation
 from service.conversation import AnySocket, Conversation, OpenSockets, part, reset
 from service.cursors import After, EventTypes, LastEventId, types_of
 from service.feed import Feed, Feeds, Gap
+from service.hub import Piece
 from service.problems import documented
 from service.recorder import Recorder
 from service.records import Interest, Types
 from service.store import Store
+
+log = structlog.get_logger()
 
 _NOW = "now"  # a cursor: behind everything that is stored
 _ENDS = frozenset(
@@ -59,6 +69,7 @@ async def socket_of_all_jobs(socket: AnySocket, recorder: Recorder, feeds: Feeds
 
 @get("/events", tags=["events"], responses=documented(404, 422), media_type="text/event-stream")
 async def event_stream(
+    request: Request[Any, Any, Any],
     recorder: Recorder,
     feeds: Feeds,
     job: Annotated[str | None, Parameter(max_length=64, description="Only this job's events.")] = None,
@@ -77,21 +88,41 @@ async def event_stream(
     heard = wanted if wanted is None or job is None else wanted | _ENDS
     feed = feeds.feed(Interest.of(job, heard), cursor)
     headers = {"cache-control": "no-store", "x-accel-buffering": "no"}
-    return Stream(_stream(feed, job, wanted, recorder), media_type="text/event-stream", headers=headers)
+    told = _stream(feed, job, wanted, recorder, request.scope["state"]["cut_off"])  # `serve.Http` gives it
+    return Stream(told, media_type="text/event-stream", headers=headers)
 
 
-async def _stream(feed: Feed, job_id: str | None, wanted: Types, recorder: Recorder) -> AsyncIterator[bytes]:
+async def _stream(
+    feed: Feed, job_id: str | None, wanted: Types, recorder: Recorder, cut_off: Callable[[], None]
+) -> AsyncIterator[bytes]:
     """Ends with the job, where it is about one; `wanted` are the types it tells."""
     yield b"retry: 2000\n\n"
     async for said in feed.follow():
-        if isinstance(said, Gap):
-            yield b"event: reset\ndata: " + frames.encode(reset(said, feed.interest)) + b"\n\n"
-        elif said.items:
-            yield b"".join(_encode(seq, kind, body, wanted) for seq, kind, body in said.items)
-        else:
-            yield b": still here\n\n"
+        with _taken_in_time(cut_off):
+            yield _lines(said, feed.interest, wanted)
         if job_id is not None and await _is_told(job_id, feed, recorder):
             return
+
+
+@contextmanager
+def _taken_in_time(cut_off: Callable[[], None]) -> Iterator[None]:
+    """Around a yield, which is as long as the send: a client that does not take it in time is cut off."""
+
+    def end() -> None:
+        log.info("stream.cut_off")
+        cut_off()
+
+    timer = asyncio.get_running_loop().call_later(conversation.SEND_WITHIN_S, end)
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+def _lines(said: Piece | Gap, interest: Interest, wanted: Types) -> bytes:
+    if isinstance(said, Gap):
+        return b"event: reset\ndata: " + frames.encode(reset(said, interest)) + b"\n\n"
+    return b"".join(_encode(seq, kind, body, wanted) for seq, kind, body in said.items) or b": still here\n\n"
 
 
 async def _is_told(job_id: str, feed: Feed, recorder: Recorder) -> bool:

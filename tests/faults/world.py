@@ -8,6 +8,7 @@ import contextlib
 import ctypes
 import functools
 import importlib.util
+import json
 import os
 import signal
 import sqlite3
@@ -20,7 +21,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import event_stream
 import fake_trainer
+import httpx
 import msgspec
 import redis
 import seams
@@ -136,7 +139,7 @@ class Listener(threading.Thread):
         self.after = after
         self.heard: list[tuple[int, str, str]] = []
         self.fault: str | None = None
-        self._client = Client(address, patience_s=300, on_retry=self._on_retry)
+        self._address = address
         self._leaving = threading.Event()
 
     @property
@@ -145,10 +148,8 @@ class Listener(threading.Thread):
 
     def run(self) -> None:
         try:
-            heard = self._client.events(self.job_id, self.after) if self.job_id else self._client.all_events(self.after)
-            for seq, event in heard:
-                if seq is not None:
-                    self.heard.append((seq, event.job_id, str(event.__struct_config__.tag)))
+            for heard in self._events():
+                self.heard.append(heard)
                 if self._leaving.is_set():
                     return
         except _LeavingError:
@@ -159,9 +160,44 @@ class Listener(threading.Thread):
     def leave(self) -> None:
         self._leaving.set()
 
+    def _events(self) -> Iterator[tuple[int, str, str]]:
+        """What has a `seq`; progress has none."""
+        with Client(self._address, patience_s=300, on_retry=self._on_retry) as client:
+            for seq, event in client.events(self.job_id, self.after) if self.job_id else client.all_events(self.after):
+                if seq is not None:
+                    yield seq, event.job_id, str(event.__struct_config__.tag)
+
     def _on_retry(self, _: TrainingError, __: float) -> None:
         if self._leaving.is_set():
             raise _LeavingError
+
+
+class StreamListener(Listener):
+    """Hears all events through server-sent events, as a browser does."""
+
+    def __init__(self, address: str, after: int = 0) -> None:
+        super().__init__(address, None, after)
+        self.name = "stream-all"
+
+    def _events(self) -> Iterator[tuple[int, str, str]]:
+        with httpx.Client(base_url=self._address, timeout=30, trust_env=False) as http:  # a comment comes every 15 s
+            while not self._leaving.is_set():
+                with contextlib.suppress(httpx.TransportError):
+                    yield from self._events_of_connection(http)
+                self._leaving.wait(0.2)
+
+    def _events_of_connection(self, http: httpx.Client) -> Iterator[tuple[int, str, str]]:
+        headers = {"last-event-id": str(self.position)} if self.heard else {}
+        with http.stream("GET", "/api/events", params={"after": self.after}, headers=headers) as answer:
+            if answer.status_code >= 500:
+                return  # it stops, or its database is away
+            answer.raise_for_status()
+            for one in event_stream.said(answer.iter_lines()):
+                if one.kind == "reset":
+                    raise Violation(f"a stream was told that it misses too much: {one.data}")
+                if one.data and one.seq is not None:
+                    event = json.loads(one.data)
+                    yield one.seq, event["job_id"], event["type"]
 
 
 class _LeavingError(Exception):
@@ -237,6 +273,7 @@ class World:
             member.start()
         self.until(lambda: health(self.settings.address) == "healthy", "the world did not start")
         self.listen(None)
+        self._begin(StreamListener(self.settings.address))
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -304,7 +341,9 @@ class World:
         self.unchecked.append(expected.job_id)
 
     def listen(self, job_id: str | None, after: int = 0) -> Listener:
-        listener = Listener(self.settings.address, job_id, after)
+        return self._begin(Listener(self.settings.address, job_id, after))
+
+    def _begin(self, listener: Listener) -> Listener:
         listener.start()
         self.listeners.append(listener)
         return listener

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import httpx
 import pytest
@@ -15,17 +16,25 @@ from jobs import redis_server
 from jobs.settings import Settings
 
 _WITHIN_S = 20
+_SERVE = ("-m", "service.serve")
+_FAULTY = """
+import sys
+from service import hub, serve
+def publish(*_): raise KeyError("a fault of ours")
+hub.Hub.publish = publish
+sys.exit(serve.main([]))
+"""
 
 
 class Service:
     """One process on a port of its own."""
 
-    def __init__(self, folder, *arguments: str, **environment: str) -> None:
+    def __init__(self, folder, *arguments: str, program: tuple[str, ...] = _SERVE, **environment: str) -> None:
         self.port = _free_port()
         self.address = f"http://127.0.0.1:{self.port}"
         given = {"TRAINING_DATA_ROOT": str(folder), "TRAINING_PORT": str(self.port), "PATH": os.environ["PATH"]}
         given |= {"PYTHONPATH": os.pathsep.join(sys.path)} | environment
-        command = [sys.executable, "-m", "service.serve", *arguments]
+        command = [sys.executable, *program, *arguments]
         self.process = subprocess.Popen(command, env=given, stderr=subprocess.PIPE, text=True)
 
     def wait_until_it_answers(self) -> None:
@@ -57,7 +66,7 @@ class Service:
 def start(tmp_path) -> Iterator:
     services: list[Service] = []
 
-    def started(*arguments: str, **environment: str) -> Service:
+    def started(*arguments: str, **environment: Any) -> Service:
         services.append(Service(tmp_path, *arguments, **environment))
         return services[-1]
 
@@ -118,6 +127,23 @@ def test_what_was_accepted_survives_a_kill(start, tmp_path) -> None:
     second.wait_until_it_answers()
     job = httpx.get(f"{second.address}/api/jobs/{job_id}", trust_env=False).json()
     assert (job["status"], job["spec"]["data_path"]) == ("pending", "datasets/made")
+
+
+def test_a_service_whose_memory_is_not_what_is_on_the_disk_ends_and_the_next_one_knows_all(start, tmp_path) -> None:
+    (tmp_path / "datasets" / "made").mkdir(parents=True)
+    first = start(program=("-c", _FAULTY))
+    first.wait_until_it_answers()
+    spec = {"kind": "validate", "data_path": "datasets/made"}
+    answer = httpx.post(f"{first.address}/api/jobs", json=spec, trust_env=False)
+    _, said = first.process.communicate(timeout=_WITHIN_S)
+    assert first.process.returncode == 1, said
+    assert "Traceback" in said
+    assert "part=ledger" in said
+    assert answer.is_success, "it is on the disk"
+    second = start()
+    second.wait_until_it_answers()
+    job = httpx.get(f"{second.address}/api/jobs/{answer.json()['job_id']}", trust_env=False).json()
+    assert job["status"] == "pending"
 
 
 def test_ctrl_c_ends_it_with_status_0_and_without_a_word(start) -> None:

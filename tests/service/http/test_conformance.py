@@ -9,6 +9,7 @@ import threading
 from collections.abc import Iterator
 from typing import Any
 
+import event_stream
 import httpx
 import msgspec
 import pytest
@@ -70,26 +71,18 @@ def subscription_by_tag(house, job_id: str, after: int, types: str = "") -> Iter
 
 
 def stream(house, job_id: str, after: int, types: str = "") -> Iterator[Told]:
-    seq, kind = None, ""
     query = {"job": job_id, "after": after} | ({"types": types} if types else {})
     with httpx.stream("GET", f"http://{house.address}/api/events", params=query, timeout=10, trust_env=False) as answer:
         if answer.is_error:
             problem = json.loads(answer.read())
             yield f"refused: {'bad_cursor' if problem['code'] == 'validation_error' else problem['code']}"
-        for line in answer.iter_lines():
-            name, _, value = line.partition(": ")
-            if line.startswith(":"):
+        for one in event_stream.said(answer.iter_lines()):
+            if one.is_comment:
                 yield "fresh"
-            elif name == "id":
-                seq = int(value)
-            elif name == "event":
-                kind = value
-            elif name == "data" and kind == "reset":
-                yield f"reset: {json.loads(value)['reason']}"
-            elif name == "data":
-                yield seq, json.loads(value)
-            elif not line:
-                seq, kind = None, ""
+            elif one.kind == "reset":
+                yield f"reset: {json.loads(one.data)['reason']}"
+            elif one.data:
+                yield one.seq, json.loads(one.data)
 
 
 def client(house, job_id: str, after: int, types: str = "") -> Iterator[Told]:

@@ -305,6 +305,30 @@ def test_a_client_that_never_takes_anything_again_is_cut_off(house, http, datase
     http.delete(f"/api/jobs/{job_id}")
 
 
+def test_an_event_stream_that_takes_nothing_is_cut_off(house, http, dataset, monkeypatch) -> None:
+    monkeypatch.setattr(conversation, "SEND_WITHIN_S", 0.2)
+
+    async def train(attempt) -> None:
+        await attempt.begin()
+        for number in range(120):
+            await attempt.say(events.JobNoted, message=f"{number} " + "x" * 100_000)
+        await attempt.complete()
+
+    house.runner.scripts[Kind.FINETUNE] = train
+    job_id = _start(http, dataset)
+    _until(lambda: http.get(f"/api/jobs/{job_id}").json()["completed_at"])
+    before, groups = len(house._server.server_state.connections), house.app.state.hub._groups
+    mine = hub.Key(Interest.of(types=frozenset({"job.noted"})))
+    with _deaf_stream(house, "/api/events?types=job.noted") as deaf:
+        _until(lambda: mine in groups)
+        _until(lambda: mine not in groups)
+        _until(lambda: len(house._server.server_state.connections) == before)
+        said = b"".join(iter(lambda: deaf.recv(1 << 20), b""))  # what the kernel had taken; the rest is gone
+        assert len(said) < 120 * 100_000
+        assert not said.endswith(b"0\r\n\r\n"), "a client must not take it for the end"
+    http.delete(f"/api/jobs/{job_id}")
+
+
 def test_a_departed_stream_frees_its_place(house, http) -> None:
     listeners, mine = house.app.state.hub._groups, hub.Key(Interest.of(types=frozenset({"nobody.says"})))
     with http.stream("GET", "/api/events?types=nobody.says") as answer:
@@ -408,6 +432,19 @@ def _deaf_socket(house, job_id: str):
         )
         connection.sendall(head.encode())
         assert b" 101 " in connection.recv(100)
+        yield connection
+
+
+@contextlib.contextmanager
+def _deaf_stream(house, path: str):
+    """A client that reads the head of an answer and then nothing."""
+    host, port = house.address.split(":")
+    with plain_socket.socket() as connection:
+        connection.setsockopt(plain_socket.SOL_SOCKET, plain_socket.SO_RCVBUF, 4096)
+        connection.settimeout(5)
+        connection.connect((host, int(port)))
+        connection.sendall(f"GET {path} HTTP/1.1\r\nHost: {house.address}\r\n\r\n".encode())
+        assert b" 200 " in connection.recv(100)
         yield connection
 
 
