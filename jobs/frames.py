@@ -9,7 +9,8 @@ name of its own, `sub`, which stands in every frame about it. What it hears, in 
 1. `snapshot`, if it asked for one: the jobs as they stand at `seq`; the last frame of it has no `more`
 2. `events` behind `after`, or behind the snapshot, page by page
 3. `bookmark`: from here on it is live
-4. `events` as they happen, at most one frame in 40 ms (100 ms with `calm`), and a `bookmark` after 15 s without any
+4. `events` as they happen, at most one frame in 40 ms (in 100 ms with `calm`, and while many clients come at once),
+   and a `bookmark` after 15 s without any
 
 `from_seq` of a frame of events is `to_seq` of the one before, so a hole would show. The points of a frame
 (`metrics.logged`) come in columns, of `job.progressed` only the last of each job: then the frame says `merged`.
@@ -21,8 +22,8 @@ Two older ways need no frame from the client: `/api/train/{job_id}/ws?after=&typ
 
 Close codes: 1012 the service restarts, 4008 the client is too slow (both: come back after `retry_after_s`);
 4400 a bad frame, 4401 no or a wrong token, 4404 no such job (these three: stop).
-A client is too slow when nothing that is sent moves for 30 s. An event stream that takes nothing for as long is cut
-off without a word; its client comes back with `Last-Event-ID`, and misses nothing.
+A client is too slow that does not take a frame within 30 s. An event stream that takes nothing for as long is cut off
+without a word; its client comes back with `Last-Event-ID`, and misses nothing.
 """
 
 from datetime import datetime

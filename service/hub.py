@@ -211,6 +211,11 @@ class Group:
         self._push_all()
         self._tell()
         self._push_all()
+        self.abandon()
+
+    def abandon(self) -> None:
+        """End every listener without a further word."""
+        self._timer.cancel()
         for member in list(self.members):
             member.close()
 
@@ -335,9 +340,17 @@ class Hub:
 
     def close(self) -> None:
         """The service ends: end every subscription; whoever waits for a job watches `closing`."""
+        self._close(Group.close)
+
+    def abandon(self) -> None:
+        """The same after a `publish` that failed: some have not heard of what was handed out, and a later word would
+        say that they are fresh."""
+        self._close(Group.abandon)
+
+    def _close(self, end: Callable[[Group], None]) -> None:
         self.closing.set()
         for group in list(self._groups.values()):
-            group.close()
+            end(group)
         for call in list(self._at_close):
             call()
 

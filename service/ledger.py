@@ -207,6 +207,8 @@ class Ledger:
             await self._store.write(transaction)
             with self.upkeep.of_vital("ledger"):  # what is on the disk is true, also where showing it fails
                 self._install(transaction)
+            if self.upkeep.is_over:
+                self._hub.abandon()
 
     def _install(self, transaction: Transaction) -> None:
         """The transaction is true: show it to everybody in this process."""

@@ -364,11 +364,8 @@ class Reconciler:
     async def _run_forever(self) -> None:
         while True:
             self._news.clear()
-            with self._recorder.upkeep.of("reconciler"):
-                try:
-                    await self.run()
-                except (Unavailable, *UNREACHABLE) as error:
-                    log.warning("reconcile.waiting", error=str(error))
+            with self._recorder.upkeep.of("reconciler", Unavailable, *UNREACHABLE):
+                await self.run()
             await asyncio.sleep(min(_PAUSE * self._decided_in_s, self._settings.report_every_s))
             with suppress(TimeoutError):
                 async with asyncio.timeout(self._settings.report_every_s):

@@ -112,18 +112,17 @@ class Recorder(Ledger):
 
     async def _listen_forever(self) -> None:
         while True:
-            with self.upkeep.of("intake"):
+            with self.upkeep.of("intake", Unavailable):  # the database: nothing was recorded, so the position stands
                 await self._listen_or_wait()
-            await asyncio.sleep(_RETRY_S if "intake" in self.upkeep.failing else _GATHER_S)
+                continue
+            await asyncio.sleep(_RETRY_S)
 
     async def _listen_or_wait(self) -> None:
         try:
             await self._listen()
+            await asyncio.sleep(_GATHER_S)
         except UNREACHABLE as error:
             await self._wait_for_redis(error)
-        except Unavailable as error:  # the database: nothing was recorded, so the position stands
-            log.warning("intake.waiting", error=error.message)
-            await asyncio.sleep(_RETRY_S)
 
     async def _listen(self) -> None:
         """Take what the stream has, from the stored position, or from its beginning under another epoch."""
@@ -213,11 +212,8 @@ class Recorder(Ledger):
     async def _tidy_forever(self) -> None:
         while True:
             await asyncio.sleep(_TIDY_EVERY_S)
-            with self.upkeep.of("tidy"):
-                try:
-                    await self.tidy()
-                except (Unavailable, sqlite3.Error, *UNREACHABLE) as error:
-                    log.warning("tidy.waiting", error=str(error))
+            with self.upkeep.of("tidy", Unavailable, sqlite3.Error, *UNREACHABLE):
+                await self.tidy()
 
     async def tidy(self) -> None:
         """Keep database, write-ahead log and event stream short: drop what is old or recorded."""

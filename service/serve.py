@@ -65,12 +65,6 @@ class Server(uvicorn.Server):
         super().__init__(config)
         self._app = app
 
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
-        gc.collect()
-        gc.freeze()  # what is there now stays
-        gc.set_threshold(*_COLLECT_AFTER)
-
     @property
     def is_over(self) -> bool:
         return self.started and bool(self._app.state.recorder.upkeep.is_over)
@@ -85,13 +79,13 @@ class Server(uvicorn.Server):
 
 
 class Http(HttpToolsProtocol):
-    """Lets a handler cut its client off, in the request's state as `cut_off`: a close would wait for what the client
-    does not take, and for ever. Only event streams do: a download may pause, as it does behind a proxy with a full
-    buffer."""
+    """Lets a handler cut its client off, by the `transport` in the request's state: a close would wait for what the
+    client does not take, and for ever. Only event streams do: a download may pause, as it does behind a proxy with a
+    full buffer."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        self.app_state = self.app_state | {"cut_off": transport.abort}
+        self.app_state = self.app_state | {"transport": transport}
 
 
 class Socket(WebSocketsSansIOProtocol):
@@ -126,6 +120,9 @@ def configure(app: Litestar, settings: Settings) -> Server:
 
 def _serve(settings: Settings) -> int:
     server = configure(create_app(settings), settings)
+    gc.collect()
+    gc.freeze()  # what is there now stays
+    gc.set_threshold(*_COLLECT_AFTER)
     log.info("service.starting", host=settings.host, port=settings.port, data_root=str(settings.data_folder))
     server.run()  # on uvloop, which asyncio.run would not take
     return 0 if server.started and not server.is_over else 1

@@ -21,10 +21,13 @@ class Upkeep:
         self.is_over = False
 
     @contextmanager
-    def of(self, part: str) -> Iterator[None]:
-        """Around what a part does each time: an exception is noted here and goes no further."""
+    def of(self, part: str, *awaited: type[Exception]) -> Iterator[None]:
+        """Around what a part does each time: an exception is noted here and goes no further. Those that are `awaited`,
+        of a database that is full or a Redis that is away, are no fault of ours, and no sign that one is over."""
         try:
             yield
+        except awaited as error:
+            log.warning("part.waiting", part=part, error=str(error))
         except Exception as error:
             what = f"{type(error).__name__}: {error}"
             if self.failing.get(part) == what:

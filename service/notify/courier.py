@@ -23,6 +23,7 @@ from service.notify.outgoing import Outgoing, Reply, Session
 from service.notify.registry import Registry
 from service.records import DeliveryRecord, WebhookRecord
 from service.store import Store
+from service.upkeep import Upkeep
 
 log = structlog.get_logger()
 
@@ -34,32 +35,35 @@ _RETRY_S = 5.0
 class Courier:
     """`news` is set when there may be something to deliver, or another wish about how."""
 
-    def __init__(self, webhook_id: str, registry: Registry, store: Store, outgoing: Outgoing, clock: Clock) -> None:
+    def __init__(
+        self, webhook_id: str, registry: Registry, store: Store, outgoing: Outgoing, clock: Clock, upkeep: Upkeep
+    ) -> None:
         self.news = asyncio.Event()
+        self.name = f"courier of {webhook_id}"
         self._id = webhook_id
         self._registry = registry
         self._store = store
         self._outgoing = outgoing
         self._clock = clock
+        self._upkeep = upkeep
 
     async def run(self) -> None:
         """Deliver until the webhook is disabled or removed."""
         while (webhook := self._registry.get(self._id)) and webhook.enabled:
-            try:
+            with self._upkeep.of(self.name, Unavailable, OSError, sqlite3.Error):
                 async with self._outgoing.session() as session:
                     await self._deliver_to(webhook.url, session)
-            except (Unavailable, OSError, sqlite3.Error) as error:
-                log.warning("webhook.waiting", webhook_id=self._id, error=str(error))
-                await asyncio.sleep(_RETRY_S)
-            except Exception:  # a fault of ours must not end the deliveries
-                log.exception("webhook.failed", webhook_id=self._id)
-                await asyncio.sleep(_RETRY_S)
+                continue
+            await asyncio.sleep(_RETRY_S)
+        self._upkeep.works(self.name)
 
     async def _deliver_to(self, url: str, session: Session) -> None:
         """As long as that is where the webhook is."""
         while (webhook := self._registry.get(self._id)) and webhook.enabled and webhook.url == url:
             self.news.clear()
-            await self._clock.wait(self.news, await self._deliver(session, webhook))
+            due_at = await self._deliver(session, webhook)
+            self._upkeep.works(self.name)
+            await self._clock.wait(self.news, due_at)
 
     async def _deliver(self, session: Session, webhook: WebhookRecord) -> datetime | None:
         """What is due; when something will be, or None while nothing waits."""

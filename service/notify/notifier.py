@@ -27,6 +27,7 @@ log = structlog.get_logger()
 KEPT = timedelta(days=30)
 REPLAY_MOST = 100_000
 _TIDY_EVERY_S = 3600.0
+_TIDY_AGAIN_S = 60.0
 _RETRY_S = 1.0
 
 
@@ -136,8 +137,9 @@ class Notifier:
         """A webhook was made, changed or removed: its courier begins, ends or looks again."""
         webhook = self.webhooks.get(webhook_id)
         if webhook is not None and webhook.enabled and webhook_id not in self._tasks and not self._stopping:
-            self._couriers[webhook_id] = Courier(webhook_id, self.webhooks, self._store, self._outgoing, self._clock)
-            task = asyncio.create_task(self._couriers[webhook_id].run(), name=f"courier of {webhook_id}")
+            courier = Courier(webhook_id, self.webhooks, self._store, self._outgoing, self._clock, self._upkeep)
+            self._couriers[webhook_id] = courier
+            task = asyncio.create_task(courier.run(), name=courier.name)
             self._tasks[webhook_id] = task
             task.add_done_callback(lambda _: self._ended(webhook_id))
         self._ring(webhook_id)
@@ -181,12 +183,9 @@ class Notifier:
 
     async def _tidy_forever(self) -> None:
         while True:
-            with self._upkeep.of("deliveries"):
-                try:
-                    await self._store.apply(outbox.forget_delivered(self._clock.now() - KEPT))
-                except sqlite3.Error as error:
-                    log.warning("deliveries.untidy", error=str(error))
-            await asyncio.sleep(_TIDY_EVERY_S)
+            with self._upkeep.of("delivery log", sqlite3.Error):
+                await self._store.apply(outbox.forget_delivered(self._clock.now() - KEPT))
+            await asyncio.sleep(_TIDY_AGAIN_S if "delivery log" in self._upkeep.failing else _TIDY_EVERY_S)
 
 
 def _check_enabled(webhook: WebhookRecord) -> None:

@@ -9,8 +9,8 @@ A stream that takes nothing for as long as a socket may is cut off: it cannot be
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import contextmanager
+import sys
+from collections.abc import AsyncIterator
 from typing import Annotated, Any
 
 import structlog
@@ -88,35 +88,46 @@ async def event_stream(
     heard = wanted if wanted is None or job is None else wanted | _ENDS
     feed = feeds.feed(Interest.of(job, heard), cursor)
     headers = {"cache-control": "no-store", "x-accel-buffering": "no"}
-    told = _stream(feed, job, wanted, recorder, request.scope["state"]["cut_off"])  # `serve.Http` gives it
+    told = _stream(feed, job, wanted, recorder, request.scope["state"]["transport"])  # `serve.Http` gives it
     return Stream(told, media_type="text/event-stream", headers=headers)
 
 
 async def _stream(
-    feed: Feed, job_id: str | None, wanted: Types, recorder: Recorder, cut_off: Callable[[], None]
+    feed: Feed, job_id: str | None, wanted: Types, recorder: Recorder, transport: asyncio.Transport
 ) -> AsyncIterator[bytes]:
     """Ends with the job, where it is about one; `wanted` are the types it tells."""
     yield b"retry: 2000\n\n"
     async for said in feed.follow():
-        with _taken_in_time(cut_off):
+        with _Taking(transport):
             yield _lines(said, feed.interest, wanted)
         if job_id is not None and await _is_told(job_id, feed, recorder):
             return
 
 
-@contextmanager
-def _taken_in_time(cut_off: Callable[[], None]) -> Iterator[None]:
-    """Around a yield, which is as long as the send: a client that does not take it in time is cut off."""
+class _Taking:
+    """Around a yield, which is as long as its send: a client that takes nothing of it for long is cut off."""
 
-    def end() -> None:
-        log.info("stream.cut_off")
-        cut_off()
+    def __init__(self, transport: asyncio.Transport) -> None:
+        self._transport = transport
+        self._loop = asyncio.get_running_loop()
+        self._left = sys.maxsize  # bytes that wait for the client
+        self._moved_at = self._loop.time()
 
-    timer = asyncio.get_running_loop().call_later(conversation.SEND_WITHIN_S, end)
-    try:
-        yield
-    finally:
-        timer.cancel()
+    def __enter__(self) -> None:
+        self._timer = self._loop.call_later(conversation.LOOK_EVERY_S, self._look)
+
+    def __exit__(self, *_: object) -> None:
+        self._timer.cancel()
+
+    def _look(self) -> None:
+        left, now = self._transport.get_write_buffer_size(), self._loop.time()
+        if left < self._left:
+            self._left, self._moved_at = left, now
+        if now - self._moved_at > conversation.SEND_WITHIN_S:
+            log.info("stream.cut_off")
+            self._transport.abort()
+        else:
+            self._timer = self._loop.call_later(conversation.LOOK_EVERY_S, self._look)
 
 
 def _lines(said: Piece | Gap, interest: Interest, wanted: Types) -> bytes:

@@ -7,13 +7,11 @@ database. Each function looks at one of them and yields sentences.
 import contextlib
 import itertools
 import sqlite3
-import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
-from plan import GONE_WITHIN_S
 from world import Expected, Listener, Member
 
 from gpu_runner.training import checkpoints
@@ -75,33 +73,17 @@ class Settled(Evidence, Protocol):
     def redis_pid(self) -> int | None: ...
 
 
-class Verdict(NamedTuple):
-    """What is wrong, empty when all is well, and how long it took until nothing was left that should be gone."""
-
-    wrong: list[str]
-    gone_s: float
-
-
-def check(world: Settled) -> Verdict:
-    """Judge a world. Jobs that were looked at before are not looked at again."""
+def check(world: Settled) -> list[str]:
+    """What is wrong; empty when all is well. Jobs that were looked at before are not looked at again."""
     fresh, world.unchecked = [world.jobs[job_id] for job_id in world.unchecked], []
-    left, gone_s = _leftovers(world)
-    wrong = [*world.faults, *database_is_whole(world.root.database), *left]
+    wrong = [*world.faults, *database_is_whole(world.root.database), *nothing_is_left(world)]
     wrong += subscribers_heard_all(world)
     for expected in fresh:
         rows = rows_of(world, expected.job_id)
         for look in (one_terminal_state, journals_agree, attempts_rise, metrics_are_right, checkpoint_is_right):
             wrong += [f"{expected.job_id}: {sentence}" for sentence in look(world, expected, rows)]
     wrong += [f"{job_id} is {status}" for job_id, status in world.unended.items()]
-    return Verdict(wrong, gone_s)
-
-
-def _leftovers(world: Settled) -> tuple[list[str], float]:
-    """What is left, and after how long: a zygote whose runner was killed this moment needs one to leave."""
-    began = time.monotonic()
-    while (left := list(nothing_is_left(world))) and time.monotonic() - began < GONE_WITHIN_S:
-        time.sleep(0.05)
-    return left, time.monotonic() - began
+    return wrong
 
 
 def rows_of(world: Evidence, job_id: str) -> list[Row]:
@@ -247,6 +229,8 @@ def nothing_is_left(world: Settled) -> Iterator[str]:
     if len(zygotes) > len(alive):
         yield f"{len(zygotes)} zygotes for {len(alive)} runners"
     folder = world.root.folder
+    if held := [path.name for path in folder.glob("runners/*/*.lock") if path.name != "runner.lock"]:
+        yield f"attempts are held: {held}"
     half = [
         str(path.relative_to(folder))
         for pattern in ("jobs/*/*/*.draft", "datasets/.staging/*", "exports/.*")

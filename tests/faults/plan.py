@@ -52,9 +52,10 @@ DESIGNED = {
 """What the long run was planned to be, before it was asked to take an hour."""
 
 RECOVERED_WITHIN_S = 60.0
-"""From the last fault of a schedule until all its jobs have ended, what they had still to do included."""
+"""From the end of a schedule until all its jobs have ended, what they had still to do included. What a schedule waits
+for itself is not part of it."""
 GONE_WITHIN_S = 20.0
-"""From then until no process, lock or half-made file is left that should be gone."""
+"""From then until no process, no attempt's lock and no half-made file is left that should be gone."""
 
 _given = os.environ.get("SEED", "")
 BASE = _given.partition("-")[0] or str(random.SystemRandom().randrange(10**6))

@@ -25,6 +25,7 @@ import event_stream
 import fake_trainer
 import httpx
 import msgspec
+import plan
 import redis
 import seams
 from processes import processes_of
@@ -182,7 +183,8 @@ class StreamListener(Listener):
     def _events(self) -> Iterator[tuple[int, str, str]]:
         with httpx.Client(base_url=self._address, timeout=30, trust_env=False) as http:  # a comment comes every 15 s
             while not self._leaving.is_set():
-                with contextlib.suppress(httpx.TransportError):
+                # Not ReadTimeout: a stream that says nothing, not even its comment, hangs.
+                with contextlib.suppress(httpx.NetworkError, httpx.RemoteProtocolError, httpx.ConnectTimeout):
                     yield from self._events_of_connection(http)
                 self._leaving.wait(0.2)
 
@@ -429,17 +431,25 @@ class World:
             action()
 
     def settle(self) -> float:
-        """Wait until every job has ended, the runners hold nothing, and all listeners have heard everything.
-
-        Returns the seconds until the jobs had ended. Raises Violation.
-        """
+        """Wait until every job has ended; the seconds it took. Raises Violation."""
         began = time.monotonic()
         for member in self.members:
             member.signal(signal.SIGCONT)
             member.held = False
         self.until(lambda: not self.unended, "jobs did not end")
-        took = time.monotonic() - began
-        self.until(lambda: not self._locks(), "runners still hold ended attempts")
+        return time.monotonic() - began
+
+    def until_gone(self, is_gone: Callable[[], bool]) -> float:
+        """Wait until nothing is left that should be gone, such as a zygote whose runner was killed this moment; the
+        seconds it took. What is left after all is for the judge."""
+        began = time.monotonic()
+        while not is_gone() and time.monotonic() - began < plan.GONE_WITHIN_S * PATIENCE:
+            self.tick()
+            time.sleep(_LOOK_EVERY_S)
+        return time.monotonic() - began
+
+    def catch_up(self) -> None:
+        """Wait until all listeners have heard everything, and the programs are well. Raises Violation."""
         head = self.rows("SELECT coalesce(max(seq), 0) FROM events")[0][0]
         self.until(
             lambda: all(not one.is_alive() or one.job_id or one.position >= head for one in self.listeners),
@@ -447,7 +457,6 @@ class World:
         )
         self.until(lambda: all(not one.is_alive() for one in self.listeners if one.job_id), "a job's listener hangs")
         self.until(lambda: health(self.settings.address) == "healthy", "the world is not as it was")
-        return took
 
     def _locks(self) -> list[str]:
         return [path.name for path in self.root.folder.glob("runners/*/*.lock") if path.name != "runner.lock"]

@@ -13,8 +13,10 @@ from jobs.events import JobCompleted, MetricsLogged, TrainingResumed
 from jobs.lifecycle import Status
 from jobs.results import FinetuneResult
 from jobs.settings import Settings
+from service import hub
 from service.hub import Hub
 from service.ledger import Ledger, Write
+from service.records import Interest
 
 DONE = FinetuneResult(steps=30)
 
@@ -78,6 +80,29 @@ async def test_a_write_the_database_refuses_does_not_fail_those_beside_it(ledger
     )
     assert isinstance(refused, OverflowError)
     assert accepted[0].job_id == "job_b"
+
+
+async def test_a_fault_in_showing_a_transaction_lets_nobody_believe_that_nothing_is_missing(
+    ledger, store, history, monkeypatch
+):
+    job, shown = history("job_a"), hub.Group.take
+
+    def broken(group, events):
+        if unlucky in group.members:
+            raise KeyError("a fault of ours")
+        shown(group, events)
+
+    await ledger.record([job.submitted()])
+    with ledger._hub.subscribe("job_a") as lucky, ledger._hub.subscribe() as unlucky:
+        monkeypatch.setattr(hub.Group, "take", broken)
+        await ledger.record(job.started())
+        assert ledger.upkeep.is_over
+        assert ledger._hub.closing.is_set()
+        assert [piece.to_seq async for piece in unlucky] == []
+        assert {piece.to_seq async for piece in lucky} <= {ledger._hub.head}
+    assert len(await store.events_of(Interest())) == 3
+    with pytest.raises(Unavailable):
+        await ledger.record([job.event(JobCompleted, n=2, result=DONE)])
 
 
 async def test_after_the_end_nothing_is_accepted(store, history):

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import itertools
 import json
 import socket as plain_socket
 import threading
@@ -16,6 +17,7 @@ from jobs.lifecycle import Status
 from jobs.specs import Kind
 from service import conversation, feed, hub, serve
 from service.records import Interest
+from service.routes import live
 
 
 def _socket(house, job_id: str, query: str = "", prefix: str = "/api"):
@@ -298,15 +300,17 @@ def test_a_client_that_never_takes_anything_again_is_cut_off(house, http, datase
     house.runner.scripts[Kind.FINETUNE] = train
     job_id = _start(http, dataset)
     _until(lambda: http.get(f"/api/jobs/{job_id}").json()["completed_at"])
-    before = len(house._server.server_state.connections)
+    before = set(house._server.server_state.connections)
     with _deaf_socket(house, job_id):
-        _until(lambda: len(house._server.server_state.connections) > before)
-        _until(lambda: len(house._server.server_state.connections) == before)
+        _until(lambda: house._server.server_state.connections - before)
+        opened = house._server.server_state.connections - before
+        _until(lambda: not opened & house._server.server_state.connections)
     http.delete(f"/api/jobs/{job_id}")
 
 
 def test_an_event_stream_that_takes_nothing_is_cut_off(house, http, dataset, monkeypatch) -> None:
     monkeypatch.setattr(conversation, "SEND_WITHIN_S", 0.2)
+    monkeypatch.setattr(conversation, "LOOK_EVERY_S", 0.1)
 
     async def train(attempt) -> None:
         await attempt.begin()
@@ -317,16 +321,35 @@ def test_an_event_stream_that_takes_nothing_is_cut_off(house, http, dataset, mon
     house.runner.scripts[Kind.FINETUNE] = train
     job_id = _start(http, dataset)
     _until(lambda: http.get(f"/api/jobs/{job_id}").json()["completed_at"])
-    before, groups = len(house._server.server_state.connections), house.app.state.hub._groups
+    before, groups = set(house._server.server_state.connections), house.app.state.hub._groups
     mine = hub.Key(Interest.of(types=frozenset({"job.noted"})))
     with _deaf_stream(house, "/api/events?types=job.noted") as deaf:
         _until(lambda: mine in groups)
+        opened = house._server.server_state.connections - before
         _until(lambda: mine not in groups)
-        _until(lambda: len(house._server.server_state.connections) == before)
+        _until(lambda: not opened & house._server.server_state.connections)
         said = b"".join(iter(lambda: deaf.recv(1 << 20), b""))  # what the kernel had taken; the rest is gone
         assert len(said) < 120 * 100_000
         assert not said.endswith(b"0\r\n\r\n"), "a client must not take it for the end"
     http.delete(f"/api/jobs/{job_id}")
+
+
+@pytest.mark.parametrize(("waiting", "is_cut_off"), [(itertools.count(10**6, -1), False), (itertools.repeat(5), True)])
+async def test_only_who_takes_nothing_of_a_long_send_is_cut_off(monkeypatch, waiting, is_cut_off) -> None:
+    monkeypatch.setattr(conversation, "SEND_WITHIN_S", 0.05)
+    monkeypatch.setattr(conversation, "LOOK_EVERY_S", 0.01)
+    aborted = asyncio.Event()
+
+    class Transport(asyncio.Transport):
+        def get_write_buffer_size(self) -> int:
+            return next(waiting)
+
+        def abort(self) -> None:
+            aborted.set()
+
+    with live._Taking(Transport()):
+        await asyncio.sleep(0.3)
+    assert aborted.is_set() == is_cut_off
 
 
 def test_a_departed_stream_frees_its_place(house, http) -> None:

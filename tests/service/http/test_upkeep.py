@@ -16,7 +16,7 @@ PARTS = {
     "reconciler": (Reconciler, "run"),
     "tidy": (Recorder, "tidy"),
     "notifier": (Notifier, "_wake"),
-    "deliveries": (Store, "apply"),
+    "delivery log": (Store, "apply"),
 }
 
 
@@ -25,6 +25,7 @@ def test_a_part_that_fails_is_named_until_it_works_again(build, monkeypatch, par
     monkeypatch.setattr(hub, "QUIET_S", 0.05)
     monkeypatch.setattr(recorder, "_TIDY_EVERY_S", 0.05)
     monkeypatch.setattr(notifier, "_TIDY_EVERY_S", 0.05)
+    monkeypatch.setattr(notifier, "_TIDY_AGAIN_S", 0.05)
     house = build()
     owner, name = PARTS[part]
 

@@ -227,6 +227,27 @@ async def test_what_the_database_cannot_note_is_sent_again(sender, receiver, his
     assert _seqs(receiver) == [1, 1]
 
 
+async def test_a_courier_that_fails_by_a_fault_of_ours_is_named_until_it_delivers(
+    sender, receiver, history, monkeypatch
+):
+    monkeypatch.setattr(courier, "_RETRY_S", 0.01)
+    webhook = await sender.webhooks.create(receiver.url, ALL[:1])
+    send, named, failures = courier.send, [], iter([True, True])
+
+    async def send_or_fail(*arguments):
+        named.append(set(sender.ledger.upkeep.failing))
+        if next(failures, False):
+            raise KeyError("a fault of ours")
+        return await send(*arguments)
+
+    monkeypatch.setattr(courier, "send", send_or_fail)
+    await sender.ledger.record([history().submitted()])
+    await sender.settled(webhook.webhook_id)
+    assert _seqs(receiver) == [1]
+    assert named == [set(), {f"courier of {webhook.webhook_id}"}, {f"courier of {webhook.webhook_id}"}]
+    assert not sender.ledger.upkeep.failing
+
+
 # -- what people ask for
 
 
