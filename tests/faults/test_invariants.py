@@ -133,6 +133,12 @@ def _hear_twice(case: Case) -> None:
     case.listeners[0].heard.append(case.listeners[0].heard[-1])
 
 
+def _hold(case: Case) -> None:
+    folder = case.root.folder / "runners" / "r"
+    folder.mkdir(parents=True)
+    (folder / "job_1.1.lock").touch()
+
+
 WRONGS: dict[str, tuple[Callable[[Case], object], str]] = {
     "the job": (lambda case: case.run("DELETE FROM events"), "is lost"),
     "its end": (lambda case: case.run("DELETE FROM events WHERE type = 'job.completed'"), "terminal events"),
@@ -163,13 +169,13 @@ WRONGS: dict[str, tuple[Callable[[Case], object], str]] = {
     ),
     "an event for a listener": (lambda case: case.listeners[0].heard.pop(3), "missing [4]"),
     "an event heard twice": (_hear_twice, "twice [9]"),
+    "an attempt that is held": (_hold, "attempts are held"),
     "a half-made file": (lambda case: (case.root.attempt(JOB, 1).folder / "x.draft").touch(), "half-made"),
 }
 
 
 @pytest.mark.parametrize("what", WRONGS)
-def test_each_wrong_is_seen(case: Case, what: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(invariants, "GONE_WITHIN_S", 0.1)
+def test_each_wrong_is_seen(case: Case, what: str) -> None:
     make_wrong, complaint = WRONGS[what]
     make_wrong(case)
     wrong = invariants.check(case)
