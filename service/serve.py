@@ -34,9 +34,9 @@ log = structlog.get_logger()
 CUT_OFF_AFTER_S = 10.0
 _FAREWELL_WITHIN_S = 1.0
 _SHUTDOWN_WITHIN_S = 5
-_COLLECT_AFTER = (10_000, 50, 100)
-"""Of Python's cyclic collector: with its own thresholds, looking through everything took more than half of the time in
-which a thousand sockets come back. Nearly nothing here is cyclic garbage."""
+_COLLECT_AFTER = (5_000, 5, 5)
+"""Of Python's cyclic collector: with its own thresholds it took more than half of the time in which a thousand sockets
+come back. Much rarer than this, what those that left have held piles up to tens of megabytes."""
 
 
 def main(arguments: list[str]) -> int:

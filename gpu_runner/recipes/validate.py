@@ -16,7 +16,7 @@ from jobs.errors import DatasetInvalid
 from jobs.results import Finding, ValidateResult
 from jobs.specs import ValidateSpec
 
-_SEARCHED = 500  # pictures that are searched for burnt-in overlays, spread over the dataset
+_SEARCHED = 300  # pictures that are searched for burnt-in overlays, spread over the dataset
 
 
 def run(work: Work[ValidateSpec]) -> ValidateResult:
