@@ -83,6 +83,7 @@ class Http(HttpToolsProtocol):
     client does not take, and for ever. Only event streams do: a download may pause, as it does behind a proxy with a
     full buffer."""
 
+    # The protocol declares any transport; a server gives one that can be written to, as uvicorn's own override says.
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         self.app_state = self.app_state | {"transport": transport}

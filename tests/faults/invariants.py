@@ -12,7 +12,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
-from world import Expected, Listener, Member
+from listeners import Listener
+from world import Expected, Member
 
 from gpu_runner.training import checkpoints
 from jobs import events

@@ -10,7 +10,8 @@ from typing import Any
 import fake_trainer
 import invariants
 import pytest
-from world import Expected, Listener, Member
+from listeners import Listener
+from world import Expected, Member
 
 from gpu_runner.training import checkpoints
 from gpu_runner.training.checkpoints import Checkpoint, Manifest

@@ -2,10 +2,10 @@
 
 import asyncio
 import threading
-import time
 
 import httpx
 import pytest
+from waiting import until
 
 from jobs import events
 from jobs.errors import FailureReason
@@ -114,7 +114,7 @@ def test_a_client_that_leaves_frees_its_handler_and_the_job_goes_on(house, http,
     with pytest.raises(httpx.ReadTimeout):
         http.post("/api/data/convert", json=_convert(uploaded), timeout=httpx.Timeout(5, read=0.3))
     job = _newest_running(house, Kind.CONVERT)
-    _until(lambda: job.job_id not in house.app.state.hub._expected)
+    until(lambda: job.job_id not in house.app.state.hub._expected)
     assert house.run(house.app.state.recorder.job(job.job_id)).status is Status.RUNNING
     http.post(f"/api/jobs/{job.job_id}/cancel")
     house.wait_for(job.job_id, lambda job: job.has_ended)
@@ -208,10 +208,3 @@ def _newest_running(house, kind: Kind):
                 await anext(news)
 
     return house.run(asyncio.wait_for(find(), 10))
-
-
-def _until(done) -> None:
-    deadline = time.monotonic() + 5
-    while not done():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)

@@ -6,9 +6,10 @@ import itertools
 import json
 import socket as plain_socket
 import threading
-import time
+from functools import partial
 
 import pytest
+from waiting import until
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect
 
@@ -18,6 +19,8 @@ from jobs.specs import Kind
 from service import conversation, feed, hub, serve
 from service.records import Interest
 from service.routes import live
+
+_SAID, _SAID_BYTES = 120, 100_000
 
 
 def _socket(house, job_id: str, query: str = "", prefix: str = "/api"):
@@ -255,20 +258,23 @@ def test_a_departed_listener_is_noticed(house, trained) -> None:
     assert len(house.app.state.sockets._tasks) == 0
 
 
+async def _says_much(attempt, gate: threading.Event | None = None) -> None:
+    """More than the buffers between here and there hold, once the gate is open."""
+    await attempt.begin()
+    if gate is not None:
+        await asyncio.to_thread(gate.wait, 10)
+    for number in range(_SAID):
+        await attempt.say(events.JobNoted, message=f"{number} " + "x" * _SAID_BYTES)
+    await attempt.complete()
+
+
 def test_a_client_that_takes_nothing_is_dropped_without_delaying_others(house, http, dataset, monkeypatch) -> None:
     monkeypatch.setattr(conversation, "SEND_WITHIN_S", 0.2)
     monkeypatch.setattr(conversation, "LOOK_EVERY_S", 0.1)
     monkeypatch.setattr(conversation, "FAREWELL_WITHIN_S", 0.2)
     gate = threading.Event()
 
-    async def train(attempt) -> None:
-        await attempt.begin()
-        await asyncio.to_thread(gate.wait, 10)
-        for number in range(120):  # more than the buffers between here and there hold
-            await attempt.say(events.JobNoted, message=f"{number} " + "x" * 100_000)
-        await attempt.complete()
-
-    house.runner.scripts[Kind.FINETUNE] = train
+    house.runner.scripts[Kind.FINETUNE] = partial(_says_much, gate=gate)
     job_id = _start(http, dataset)
     sockets = house.app.state.sockets
     with _deaf_socket(house, job_id) as deaf, _socket(house, job_id) as other:
@@ -276,7 +282,7 @@ def test_a_client_that_takes_nothing_is_dropped_without_delaying_others(house, h
         gate.set()
         seen = _collect(other, "job.completed")
         assert len(seen) == len(_stored(http, job_id))
-        _until(lambda: len(sockets._tasks) == 1)
+        until(lambda: len(sockets._tasks) == 1)
         said = b""
         while not said.endswith(b"\x88\x02" + frames.CLOSE_SLOW.to_bytes(2, "big")):  # it comes to life again
             more = deaf.recv(1 << 20)
@@ -291,20 +297,14 @@ def test_a_client_that_never_takes_anything_again_is_cut_off(house, http, datase
     monkeypatch.setattr(conversation, "FAREWELL_WITHIN_S", 0.1)
     monkeypatch.setattr(serve, "CUT_OFF_AFTER_S", 0.2)
 
-    async def train(attempt) -> None:
-        await attempt.begin()
-        for number in range(120):
-            await attempt.say(events.JobNoted, message=f"{number} " + "x" * 100_000)
-        await attempt.complete()
-
-    house.runner.scripts[Kind.FINETUNE] = train
+    house.runner.scripts[Kind.FINETUNE] = _says_much
     job_id = _start(http, dataset)
-    _until(lambda: http.get(f"/api/jobs/{job_id}").json()["completed_at"])
+    until(lambda: http.get(f"/api/jobs/{job_id}").json()["completed_at"])
     before = set(house._server.server_state.connections)
     with _deaf_socket(house, job_id):
-        _until(lambda: house._server.server_state.connections - before)
+        until(lambda: house._server.server_state.connections - before)
         opened = house._server.server_state.connections - before
-        _until(lambda: not opened & house._server.server_state.connections)
+        until(lambda: not opened & house._server.server_state.connections)
     http.delete(f"/api/jobs/{job_id}")
 
 
@@ -312,24 +312,18 @@ def test_an_event_stream_that_takes_nothing_is_cut_off(house, http, dataset, mon
     monkeypatch.setattr(conversation, "SEND_WITHIN_S", 0.2)
     monkeypatch.setattr(conversation, "LOOK_EVERY_S", 0.1)
 
-    async def train(attempt) -> None:
-        await attempt.begin()
-        for number in range(120):
-            await attempt.say(events.JobNoted, message=f"{number} " + "x" * 100_000)
-        await attempt.complete()
-
-    house.runner.scripts[Kind.FINETUNE] = train
+    house.runner.scripts[Kind.FINETUNE] = _says_much
     job_id = _start(http, dataset)
-    _until(lambda: http.get(f"/api/jobs/{job_id}").json()["completed_at"])
+    until(lambda: http.get(f"/api/jobs/{job_id}").json()["completed_at"])
     before, groups = set(house._server.server_state.connections), house.app.state.hub._groups
     mine = hub.Key(Interest.of(types=frozenset({"job.noted"})))
     with _deaf_stream(house, "/api/events?types=job.noted") as deaf:
-        _until(lambda: mine in groups)
+        until(lambda: mine in groups)
         opened = house._server.server_state.connections - before
-        _until(lambda: mine not in groups)
-        _until(lambda: not opened & house._server.server_state.connections)
+        until(lambda: mine not in groups)
+        until(lambda: not opened & house._server.server_state.connections)
         said = b"".join(iter(lambda: deaf.recv(1 << 20), b""))  # what the kernel had taken; the rest is gone
-        assert len(said) < 120 * 100_000
+        assert len(said) < _SAID * _SAID_BYTES
         assert not said.endswith(b"0\r\n\r\n"), "a client must not take it for the end"
     http.delete(f"/api/jobs/{job_id}")
 
@@ -357,8 +351,8 @@ def test_a_departed_stream_frees_its_place(house, http) -> None:
     with http.stream("GET", "/api/events?types=nobody.says") as answer:
         lines = answer.iter_lines()  # kept: an iterator that is dropped closes the connection
         assert next(lines) == "retry: 2000"
-        _until(lambda: mine in listeners)
-    _until(lambda: mine not in listeners)
+        until(lambda: mine in listeners)
+    until(lambda: mine not in listeners)
 
 
 def test_at_shutdown_sockets_get_a_goodbye_and_streams_end(build) -> None:
@@ -469,13 +463,6 @@ def _deaf_stream(house, path: str):
         connection.sendall(f"GET {path} HTTP/1.1\r\nHost: {house.address}\r\n\r\n".encode())
         assert b" 200 " in connection.recv(100)
         yield connection
-
-
-def _until(done) -> None:
-    deadline = time.monotonic() + 5
-    while not done():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 def _stream(http, url: str, headers: dict | None = None) -> list[tuple[int, dict]]:

@@ -3,12 +3,12 @@
 import asyncio
 import json
 import re
-import time
 from collections.abc import Iterator
 
 import msgspec
 import pytest
 from receiver import Receiver, receiving
+from waiting import until
 
 from jobs.async_client import AsyncClient
 from jobs.client import Client
@@ -53,14 +53,6 @@ def ask(request, house):
         do("close")
 
 
-def _until(is_so):
-    for _ in range(2000):
-        if found := is_so():
-            return found
-        time.sleep(0.01)
-    raise AssertionError("it never was so")
-
-
 def _ids(text: str) -> list[str]:
     """The first word of each of a table's rows."""
     return [line.split()[0] for line in text.splitlines()[1:]]
@@ -80,7 +72,7 @@ def test_a_webhook_is_made_tried_replayed_and_removed_by_the_verbs_of_both_clien
     newest = ask("rotate_secret", webhook_id)["secret"]
     assert newest != made["secret"]
     assert ask("replay", webhook_id)["count"] >= 2
-    _until(lambda: not ask("deliveries", webhook_id, "pending"))
+    until(lambda: not ask("deliveries", webhook_id, "pending"))
     sent = ask("deliveries", webhook_id, "delivered")
     assert {(each["type"], each["job_id"]) for each in sent} >= {("job.started", trained), ("job.completed", trained)}
     assert ask("deliveries", webhook_id, limit=1, before=sent[0]["delivery_id"]) == sent[1:2]
@@ -140,7 +132,7 @@ def test_a_webhook_is_added_tried_read_rotated_replayed_and_removed(run, http, r
     for each in (secret, newest):
         (said,) = receiver.verified(each)
         assert (said["seq"], said["data"]["job_id"]) == (completed, trained)
-    _until(lambda: http.get(f"/api/webhooks/{webhook_id}").json()["delivered"])
+    until(lambda: http.get(f"/api/webhooks/{webhook_id}").json()["delivered"])
     row = run("webhooks", "log", webhook_id, "--limit", "1")[1].splitlines()[1]
     assert row.split() == ["just", "now", "job.completed", str(completed), trained, "delivered", "204", "1"]
 

@@ -4,10 +4,10 @@ import errno
 import glob
 import io
 import socket
-import time
 import zipfile
 
 import pytest
+from waiting import until
 
 from service import uploads
 
@@ -114,8 +114,8 @@ def test_an_upload_that_is_cut_off_leaves_nothing(house) -> None:
     part = b'--b\r\nContent-Disposition: form-data; name="file"; filename="cut.zip"\r\n\r\n' + b"PK" * 800_000
     with socket.create_connection((host, int(port))) as connection:
         connection.sendall(head.encode() + part)
-        _until(lambda: any("cut.zip" in name for name in _stored(house)))
-    _until(lambda: _stored(house) == before)
+        until(lambda: any("cut.zip" in name for name in _stored(house)))
+    until(lambda: _stored(house) == before)
 
 
 def test_a_full_disk_is_answered_with_507_and_leaves_nothing(house, http, monkeypatch) -> None:
@@ -158,10 +158,3 @@ def test_a_hostile_archive_is_refused_at_the_door_and_leaves_nothing(house, http
 def _stored(house) -> set[str]:
     # Path.glob fails where a folder goes meanwhile.
     return set(glob.glob("*/*", root_dir=house.root.uploads))  # noqa: PTH207
-
-
-def _until(done) -> None:
-    deadline = time.monotonic() + 5
-    while not done():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)

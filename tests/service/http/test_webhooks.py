@@ -2,7 +2,6 @@
 
 import json
 import re
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import pytest
 from hostile_urls import FORMS, METADATA, PRIVATE
 from receiver import Receiver, receiving
 from standardwebhooks import Webhook, WebhookVerificationError
+from waiting import until
 
 from service.notify import registry
 
@@ -73,7 +73,7 @@ def test_a_training_that_ends_is_told_signed_and_is_in_the_log(told, receiver, s
     events = told.http.get(f"/api/jobs/{job_id}/events?types=job.completed").json()["events"]
     assert events == [{"seq": said["seq"], "event": said["data"]}]
     address = f"/api/webhooks/{created['webhook_id']}"
-    _until(lambda: told.http.get(address).json()["delivered"])
+    until(lambda: told.http.get(address).json()["delivered"])
     for prefix in ("", "/training"):
         (row,) = told.http.get(f"{address}/deliveries".replace("/api", f"/api{prefix}", 1)).json()["deliveries"]
         assert (row["state"], row["status"], row["job_id"], row["tries"]) == ("delivered", 204, job_id, 1)
@@ -81,14 +81,6 @@ def test_a_training_that_ends_is_told_signed_and_is_in_the_log(told, receiver, s
     answer = told.http.get(address).json()
     assert (answer["delivered"], answer["pending"], answer["description"]) == (1, 0, "the pager")
     assert answer["types"] == ["job.completed", "job.failed", "job.cancelled"]
-
-
-def _until(is_so):
-    for _ in range(2000):
-        if found := is_so():
-            return found
-        time.sleep(0.01)
-    raise AssertionError("it never was so")
 
 
 def test_the_secret_is_shown_once_and_once_more_for_each_rotation(told, receiver) -> None:
@@ -128,7 +120,7 @@ def test_what_was_answered_to_an_event_is_in_the_log_and_it_can_be_sent_again(to
     start()
     receiver.wait(1)
     address = f"/api/webhooks/{webhook_id}/deliveries"
-    (row,) = _until(lambda: [row for row in told.http.get(address).json()["deliveries"] if row["error"]])
+    (row,) = until(lambda: [row for row in told.http.get(address).json()["deliveries"] if row["error"]])
     assert (row["state"], row["status"], row["response"]) == ("pending", 503, "canary")
     assert row["next_try_at"] > row["attempted_at"]
     receiver.status = 200
