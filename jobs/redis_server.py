@@ -84,11 +84,11 @@ def _comes_back(folder: Path, url: str) -> bool:
 
 
 def _ends(folder: Path, pid: int, word: signal.Signals) -> bool:
-    """Whether the server is gone soon after this signal."""
+    """Whether the server is gone soon after this signal. It takes its pid file away while it still lives."""
     with contextlib.suppress(ProcessLookupError):
         os.kill(pid, word)
     deadline = time.monotonic() + _ENDS_WITHIN_S
-    while (is_there := _pid(folder) == pid) and time.monotonic() < deadline:
+    while (is_there := _works_in(folder, pid)) and time.monotonic() < deadline:
         time.sleep(0.02)
     return not is_there
 
@@ -174,7 +174,13 @@ def _pid(folder: Path) -> int | None:
     """The process id of the running embedded server; a number that another process has by now does not count."""
     try:
         pid = int((folder / "pid").read_text())
-        working_folder = Path(f"/proc/{pid}/cwd").readlink()
     except (OSError, ValueError):
         return None
-    return pid if working_folder == folder else None
+    return pid if _works_in(folder, pid) else None
+
+
+def _works_in(folder: Path, pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/cwd").readlink() == folder
+    except OSError:  # it is gone, or a zombie
+        return False

@@ -1,5 +1,6 @@
 """The fault tests run when they are asked for: `pytest -m faults`, which is `make faults-ci`."""
 
+import contextlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -115,13 +116,12 @@ def worlds(folders: Callable[[], Path]) -> Iterator[Worlds]:
 
 @pytest.fixture(scope="module", name="worlds_of")
 def worlds_of_fixture(folders: Callable[[], Path]) -> Iterator[Callable[..., Worlds]]:
-    """Makes worlds with other options; they end with the module."""
-    made: list[Worlds] = []
+    """Makes worlds with other options; they end with the module, each of them even where another leaves something."""
+    with contextlib.ExitStack() as made:
 
-    def make(folder: Callable[[], Path] = folders, **options: Any) -> Worlds:
-        made.append(Worlds(folder, **options))
-        return made[-1]
+        def make(folder: Callable[[], Path] = folders, **options: Any) -> Worlds:
+            worlds = Worlds(folder, **options)
+            made.callback(worlds.close)
+            return worlds
 
-    yield make
-    for worlds in made:
-        worlds.close()
+        yield make

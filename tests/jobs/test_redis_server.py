@@ -24,6 +24,16 @@ from jobs.settings import Settings
 print(redis_server.ensure(Settings(data_root=sys.argv[1])))
 """
 
+SLOW_TO_END = """
+import os, pathlib, signal, time
+pathlib.Path("pid").write_text(str(os.getpid()))
+signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+print("ready", flush=True)
+signal.sigwait([signal.SIGTERM])
+pathlib.Path("pid").unlink()
+time.sleep(0.5)
+"""
+
 
 @pytest.fixture
 def settings_below(tmp_path: Path) -> Iterator[Callable[[str], Settings]]:
@@ -149,6 +159,19 @@ def test_stopping_leaves_no_process_and_keeps_the_data(settings_below: Callable[
     assert not (DataRoot(settings.data_root).redis / "redis.sock").exists()
     with redis.Redis.from_url(redis_server.ensure(settings)) as client:
         assert client.get("training:epoch") == b"word"
+
+
+def test_stopping_waits_for_a_server_that_has_taken_its_pid_file_away(
+    settings_below: Callable[[str], Settings],
+) -> None:
+    settings = settings_below("slow-to-end")
+    redis_server.address(settings)  # makes its folder
+    folder = DataRoot(settings.data_folder).redis
+    with subprocess.Popen([sys.executable, "-c", SLOW_TO_END], cwd=folder, stdout=subprocess.PIPE) as server:
+        assert server.stdout
+        assert server.stdout.readline() == b"ready\n"
+        redis_server.stop(settings)
+        assert server.wait(0.2) == 0  # it takes 0.5 s
 
 
 def test_stopping_what_is_not_there_does_nothing(settings_below: Callable[[str], Settings]) -> None:
