@@ -44,7 +44,7 @@ class Listener(threading.Thread):
 
     def _events(self) -> Iterator[tuple[int, str, str]]:
         """What has a `seq`; progress has none."""
-        with Client(self._address, patience_s=300, on_retry=self._on_retry) as client:
+        with Client(self._address, patience_s=3600, on_retry=self._on_retry) as client:
             for seq, event in client.events(self.job_id, self.after) if self.job_id else client.all_events(self.after):
                 if seq is not None:
                     yield seq, event.job_id, str(event.__struct_config__.tag)
