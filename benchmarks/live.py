@@ -1,6 +1,6 @@
 """How late an event reaches many sockets, and how quickly they come back, against Litestar's channels plugin.
 
-Run it with `python -m benchmarks live`; it takes about four minutes. The service is the real one: what the source
+Run it with `python -m benchmarks live`; it takes about six minutes. The service is the real one: what the source
 says goes through Redis, is committed to SQLite, and only then to the sockets. The baseline (`channels.py`) keeps
 nothing.
 """
@@ -31,7 +31,7 @@ CLAIM = "A thousand sockets hear 500 events a second, all of them in order, a bl
 SAY_FOR_S = 10
 NOTE_EVERY = 10  # events of class A among those of class B
 _WITHIN_S = 60
-_ROUNDS = 3  # of a load without and with stalled sockets, in turn
+_ROUNDS = 7  # of a load without and with stalled sockets, in turn
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 _FAR_BEHIND = 10_000
 _AWAY = 1_000  # events that happened while a thousand sockets were away

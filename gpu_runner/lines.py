@@ -1,6 +1,7 @@
 """The lines of a JSON-lines file, found without reading it line by line, decoded when asked for. Used by `rows`."""
 
-import mmap
+import os
+import weakref
 from pathlib import Path
 from typing import TypeVar
 
@@ -9,25 +10,30 @@ import numpy as np
 
 from jobs.errors import DatasetInvalid
 
-_SCAN_BYTES = 16 << 20
+_SCAN_BYTES = 4 << 20
+_NEWLINE, _RETURN = b"\n\r"
 
 T = TypeVar("T")
 
 
 class Lines:
-    """The lines of a file that stays mapped; blank lines don't count."""
+    """The lines of a file that stays open; blank lines don't count.
+
+    A line is read where it lies, so forked readers share the file. It is not mapped: what was read once would count as
+    memory until another program wants it.
+    """
 
     def __init__(self, file: Path) -> None:
-        with file.open("rb") as opened:
-            size = opened.seek(0, 2)
-            self._bytes = mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) if size else b""
-        self._starts, self._ends = _line_bounds(self._bytes)
+        self._fd = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
+        weakref.finalize(self, os.close, self._fd)
+        self._starts, self._ends = _line_bounds(self._fd)
 
     def __len__(self) -> int:
         return len(self._starts)
 
     def __getitem__(self, index: int) -> bytes:
-        return self._bytes[int(self._starts[index]) : int(self._ends[index])]
+        start = int(self._starts[index])
+        return os.pread(self._fd, int(self._ends[index]) - start, start)
 
 
 def decode_line(decoder: "msgspec.json.Decoder[T]", lines: Lines, index: int, name: str) -> T:
@@ -38,14 +44,21 @@ def decode_line(decoder: "msgspec.json.Decoder[T]", lines: Lines, index: int, na
         raise DatasetInvalid(f"Row {index + 1} of {name} cannot be read: {error}.") from None
 
 
-def _line_bounds(content: "mmap.mmap | bytes") -> tuple[np.ndarray, np.ndarray]:
+def _line_bounds(fd: int) -> tuple[np.ndarray, np.ndarray]:
     """Start and end offset of every line that is not blank; int64."""
-    ends: list[np.ndarray] = []
-    view = np.frombuffer(content, dtype=np.uint8)
-    for begin in range(0, len(view), _SCAN_BYTES):  # in pieces: the comparison makes a copy as large as its input
-        ends.append(np.flatnonzero(view[begin : begin + _SCAN_BYTES] == ord("\n")) + begin)
-    stops = np.concatenate([*ends, [len(view)]]).astype(np.int64)
-    starts = np.concatenate([[0], stops[:-1] + 1]).astype(np.int64)
-    starts, stops = starts[stops > starts], stops[stops > starts]
-    filled = (stops - starts > 1) | (view[starts] != ord("\r"))
-    return starts[filled], stops[filled]
+    stops, ends_in_return = [], []
+    size, last = 0, 0
+    while block := os.pread(fd, _SCAN_BYTES, size):
+        view = np.frombuffer(block, dtype=np.uint8)
+        found = np.flatnonzero(view == _NEWLINE)
+        before = view[found - 1]
+        if len(found) and found[0] == 0:
+            before[0] = last
+        stops.append(found + size)
+        ends_in_return.append(before == _RETURN)
+        size, last = size + len(block), block[-1]
+    end = np.concatenate([*stops, [size]]).astype(np.int64)
+    start = np.concatenate([[0], end[:-1] + 1]).astype(np.int64)
+    is_return = np.concatenate([*ends_in_return, [last == _RETURN]])
+    filled = end - start > is_return  # a lone carriage return is a blank line too
+    return start[filled], end[filled]

@@ -2,7 +2,7 @@
 
 `open_rows` is the door. A dataset is a folder (`llava_dataset.jsonl` with its images, or an Arrow folder); a
 split is a `train/val/test.jsonl` whose `split_config.json` beside it names the dataset it was cut from.
-Opening reads no row: rows are decoded when asked for, from mapped files, so forked readers share them.
+Opening reads no row: rows are decoded when asked for, from files that forked readers share.
 """
 
 import os

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, BinaryIO
 
 from jobs import central_directory
+from jobs.archive_entries import Entries
 from jobs.central_directory import BadArchive
 from jobs.errors import DatasetInvalid
 from jobs.settings import Settings
@@ -38,11 +39,7 @@ _BROKEN = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, Runtim
 
 
 class Archive:
-    """An opened archive whose directory has passed every check. A context manager.
-
-    Attributes:
-        names: the names of its files, in the directory's order; folders are not listed.
-    """
+    """An opened archive whose directory has passed every check. A context manager."""
 
     def __init__(self, path: Path, settings: Settings, check: Callable[[], None] = lambda: None) -> None:
         """Open and check an archive; `check` is called while bytes are copied and may raise to end it.
@@ -59,9 +56,9 @@ class Archive:
         except BaseException:
             self._file.close()
             raise
-        self._entries = {entry.filename: entry for entry in entries if not entry.is_dir()}
-        self._whatever_case = {name.casefold(): name for name in self._entries}  # no two, `_check_twins` saw to it
-        self.names = tuple(self._entries)
+        self._entries = Entries(entry for entry in entries if not entry.is_dir())
+        self._zip.filelist.clear()
+        self._zip.NameToInfo.clear()
 
     def __enter__(self) -> "Archive":
         return self
@@ -70,6 +67,10 @@ class Archive:
         self._zip.close()
         self._file.close()
 
+    def names(self) -> Iterator[str]:
+        """The names of its files, in the directory's order; folders are not listed."""
+        return (entry.filename for entry in self._entries)
+
     def sha256(self) -> str:
         """Of the archive as a whole, in hex."""
         self._file.seek(0)
@@ -77,7 +78,8 @@ class Archive:
 
     def find(self, name: str) -> str | None:
         """The file of that name, whichever case its letters have."""
-        return self._whatever_case.get(name.casefold())
+        found = self._entries.find(name)
+        return found.filename if found else None
 
     def open(self, name: str) -> "Entry":
         """A file of the archive, to be read piece by piece, as often as needed. Raises DatasetInvalid."""

@@ -15,6 +15,7 @@ import signal
 import subprocess
 import time
 from pathlib import Path
+from typing import TextIO
 from urllib.parse import quote
 
 import redis
@@ -40,10 +41,9 @@ def ensure(settings: Settings) -> str:
         return settings.redis_url
     url = address(settings)
     folder = DataRoot(settings.data_folder).redis
-    with (folder / "lock").open("w") as lock:  # simultaneous starters: the first starts it, the others adopt it
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not _comes_back(folder, url):
-            _start(folder, url)
+    with (folder / "lock").open("w") as lock:
+        if not _comes_back(folder, url, lock):
+            _start(folder, url, lock)
     return url
 
 
@@ -66,20 +66,35 @@ def stop(settings: Settings) -> None:
         _ends(folder, pid, signal.SIGKILL)
 
 
-def _comes_back(folder: Path, url: str) -> bool:
-    """Whether the server answers. One that lives and stays silent is killed: two on one file would destroy it.
+def _comes_back(folder: Path, url: str, lock: TextIO) -> bool:
+    """Whether a server answers; if not, the lock is ours, and nobody else starts one or has one that lives.
+
+    A server holds the lock as long as it lives, from its first moment: two would destroy the one file, and programs
+    would talk past each other. One that lives and stays silent is killed.
 
     Raises:
         Misconfigured: it does not even die.
     """
     deadline = time.monotonic() + _SILENT_S
     while not _answers(url):
-        pid = _pid(folder)
-        if pid is None:
+        if _is_ours(lock) and _pid(folder) is None:  # one that an earlier version started holds no lock
             return False
-        if time.monotonic() > deadline and not _ends(folder, pid, signal.SIGKILL):
-            raise Misconfigured(f"The embedded Redis (process {pid}) hangs and cannot be killed: look at its disk.")
+        if time.monotonic() > deadline:
+            pid = _pid(folder)
+            if pid is None or not _ends(folder, pid, signal.SIGKILL):
+                raise Misconfigured(
+                    f"The embedded Redis ({f'process {pid}' if pid else 'whoever holds its lock'}) hangs and cannot be "
+                    f"killed: look at its disk, and at who has {folder / 'lock'} open."
+                )
         time.sleep(0.05)
+    return True
+
+
+def _is_ours(lock: TextIO) -> bool:
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
     return True
 
 
@@ -93,7 +108,8 @@ def _ends(folder: Path, pid: int, word: signal.Signals) -> bool:
     return not is_there
 
 
-def _start(folder: Path, url: str) -> None:
+def _start(folder: Path, url: str, lock: TextIO) -> None:
+    """The server inherits the lock."""
     arguments = ["--dir", str(folder), "--pidfile", str(folder / "pid"), "--logfile", str(folder / "log")]
     arguments += ["--appendonly", "yes", "--appendfsync", "everysec", "--save", "", "--daemonize", "yes"]
     if url.startswith("unix://"):
@@ -101,7 +117,13 @@ def _start(folder: Path, url: str) -> None:
     else:
         password, port = _tcp(folder)
         arguments += ["--bind", "127.0.0.1", "--port", port, "--requirepass", password]
-    answer = subprocess.run([_binary(), *arguments], capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    answer = subprocess.run(
+        [_binary(), *arguments],
+        capture_output=True,
+        text=True,
+        stdin=subprocess.DEVNULL,
+        pass_fds=[lock.fileno()],
+    )
     began = time.monotonic()
     while answer.returncode == 0 and time.monotonic() < began + _START_WITHIN_S:
         if _answers(url):

@@ -64,10 +64,12 @@ def divide(work: Work[SplitSpec], staged: Staged) -> SplitResult:
 def _read_keys(work: Work[SplitSpec], rows: Rows) -> list[Key]:
     keys = []
     sets: dict[tuple[str, ...], frozenset[str]] = {}  # few are different, and each is larger than its row's key
+    videos: dict[str, str] = {}
     for index, mark in enumerate(rows.marks()):
         work.stop.check()
         work.journal.progress(index, 2 * len(rows))
-        keys.append(Key(mark.video_id, mark.frame_index, sets.setdefault(mark.labels, frozenset(mark.labels))))
+        video_id = videos.setdefault(mark.video_id, mark.video_id)
+        keys.append(Key(video_id, mark.frame_index, sets.setdefault(mark.labels, frozenset(mark.labels))))
     return keys
 
 

@@ -110,7 +110,8 @@ class Conversion:
         self._left_out = left_out
         self._images: dict[str, str] = {}
         self._missing: list[str] = []
-        self._times_seen: Counter[tuple[str, int]] = Counter()
+        self._video_id = ""  # frames come video by video
+        self._times_seen: Counter[int] = Counter()
         self._image_bytes = 0
         self.taken = writer.contents
         self.skipped = self.empty_masks = self.boxes_corrected = 0
@@ -126,7 +127,7 @@ class Conversion:
         """Take the next frame. A missing picture is remembered, for `finish` to name them together."""
         if isinstance(made, Left):
             self.skipped += 1
-            if made not in self._times_seen:  # else the frame was stated twice, once with objects
+            if not self._times(*made):  # else the frame was stated twice, once with objects
                 self._left_out.add(made)
         elif isinstance(made, Pictureless):
             self._missing.append(_row_id(*made, self._count(*made)))
@@ -169,8 +170,14 @@ class Conversion:
 
     def _count(self, video_id: str, frame_index: int) -> int:
         """How often the frame was there, this time included."""
-        self._times_seen[video_id, frame_index] += 1
-        return self._times_seen[video_id, frame_index]
+        times = self._times(video_id, frame_index) + 1
+        self._times_seen[frame_index] = times
+        return times
+
+    def _times(self, video_id: str, frame_index: int) -> int:
+        if video_id != self._video_id:
+            self._video_id, self._times_seen = video_id, Counter()
+        return self._times_seen[frame_index]
 
 
 def _row_id(video_id: str, frame_index: int, times: int = 1) -> str:

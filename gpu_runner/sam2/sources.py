@@ -82,7 +82,7 @@ class Zip(Archive):
         self.title = path.stem
 
     def documents(self) -> list[str]:
-        return sorted(name for name in self.names if _is_document(name))
+        return sorted(name for name in self.names() if _is_document(name))
 
 
 class Folder:

@@ -24,6 +24,19 @@ from jobs.settings import Settings
 print(redis_server.ensure(Settings(data_root=sys.argv[1])))
 """
 
+SLOWLY = """
+from pathlib import Path
+import sys
+from jobs import redis_server
+from jobs.settings import Settings
+slow = Path(sys.argv[1]).with_name("slow-server")
+slow.write_text(f'#!/bin/sh\\nsleep 1\\nexec {redis_server._binary()} "$@"\\n')
+slow.chmod(0o700)
+redis_server._binary = lambda: str(slow)
+print("starting", flush=True)
+redis_server.ensure(Settings(data_root=sys.argv[1]))
+"""
+
 SLOW_TO_END = """
 import os, pathlib, signal, time
 pathlib.Path("pid").write_text(str(os.getpid()))
@@ -107,6 +120,21 @@ def test_what_was_written_survives_a_kill(settings_below: Callable[[str], Settin
     with redis.Redis.from_url(redis_server.ensure(settings)) as client:
         assert [fields for _, fields in client.xrange("training:events")] == [{b"m": b"kept"}]
     assert servers_of(settings.data_root) != [pid]
+
+
+def test_a_server_whose_starter_was_killed_gets_no_second_beside_it(settings_below: Callable[[str], Settings]) -> None:
+    """Of two servers, programs would talk past each other: each keeps the one it is connected to."""
+    settings = settings_below("data")
+    with subprocess.Popen([sys.executable, "-c", SLOWLY, settings.data_root], stdout=subprocess.PIPE) as starter:
+        assert starter.stdout
+        assert starter.stdout.readline() == b"starting\n"
+        time.sleep(0.3)
+        starter.kill()
+    redis_server.ensure(settings)
+    time.sleep(1.5)
+    (pid,) = servers_of(settings.data_root)
+    with redis.Redis.from_url(redis_server.address(settings)) as client:
+        assert client.info()["process_id"] == pid
 
 
 def test_a_server_that_stalls_for_a_while_gets_no_second_beside_it(settings_below: Callable[[str], Settings]) -> None:
