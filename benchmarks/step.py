@@ -102,10 +102,11 @@ def _steps(loaded: Any, case: dict[str, Any]) -> None:
 
     from gpu_runner.training.loss import summed_loss
     from gpu_runner.training.optimisation import Optimisation
+    from gpu_runner.training.ranks import Ranks
     from jobs.training_config import TrainingConfig
 
     settings = TrainingConfig(model_name="m", train_data_path="d", **case["config"])
-    optimiser = Optimisation(loaded, settings, 2)
+    optimiser = Optimisation(loaded, settings, 2, Ranks())
     rows, tokens = settings.batch_size, case["tokens"]
     for _ in range(2):  # the optimiser's states are there from the second on
         for _ in range(settings.gradient_accumulation_steps):

@@ -24,16 +24,16 @@ class Lines:
     """
 
     def __init__(self, file: Path) -> None:
-        self._fd = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
-        weakref.finalize(self, os.close, self._fd)
-        self._starts, self._ends = _line_bounds(self._fd)
+        self._file = file.open("rb", buffering=0)
+        weakref.finalize(self, self._file.close)
+        self._starts, self._ends = _line_bounds(self._file.fileno())
 
     def __len__(self) -> int:
         return len(self._starts)
 
     def __getitem__(self, index: int) -> bytes:
         start = int(self._starts[index])
-        return os.pread(self._fd, int(self._ends[index]) - start, start)
+        return os.pread(self._file.fileno(), int(self._ends[index]) - start, start)
 
 
 def decode_line(decoder: "msgspec.json.Decoder[T]", lines: Lines, index: int, name: str) -> T:

@@ -53,11 +53,11 @@ class Archive:
         self._file = io.BufferedReader(_Positioned(path))
         try:
             self._zip, entries = _open(self._file, settings)
+            self._entries = Entries(entry for entry in entries if not entry.is_dir())
         except BaseException:
             self._file.close()
             raise
-        self._entries = Entries(entry for entry in entries if not entry.is_dir())
-        self._zip.filelist.clear()
+        self._zip.filelist.clear()  # what `zipfile` keeps of each; opening an entry at hand does not need it
         self._zip.NameToInfo.clear()
 
     def __enter__(self) -> "Archive":

@@ -25,9 +25,7 @@ from jobs.paths import DataRoot
 from jobs.settings import Settings
 
 _LONGEST_SOCKET_PATH = 107  # bytes: sockaddr_un.sun_path is 108 with its terminator
-_START_WITHIN_S = 30.0
-_ALIVE_WITHIN_S = 3.0
-_SILENT_S = 15.0  # what a server that lives may stay without an answer: its machine or disk stalls
+_SILENT_S = 15.0  # what a server that lives or begins may stay without an answer: its machine or disk stalls
 _ENDS_WITHIN_S = 10.0
 
 
@@ -41,7 +39,7 @@ def ensure(settings: Settings) -> str:
         return settings.redis_url
     url = address(settings)
     folder = DataRoot(settings.data_folder).redis
-    with (folder / "lock").open("w") as lock:
+    with _lock(folder).open("w") as lock:
         if not _comes_back(folder, url, lock):
             _start(folder, url, lock)
     return url
@@ -59,38 +57,52 @@ def address(settings: Settings) -> str:
 def stop(settings: Settings) -> None:
     """End the embedded server of this data root, if there is one; its data stay."""
     folder = DataRoot(settings.data_folder).redis
-    pid = _pid(folder)
-    if settings.redis_url or pid is None:
+    if settings.redis_url or not folder.is_dir():
         return
-    if not _ends(folder, pid, signal.SIGTERM):
-        _ends(folder, pid, signal.SIGKILL)
+    deadline = time.monotonic() + _ENDS_WITHIN_S
+    with _lock(folder).open("w") as lock:
+        while (pid := _pid(folder)) or not _take(lock):  # one that begins has no pid file yet
+            if pid and not _ends(folder, pid, signal.SIGTERM):
+                _ends(folder, pid, signal.SIGKILL)
+            if time.monotonic() > deadline:
+                return
+            time.sleep(0.02)
 
 
 def _comes_back(folder: Path, url: str, lock: TextIO) -> bool:
-    """Whether a server answers; if not, the lock is ours, and nobody else starts one or has one that lives.
+    """Whether a server answers; if not, the lock is taken: none lives, and nobody else starts one.
 
-    A server holds the lock as long as it lives, from its first moment: two would destroy the one file, and programs
-    would talk past each other. One that lives and stays silent is killed.
+    One that lives and stays silent is killed.
 
     Raises:
-        Misconfigured: it does not even die.
+        Misconfigured: it does not die, or something else holds the lock.
     """
-    deadline = time.monotonic() + _SILENT_S
+    watched, deadline = None, time.monotonic() + _SILENT_S
     while not _answers(url):
-        if _is_ours(lock) and _pid(folder) is None:  # one that an earlier version started holds no lock
+        pid = _pid(folder)
+        if pid is None and _take(lock):
             return False
-        if time.monotonic() > deadline:
-            pid = _pid(folder)
-            if pid is None or not _ends(folder, pid, signal.SIGKILL):
-                raise Misconfigured(
-                    f"The embedded Redis ({f'process {pid}' if pid else 'whoever holds its lock'}) hangs and cannot be "
-                    f"killed: look at its disk, and at who has {folder / 'lock'} open."
-                )
+        if pid != watched:  # another one, or it is gone: its own time begins
+            watched, deadline = pid, time.monotonic() + _SILENT_S
+        elif time.monotonic() > deadline:
+            if pid is None:
+                raise Misconfigured(f"The embedded Redis does not begin: look at its disk, and who holds {lock.name}.")
+            if not _ends(folder, pid, signal.SIGKILL):
+                raise Misconfigured(f"The embedded Redis (process {pid}) hangs and cannot be killed: look at its disk.")
         time.sleep(0.05)
     return True
 
 
-def _is_ours(lock: TextIO) -> bool:
+def _lock(folder: Path) -> Path:
+    """What a server holds from its first moment to its last, and so do the children that write its file anew.
+
+    Two would destroy the one file, and programs would talk past each other: each stays with the one it reached.
+    """
+    return folder / "lock"
+
+
+def _take(lock: TextIO) -> bool:
+    """Whether it could be taken. It is let go when all who have it open close it."""
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -109,7 +121,11 @@ def _ends(folder: Path, pid: int, word: signal.Signals) -> bool:
 
 
 def _start(folder: Path, url: str, lock: TextIO) -> None:
-    """The server inherits the lock."""
+    """Start a server that holds the lock, and wait until it answers; closes `lock`.
+
+    Raises:
+        Misconfigured: there is no program for it, or it does not stay.
+    """
     arguments = ["--dir", str(folder), "--pidfile", str(folder / "pid"), "--logfile", str(folder / "log")]
     arguments += ["--appendonly", "yes", "--appendfsync", "everysec", "--save", "", "--daemonize", "yes"]
     if url.startswith("unix://"):
@@ -122,16 +138,22 @@ def _start(folder: Path, url: str, lock: TextIO) -> None:
         capture_output=True,
         text=True,
         stdin=subprocess.DEVNULL,
-        pass_fds=[lock.fileno()],
+        pass_fds=[lock.fileno()],  # its starter may be killed before it has so much as a pid file
     )
-    began = time.monotonic()
-    while answer.returncode == 0 and time.monotonic() < began + _START_WITHIN_S:
+    lock.close()
+    deadline = time.monotonic() + _SILENT_S
+    while answer.returncode == 0 and time.monotonic() < deadline:
         if _answers(url):
             return
-        if time.monotonic() > began + _ALIVE_WITHIN_S and _pid(folder) is None:
+        if not _is_held(folder):
             break  # as a daemon it cannot tell its starter that it died
         time.sleep(0.02)
     raise Misconfigured(f"The embedded Redis did not start; {folder / 'log'} says why. {answer.stdout[-300:]}")
+
+
+def _is_held(folder: Path) -> bool:
+    with _lock(folder).open("w") as lock:
+        return not _take(lock)
 
 
 def _binary() -> str:
@@ -176,15 +198,13 @@ def _tcp(folder: Path) -> tuple[str, str]:
 
 
 def _answers(url: str) -> bool:
+    """Whether it does; one that reads its file is waited for, however long that takes."""
     client = redis.Redis.from_url(url, socket_timeout=2, socket_connect_timeout=2)
-    deadline = time.monotonic() + _START_WITHIN_S
     try:
         while True:
             try:
                 return bool(client.ping())
-            except redis.exceptions.BusyLoadingError:  # it is there and reads its file
-                if time.monotonic() > deadline:
-                    return False
+            except redis.exceptions.BusyLoadingError:
                 time.sleep(0.05)
             except (redis.exceptions.RedisError, OSError):
                 return False

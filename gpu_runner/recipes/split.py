@@ -64,7 +64,7 @@ def divide(work: Work[SplitSpec], staged: Staged) -> SplitResult:
 def _read_keys(work: Work[SplitSpec], rows: Rows) -> list[Key]:
     keys = []
     sets: dict[tuple[str, ...], frozenset[str]] = {}  # few are different, and each is larger than its row's key
-    videos: dict[str, str] = {}
+    videos: dict[str, str] = {}  # every row brings a text of its own
     for index, mark in enumerate(rows.marks()):
         work.stop.check()
         work.journal.progress(index, 2 * len(rows))

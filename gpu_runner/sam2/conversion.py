@@ -110,7 +110,7 @@ class Conversion:
         self._left_out = left_out
         self._images: dict[str, str] = {}
         self._missing: list[str] = []
-        self._video_id = ""  # frames come video by video
+        self._video_id = ""
         self._times_seen: Counter[int] = Counter()
         self._image_bytes = 0
         self.taken = writer.contents
@@ -124,10 +124,15 @@ class Conversion:
         self._writer.close()
 
     def add(self, made: Converted | Pictureless | Left) -> None:
-        """Take the next frame. A missing picture is remembered, for `finish` to name them together."""
+        """Take the next frame; those of a video come together, so that it is known what was there already.
+
+        A missing picture is remembered, for `finish` to name them together.
+        """
         if isinstance(made, Left):
             self.skipped += 1
-            if not self._times(*made):  # else the frame was stated twice, once with objects
+            if not self._times_of(made.video_id)[
+                made.frame_index
+            ]:  # else the frame was stated twice, once with objects
                 self._left_out.add(made)
         elif isinstance(made, Pictureless):
             self._missing.append(_row_id(*made, self._count(*made)))
@@ -170,14 +175,15 @@ class Conversion:
 
     def _count(self, video_id: str, frame_index: int) -> int:
         """How often the frame was there, this time included."""
-        times = self._times(video_id, frame_index) + 1
-        self._times_seen[frame_index] = times
-        return times
+        times = self._times_of(video_id)
+        times[frame_index] += 1
+        return times[frame_index]
 
-    def _times(self, video_id: str, frame_index: int) -> int:
+    def _times_of(self, video_id: str) -> Counter[int]:
+        """How often each frame of the video was there so far."""
         if video_id != self._video_id:
             self._video_id, self._times_seen = video_id, Counter()
-        return self._times_seen[frame_index]
+        return self._times_seen
 
 
 def _row_id(video_id: str, frame_index: int, times: int = 1) -> str:

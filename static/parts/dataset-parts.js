@@ -62,7 +62,7 @@ export const withoutHistograms = (statistics) => Object.fromEntries(Object.entri
 
 const SERIOUS = 0.1; // share of a part near training frames from which its scores flatter
 
-// What training as good as sees of the held-out parts: said, and counted by distance.
+// How much of the held-out parts leaks into training: said, and counted by distance.
 export function leaks(leakage) {
   const parts = Object.entries(leakage).filter(([, { rows }]) => rows > 0);
   return parts.map(([part, { rows, near, near_share, distances, look_alikes }]) => h(

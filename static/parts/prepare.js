@@ -196,8 +196,9 @@ export function prepare({ query, set, datasets }) {
     begin.hidden = !isAsking || !options;
     setText(begin, query.get("job") ? "Prepare again" : "Prepare");
     setText(over, isDone() ? "Prepare another export" : "Start over with another file");
-    growing.hidden = !query.get("add_to");
-    setText(growing, `The export is added to ${query.get("add_to")}: rows that are there stay, and stay in their parts.`);
+    const base = query.get("add_to");
+    growing.hidden = !base;
+    setText(growing, base ? `The export is added to ${base}: rows that are there stay, and stay in their parts.` : "");
     drawSteps();
     keepFocus(asked, [refused && h("p", { class: "callout", data: { tone: "bad" } }, refused), isAsking && options?.element]);
     replace(end, job && !refused && outcome());

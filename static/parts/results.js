@@ -106,7 +106,7 @@ function split(result, { output_dir }) {
       h("ul", { class: "phase-times" }, Object.entries(counts).map(([name, count], tone) => h("li", {}, h("span", { class: "swatch", "aria-hidden": "true", style: { color: name === "guard gap" ? "var(--soft)" : `var(--series-${tone})` } }), `${name} `, h("b", {}, number(count)), ` (${percent(count / whole)})`))),
       facts([["Train", h("code", {}, result.train_path)], ["Validation", h("code", {}, result.val_path)], ["Test", h("code", {}, result.test_path)]]),
       next("Train on it", `#/train?data=${encodeURIComponent(nameOfData(output_dir))}`)),
-    Object.keys(result.leakage).length > 0 && card("What training as good as sees", h("div", { class: "leaks" }, leaks(result.leakage)), result.repair && [h("p", {}, result.repair.message), beforeAndAfter(result.repair), next("Mend it", datasetAddress(nameOfData(output_dir)))]),
+    Object.keys(result.leakage).length > 0 && card("Leakage between the parts", h("div", { class: "leaks" }, leaks(result.leakage)), result.repair && [h("p", {}, result.repair.message), beforeAndAfter(result.repair), next("Mend it", datasetAddress(nameOfData(output_dir)))]),
     classes.length > 0 && card("Share of each class", scroller("Share of each class", h(
       "table", {}, h("thead", {}, h("tr", {}, h("th", { scope: "col" }, "Class"), splits.map((name) => h("th", { scope: "col", class: "number" }, name)))),
       h("tbody", {}, classes.map((name) => h("tr", {}, h("th", { scope: "row" }, name), splits.map((each) => h("td", { class: "number" }, percent(result.class_shares[each][name] ?? 0)))))),

@@ -133,7 +133,7 @@ function leakage(dataset, leaving) {
   const { divided } = dataset;
   if (!divided || !Object.keys(divided.leakage).length) return null;
   return h(
-    "section", { class: "card", id: "leaks" }, h("h2", {}, "What training as good as sees"), h("div", { class: "leaks" }, leaks(divided.leakage)),
+    "section", { class: "card", id: "leaks" }, h("h2", {}, "Leakage between the parts"), h("div", { class: "leaks" }, leaks(divided.leakage)),
     divided.repair && h(
       "div", { class: "repair" }, h("h3", {}, "A division that leaks less"), h("p", {}, divided.repair.message), beforeAndAfter(divided.repair),
       h("p", { class: "actions" }, repairButton(dataset, divided.repair, leaving)),

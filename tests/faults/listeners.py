@@ -11,6 +11,8 @@ import httpx
 from jobs.client import Client
 from jobs.errors import TrainingError
 
+_PATIENCE_S = 3600.0  # longer than any service is away
+
 
 class Listener(threading.Thread):
     """Hears all events, or one job's to its end, through whatever happens to the service."""
@@ -44,7 +46,7 @@ class Listener(threading.Thread):
 
     def _events(self) -> Iterator[tuple[int, str, str]]:
         """What has a `seq`; progress has none."""
-        with Client(self._address, patience_s=3600, on_retry=self._on_retry) as client:
+        with Client(self._address, patience_s=_PATIENCE_S, on_retry=self._on_retry) as client:
             for seq, event in client.events(self.job_id, self.after) if self.job_id else client.all_events(self.after):
                 if seq is not None:
                     yield seq, event.job_id, str(event.__struct_config__.tag)

@@ -7,10 +7,12 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 import redis
+from waiting import until
 
 from jobs import redis_server
 from jobs.errors import Misconfigured
@@ -30,10 +32,9 @@ import sys
 from jobs import redis_server
 from jobs.settings import Settings
 slow = Path(sys.argv[1]).with_name("slow-server")
-slow.write_text(f'#!/bin/sh\\nsleep 1\\nexec {redis_server._binary()} "$@"\\n')
+slow.write_text(f'#!/bin/sh\\ntouch {slow}.began\\nsleep 1\\nexec {redis_server._binary()} "$@"\\n')
 slow.chmod(0o700)
 redis_server._binary = lambda: str(slow)
-print("starting", flush=True)
 redis_server.ensure(Settings(data_root=sys.argv[1]))
 """
 
@@ -123,18 +124,60 @@ def test_what_was_written_survives_a_kill(settings_below: Callable[[str], Settin
 
 
 def test_a_server_whose_starter_was_killed_gets_no_second_beside_it(settings_below: Callable[[str], Settings]) -> None:
-    """Of two servers, programs would talk past each other: each keeps the one it is connected to."""
+    """Of two servers, programs would talk past each other: each keeps the one it is connected to.
+
+    Most likely what SEED=1128-kills-9 found: its jobs waited for a runner that listened to the other server.
+    """
     settings = settings_below("data")
-    with subprocess.Popen([sys.executable, "-c", SLOWLY, settings.data_root], stdout=subprocess.PIPE) as starter:
-        assert starter.stdout
-        assert starter.stdout.readline() == b"starting\n"
-        time.sleep(0.3)
+    began = Path(f"{settings.data_root}/../slow-server.began")
+    with subprocess.Popen([sys.executable, "-c", SLOWLY, settings.data_root]) as starter:
+        until(began.exists)
         starter.kill()
     redis_server.ensure(settings)
     time.sleep(1.5)
     (pid,) = servers_of(settings.data_root)
     with redis.Redis.from_url(redis_server.address(settings)) as client:
         assert client.info()["process_id"] == pid
+
+
+def test_stopping_waits_for_a_server_that_begins(settings_below: Callable[[str], Settings]) -> None:
+    settings = settings_below("data")
+    began = Path(f"{settings.data_root}/../slow-server.began")
+    with subprocess.Popen([sys.executable, "-c", SLOWLY, settings.data_root], stderr=subprocess.DEVNULL) as starter:
+        until(began.exists)
+        starter.kill()
+    redis_server.stop(settings)
+    time.sleep(1.5)
+    assert servers_of(settings.data_root) == []
+
+
+def test_who_waits_for_a_hung_server_together_gets_one_that_answers(
+    settings_below: Callable[[str], Settings], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each server has its own time: whoever comes too late to replace a hung one waits for the next."""
+    monkeypatch.setattr(redis_server, "_SILENT_S", 1.0)
+    settings = settings_below("data")
+    redis_server.ensure(settings)
+    (pid,) = servers_of(settings.data_root)
+    os.kill(pid, signal.SIGSTOP)
+    with ThreadPoolExecutor() as together:
+        assert len(set(together.map(lambda _: redis_server.ensure(settings), range(3)))) == 1
+    (other,) = servers_of(settings.data_root)
+    assert other != pid
+
+
+def test_a_server_that_holds_no_lock_gets_no_second_beside_it(settings_below: Callable[[str], Settings]) -> None:
+    """As one that an earlier version started."""
+    settings = settings_below("data")
+    url = redis_server.ensure(settings)
+    (pid,) = servers_of(settings.data_root)
+    (DataRoot(settings.data_root).redis / "lock").unlink()
+    os.kill(pid, signal.SIGSTOP)
+    waking = threading.Timer(2.5, os.kill, (pid, signal.SIGCONT))
+    waking.start()
+    assert redis_server.ensure(settings) == url
+    waking.join()
+    assert servers_of(settings.data_root) == [pid]
 
 
 def test_a_server_that_stalls_for_a_while_gets_no_second_beside_it(settings_below: Callable[[str], Settings]) -> None:
@@ -192,6 +235,7 @@ def test_stopping_leaves_no_process_and_keeps_the_data(settings_below: Callable[
 def test_stopping_waits_for_a_server_that_has_taken_its_pid_file_away(
     settings_below: Callable[[str], Settings],
 ) -> None:
+    """Found by SEED=7865-network-4, whose world left a server behind."""
     settings = settings_below("slow-to-end")
     redis_server.address(settings)  # makes its folder
     folder = DataRoot(settings.data_folder).redis
