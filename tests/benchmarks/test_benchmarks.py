@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import document
+from benchmarks import document, plan
 from benchmarks.__main__ import BENCHMARKS
 from benchmarks.report import Report, at_least, at_most
+from jobs.footprint import MIB
 
 FOLDER = Path(__file__).parents[2] / "benchmarks"
 
@@ -82,3 +83,9 @@ def test_a_missed_aim_in_the_document_has_its_sentence(name: str) -> None:
     assert figures, f"docs/benchmarks.md has no figures of {name}: run `python -m benchmarks {name}`."
     if "**missed**" in figures:
         assert document.by_hand(text, name), f"Say below the figures of {name} why an aim was missed."
+
+
+@pytest.mark.slow
+def test_the_memory_of_a_configuration_is_measured_in_a_training() -> None:
+    case = next(case for case in plan.CASES if case["name"] == "text, LoRA, no dropout")
+    assert 20 * MIB < plan._measure(case) < 400 * MIB
