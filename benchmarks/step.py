@@ -76,7 +76,10 @@ def _loaded(case: dict[str, Any]) -> Any:
             with torch.device("meta"):
                 skeleton = kind.from_config(described)
             model = kind.from_pretrained(
-                folder, dtype=dtype, quantization_config=adapters.four_bit(skeleton, dtype), device_map={"": "cpu"}
+                folder,
+                dtype=dtype,
+                quantization_config=adapters.quantisation(skeleton, dtype, settings.qlora_bits),
+                device_map={"": "cpu"},
             )
         adapters.keep_gradients(model)
         _own_weights(model)

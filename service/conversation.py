@@ -42,9 +42,10 @@ FRAME_MAX_BYTES = 64 * 1024  # of what a client says: the ids of a thousand jobs
 
 
 class OpenSockets:
-    """The conversations under way, so that a service that ends can let them say goodbye."""
+    """The conversations under way, so that a service that ends can let them say goodbye. `left` counts those before."""
 
     def __init__(self) -> None:
+        self.left = 0
         self._tasks: set[asyncio.Task[Any]] = set()
 
     @contextmanager
@@ -58,6 +59,7 @@ class OpenSockets:
             yield
         finally:
             self._tasks.discard(task)
+            self.left += 1
 
     async def wait_for_end(self, within_s: float) -> None:
         if self._tasks:

@@ -7,6 +7,7 @@ import json
 import socket as plain_socket
 import threading
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 from waiting import until
@@ -306,6 +307,24 @@ def test_a_client_that_never_takes_anything_again_is_cut_off(house, http, datase
         opened = house._server.server_state.connections - before
         until(lambda: not opened & house._server.server_state.connections)
     http.delete(f"/api/jobs/{job_id}")
+
+
+def test_a_socket_gets_little_of_the_kernels_memory(house, http, dataset) -> None:
+    """By itself it grows to megabytes for a client that takes nothing, and writing there is slow."""
+    job_id = _start(http, dataset)
+    before = set(house._server.server_state.connections)
+    with _socket(house, job_id) as socket:
+        _frame(socket)
+        (opened,) = house._server.server_state.connections - before
+        kernels = opened.transport.get_extra_info("socket")
+        assert kernels.getsockopt(plain_socket.SOL_SOCKET, plain_socket.SO_SNDBUF) <= 2 * serve._SEND_BUFFER
+
+
+def test_what_sockets_have_held_is_collected_when_many_have_left(house, monkeypatch) -> None:
+    collected = threading.Event()
+    monkeypatch.setattr(serve, "gc", SimpleNamespace(collect=collected.set))
+    house.app.state.sockets.left += serve._LEFT
+    assert collected.wait(5)
 
 
 def test_an_event_stream_that_takes_nothing_is_cut_off(house, http, dataset, monkeypatch) -> None:
