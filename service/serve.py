@@ -102,7 +102,8 @@ class Socket(WebSocketsSansIOProtocol):
     """Closes also towards a client that takes nothing, which uvicorn would wait for, and for ever. One that takes
     nothing holds little of the kernel's memory, which by itself grows to megabytes a socket."""
 
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as above
+    # Narrower than the protocol declares, for the reason given at `Http`.
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER)
 

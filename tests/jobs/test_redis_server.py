@@ -75,10 +75,12 @@ def servers_of(root: str) -> list[int]:
     return found
 
 
-def wait_until_gone(root: str) -> None:
-    deadline = time.monotonic() + 5
-    while servers_of(root) and time.monotonic() < deadline:
-        time.sleep(0.01)
+def begin_and_kill_the_starter(settings: Settings) -> None:
+    """A server is on its way that takes a second until it has so much as a pid file."""
+    began = Path(settings.data_root).with_name("slow-server.began")
+    with subprocess.Popen([sys.executable, "-c", SLOWLY, settings.data_root]) as starter:
+        until(began.exists)
+        starter.kill()
 
 
 def test_three_simultaneous_starters_adopt_one_server(settings_below: Callable[[str], Settings]) -> None:
@@ -116,7 +118,7 @@ def test_what_was_written_survives_a_kill(settings_below: Callable[[str], Settin
         client.execute_command("WAITAOF", 1, 0, 2000)
     (pid,) = servers_of(settings.data_root)
     os.kill(pid, signal.SIGKILL)
-    wait_until_gone(settings.data_root)
+    until(lambda: not servers_of(settings.data_root))
 
     with redis.Redis.from_url(redis_server.ensure(settings)) as client:
         assert [fields for _, fields in client.xrange("training:events")] == [{b"m": b"kept"}]
@@ -129,10 +131,7 @@ def test_a_server_whose_starter_was_killed_gets_no_second_beside_it(settings_bel
     Most likely what SEED=1128-kills-9 found: its jobs waited for a runner that listened to the other server.
     """
     settings = settings_below("data")
-    began = Path(f"{settings.data_root}/../slow-server.began")
-    with subprocess.Popen([sys.executable, "-c", SLOWLY, settings.data_root]) as starter:
-        until(began.exists)
-        starter.kill()
+    begin_and_kill_the_starter(settings)
     redis_server.ensure(settings)
     time.sleep(1.5)
     (pid,) = servers_of(settings.data_root)
@@ -142,10 +141,7 @@ def test_a_server_whose_starter_was_killed_gets_no_second_beside_it(settings_bel
 
 def test_stopping_waits_for_a_server_that_begins(settings_below: Callable[[str], Settings]) -> None:
     settings = settings_below("data")
-    began = Path(f"{settings.data_root}/../slow-server.began")
-    with subprocess.Popen([sys.executable, "-c", SLOWLY, settings.data_root], stderr=subprocess.DEVNULL) as starter:
-        until(began.exists)
-        starter.kill()
+    begin_and_kill_the_starter(settings)
     redis_server.stop(settings)
     time.sleep(1.5)
     assert servers_of(settings.data_root) == []
@@ -225,7 +221,7 @@ def test_stopping_leaves_no_process_and_keeps_the_data(settings_below: Callable[
     with redis.Redis.from_url(redis_server.ensure(settings)) as client:
         client.set("training:epoch", "word")
     redis_server.stop(settings)
-    wait_until_gone(settings.data_root)
+    until(lambda: not servers_of(settings.data_root))
     assert servers_of(settings.data_root) == []
     assert not (DataRoot(settings.data_root).redis / "redis.sock").exists()
     with redis.Redis.from_url(redis_server.ensure(settings)) as client:
