@@ -24,6 +24,7 @@ from jobs.paths import AttemptFolder, DataRoot
 from jobs.results import Result
 from jobs.settings import Settings
 from jobs.specs import Kind, kind_of
+from jobs.values import devices_of, named_together
 
 _ABSOLUTE_PATH = re.compile(r"(?<![\w.])/[^\s'\"`:,;()<>]+")
 _LONGEST_DETAIL = 500
@@ -45,7 +46,10 @@ def run(assignment: Assignment, doorbell: int) -> int:
     stop.listen()
     work = _work(assignment, doorbell, stop)
     work.journal.state(
-        events.JobStarted, device=work.device, device_name=assignment.device_name, runner_id=assignment.runner_id
+        events.JobStarted,
+        device=named_together((work.device, *work.others)),
+        device_name=assignment.device_name,
+        runner_id=assignment.runner_id,
     )
     try:
         use_only(work.device)
@@ -106,17 +110,19 @@ def _work(assignment: Assignment, doorbell: int, stop: Stop) -> Work[Any]:
     root = DataRoot(settings.data_folder)
     folder = AttemptFolder(Path(assignment.attempt_folder))
     start = msgspec.json.decode(folder.start.read_bytes(), type=commands.Start)
+    device, *others = devices_of(start.device)
     return Work(
         job_id=start.job_id,
         attempt=start.attempt,
         spec=start.spec,
-        device=start.device,
+        device=device,
         cores=assignment.cores,
         root=root,
         folder=folder,
         journal=Journal(root, folder, start.job_id, doorbell),
         stop=stop,
         settings=settings,
+        others=tuple(others),
         recorded=start.recorded,
     )
 

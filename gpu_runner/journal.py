@@ -8,6 +8,7 @@ grew", a line with JSON on it is a `job.progressed`, which is not journalled.
 import contextlib
 import math
 import os
+import threading
 import time
 from datetime import UTC, datetime
 from pathlib import Path
@@ -25,13 +26,14 @@ _BALLAST_BYTES = 1 << 16
 
 
 class Journal:
-    """What a recipe says. Lines are in the file when a method returns, on the disk after `sync`."""
+    """What a recipe says, from any thread. Lines are in the file when a method returns, on the disk after `sync`."""
 
     def __init__(self, root: DataRoot, folder: AttemptFolder, job_id: str, doorbell: int | None = None) -> None:
         self._root = root
         self._envelope: dict[str, Any] = {"job_id": job_id, "attempt": folder.number}
         self._file = os.open(folder.journal, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
         self._n = count_lines(folder.journal)
+        self._lock = threading.RLock()
         self._ballast = folder.ballast
         _take_room(folder.ballast)
         self._doorbell = doorbell
@@ -108,7 +110,8 @@ class Journal:
 
     def repeat(self, event: Event) -> None:
         """Say again, as this attempt's, what an earlier one said."""
-        self._append(msgspec.structs.replace(event, n=self._n + 1, **self._envelope))
+        with self._lock:
+            self._append(msgspec.structs.replace(event, n=self._n + 1, **self._envelope))
 
     def resumed(self, step: int) -> None:
         """A later attempt goes on from this step; what earlier ones logged beyond it is void."""
@@ -160,12 +163,18 @@ class Journal:
             self._write(kind, **fields)
         self.sync()
 
+    def last_word(self, kind: type[Event], /, **fields: Any) -> None:
+        """As `state`, and whoever wants to say more waits for ever: the process is to end now."""
+        self._lock.acquire()
+        self.state(kind, **fields)
+
     def sync(self) -> None:
         """Bring all lines to the disk. Call before a manifest is renamed: what rests on a line must not outlive it."""
         os.fsync(self._file)
 
     def _write(self, kind: type[Event], /, **fields: Any) -> None:
-        self._append(kind(at=_now(), n=self._n + 1, **self._envelope, **fields))
+        with self._lock:
+            self._append(kind(at=_now(), n=self._n + 1, **self._envelope, **fields))
 
     def _append(self, event: Event) -> None:
         _append_whole(self._file, events.encode(event) + b"\n")

@@ -16,6 +16,7 @@ from jobs import events
 from jobs.bus import Bus
 from jobs.events import Device, Held, RunnerReported
 from jobs.specs import Slot
+from jobs.values import devices_of
 
 
 class Reporter:
@@ -72,10 +73,12 @@ class Reporter:
         held: Counter[str] = Counter()
         for attempt in attempts:
             if attempt.key in leaders:
-                found = self._devices.held_by(attempt.device, sessions[leaders[attempt.key]])
-                if found is not None:
-                    memory[attempt.key] = found
-                    held[attempt.device] += found
+                pids = sessions[leaders[attempt.key]]
+                found = {device: self._devices.held_by(device, pids) for device in devices_of(attempt.device)}
+                known = {device: size for device, size in found.items() if size is not None}
+                held.update(known)
+                if known and len(known) == len(found):
+                    memory[attempt.key] = min(known.values())
         return self._devices.read(held), memory
 
     def _held(self, attempt: Attempt, memory: Mapping[Key, int]) -> Held:

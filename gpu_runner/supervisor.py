@@ -7,8 +7,9 @@ journal has its last line; it is then held and reported until the service lets i
 import asyncio
 import os
 import signal
+from collections import Counter
 from collections.abc import Callable, Coroutine
-from contextlib import ExitStack, closing
+from contextlib import AsyncExitStack, ExitStack, closing
 from functools import partial
 
 import structlog
@@ -24,6 +25,7 @@ from jobs import events
 from jobs.errors import FailureReason
 from jobs.events import Device, Event
 from jobs.specs import Slot
+from jobs.values import devices_of
 
 log = structlog.get_logger()
 
@@ -119,12 +121,14 @@ class Supervisor:
     # -- one life
 
     async def _live(self, attempt: Attempt) -> None:
-        room = self._rooms.get((attempt.device, attempt.slot))
-        if room is None:
-            cause = f"this runner has no device {attempt.device} for {attempt.slot} work"
-            await self._conclude(attempt, _interrupted(attempt, cause))
-            return
-        async with room:
+        rooms = [self._rooms.get((device_id, attempt.slot)) for device_id in sorted(devices_of(attempt.device))]
+        async with AsyncExitStack() as taken:
+            for room in rooms:  # in one order for all: two jobs never hold what the other waits for
+                if room is None:
+                    cause = f"this runner has no device {attempt.device} for {attempt.slot} work"
+                    await self._conclude(attempt, _interrupted(attempt, cause))
+                    return
+                await taken.enter_async_context(room)
             await self._forker.until_ready()
             if attempt.ending is None:
                 await self._run(attempt)
@@ -179,12 +183,12 @@ class Supervisor:
         return False
 
     async def _fork(self, attempt: Attempt, doorbell: Doorbell) -> Child:
-        device = self._devices[attempt.device]
+        names = Counter(self._devices[device_id].name for device_id in devices_of(attempt.device))
         slots = sum(other.slots.get(attempt.slot, 0) for other in self._devices.values())
         assignment = Assignment(
             attempt_folder=str(attempt.folder.folder),
             runner_id=self._runner_id,
-            device_name=device.name,
+            device_name=", ".join(name if n == 1 else f"{n} × {name}" for name, n in names.items()),
             cores=max(1, len(os.sched_getaffinity(0)) // slots),
             recipes=self._recipes,
         )

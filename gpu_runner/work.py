@@ -60,8 +60,9 @@ class Stop:
 class Work(Generic[SpecT]):
     """What a recipe gets: its spec, its folders, its device, and whom to tell.
 
-    `device` is `cpu` or `cuda:<index>`. `cores` is how many threads it may use. `recorded` is how many lines of the
-    journals of earlier attempts are recorded, as (attempt, lines).
+    `device` is `cpu` or `cuda:<index>`; where helpers compute a part, each on a GPU of its own, `others` are theirs.
+    `cores` is how many threads it may use. `recorded` is how many lines of the journals of earlier attempts are
+    recorded, as (attempt, lines).
     """
 
     job_id: str
@@ -74,4 +75,5 @@ class Work(Generic[SpecT]):
     journal: Journal
     stop: Stop
     settings: Settings
+    others: tuple[str, ...] = ()
     recorded: tuple[tuple[int, int], ...] = ()

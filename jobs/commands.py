@@ -14,7 +14,8 @@ class Command(msgspec.Struct, frozen=True, kw_only=True, tag_field="command"):
 
 
 class Start(Command, frozen=True, kw_only=True, tag="start"):
-    """Run this attempt on this device. Ignored for an attempt the runner holds or has finished.
+    """Run this attempt on this device, or on these: `cuda:0,cuda:1`. Ignored for an attempt the runner holds or has
+    finished.
 
     `recorded` is how many journal lines of each earlier attempt are recorded, as (attempt, lines): an earlier one may
     have said more, and nobody will hear it.

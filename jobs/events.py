@@ -43,7 +43,8 @@ class JobSubmitted(Event, frozen=True, kw_only=True, tag="job.submitted"):
 
 
 class JobPlaced(Event, frozen=True, kw_only=True, tag="job.placed"):
-    """The service chose a runner and a device, and keeps so much of its memory for the job; null is all of it."""
+    """The service chose a runner and a device, and keeps so much of its memory for the job; null is all of it. Where a
+    job gets several, `device` names them all, as `cuda:0,cuda:1`, and so much is kept on each."""
 
     runner_id: str
     device: str
@@ -258,7 +259,7 @@ class Device(msgspec.Struct, frozen=True, kw_only=True):
 class Held(msgspec.Struct, frozen=True, kw_only=True):
     """An attempt a runner holds. `last_n` is the last journal line; a finished one is held until the service
     has all its lines and says cancel. `memory_bytes` is what its processes hold of the device now, where that can be
-    measured."""
+    measured; of several devices the least of them."""
 
     job_id: str
     attempt: int

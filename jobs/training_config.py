@@ -237,7 +237,7 @@ class TrainingConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
         int,
         _hardware(
             "Processes",
-            "Processes that compute a part of each step, batch size rows each; for the cores of a large CPU host.",
+            "Processes that compute a part of each step, batch size rows each: on GPUs of one host, or on its cores.",
             advanced=True,
             ge=1,
             le=64,
@@ -286,8 +286,6 @@ class TrainingConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
             raise ValueError("qlora_bits 8 needs a GPU: set qlora_bits to 4, or device to auto")
         if self.continue_from_step is not None and self.continue_from is None:
             raise ValueError("continue_from_step needs continue_from: the job whose checkpoint it is")
-        if self.num_processes > 1 and self.device == "cuda":
-            raise ValueError("num_processes above 1 needs device cpu: each process needs a device, and a job gets one")
         if self.early_stopping_patience is not None and self.val_data_path is None:
             raise ValueError("early_stopping_patience needs val_data_path: without it nothing is evaluated")
 

@@ -1,5 +1,6 @@
 """The plain values that specs are made of, each with its limits, and what both sides know of a row."""
 
+from collections.abc import Iterable
 from typing import Annotated, Literal
 
 from msgspec import Meta, Struct
@@ -16,6 +17,16 @@ WantedDevice = Literal["auto", "cpu", "cuda"]
 
 MAX_LENGTH_LIMIT = 32768
 MAX_PICTURE_BYTES = 64 * 2**20  # of an encoded picture that is converted, trained on or shown
+
+
+def named_together(device_ids: Iterable[str]) -> str:
+    """The devices of one job as one name: `cuda:0,cuda:1`."""
+    return ",".join(device_ids)
+
+
+def devices_of(name: str) -> tuple[str, ...]:
+    """The devices that a job's device names; none of an empty name."""
+    return tuple(name.split(",")) if name else ()
 
 
 class OnlyId(Struct, frozen=True):

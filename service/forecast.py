@@ -34,7 +34,7 @@ def _with(room: Room, jobs: Sequence[Waiting], placed: Mapping[str, Place]) -> R
     """The room with those who move in."""
     for job in jobs:
         at = placed.get(job.job_id)
-        if at is None or (at.runner_id, at.device_id) != (room.runner_id, room.device.device_id):
+        if at is None or at.runner_id != room.runner_id or room.device.device_id not in at.device_ids:
             continue
         free = None if room.free_bytes is None else 0 if at.bytes is None else room.free_bytes - at.bytes
         tenant = Tenant(job_id=job.job_id, slot=job.slot, bytes=at.bytes, turn=job.turn, remaining_s=job.expected_s)

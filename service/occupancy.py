@@ -13,6 +13,7 @@ import msgspec
 from jobs.events import Device, Held
 from jobs.lifecycle import Status
 from jobs.specs import FinetuneSpec, PlanSpec, Slot, slot_of
+from jobs.values import devices_of
 from service.placement import Room, Tenant, turn_of
 from service.records import JobRecord, RunnerView
 
@@ -111,7 +112,11 @@ def occupancy(
     for view in views:
         placed = [job for job in jobs.values() if job.status in PLACED and job.runner_id == view.runner_id]
         for device in view.devices:
-            here = [_occupant(job, view, at, expected_s or {}) for job in placed if job.device == device.device_id]
+            here = [
+                _occupant(job, view, at, expected_s or {})
+                for job in placed
+                if device.device_id in devices_of(job.device or "")
+            ]
             found.append(
                 Occupancy(runner_id=view.runner_id, device=device, occupants=(*here, *_ending(view, device, jobs)))
             )
@@ -169,7 +174,8 @@ def _ending(view: RunnerView, device: Device, jobs: Mapping[str, JobRecord]) -> 
     """What the runner still ends, an older attempt say. Where it does not say on which device, it counts on each; where
     it does not say how much it holds, it counts as all."""
     for held in view.report.held:
-        if held.state == "finished" or held.device not in ("", device.device_id) or is_wanted(held, jobs):
+        is_elsewhere = held.device and device.device_id not in devices_of(held.device)
+        if held.state == "finished" or is_elsewhere or is_wanted(held, jobs):
             continue
         for slot in device.slots if held.slot is None else (held.slot,):
             tenant = Tenant(

@@ -1,16 +1,19 @@
 """Which job goes to which runner and device: a pure function, asked by `reconcile.py`, `forecast.py` and `dispatch.py`.
 
-A job gets a device that has a slot and the memory it needs; higher priority first, then the older job, where a day of
-waiting counts as much as a point of priority. What fits may pass what does not, but the first that does not fit keeps
-a reservation: nothing that came after it may delay it. Nothing here trusts an estimate of time for that: a job passes
-because it fits *beside* the waiting one, or because it will be gone before the waiting one could start at all.
+A job gets a device that has a slot and the memory it needs, or a team of them on one host, a GPU for each of its
+processes; higher priority first, then the older job, where a day of waiting counts as much as a point of priority.
+What fits may pass what does not, but the first that does not fit keeps a reservation: nothing that came after it may
+delay it. Nothing here trusts an estimate of time for that: a job passes because it fits *beside* the waiting one, or
+because it will be gone before the waiting one could start at all.
 
 Source: backfilling with one reservation: D. Lifka, "The ANL/IBM SP scheduling system" (1995), called EASY.
 """
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from operator import le
+from typing import Any
 
 import msgspec
 
@@ -55,7 +58,8 @@ NOTHING = Needs(0, 0)
 class Waiting(msgspec.Struct, frozen=True, kw_only=True):
     """A job without a place. `wish` is auto, cpu or cuda; `not_on_cpu` says why a CPU must be asked for.
 
-    `since_s` is when it began to wait, `expected_s` how long it will take; None where nobody can tell.
+    `since_s` is when it began to wait, `expected_s` how long it will take; None where nobody can tell. `processes`
+    need a GPU each, all of one host; a CPU they share. `needs` are of one device.
     """
 
     job_id: str
@@ -64,6 +68,7 @@ class Waiting(msgspec.Struct, frozen=True, kw_only=True):
     not_on_cpu: str | None = None
     priority: int = 0
     needs: Needs = Needs()
+    processes: int = 1
     since_s: float = 0.0
     expected_s: float | None = None
 
@@ -114,11 +119,11 @@ class Room(msgspec.Struct, frozen=True):
 
 
 class Place(msgspec.Struct, frozen=True):
-    """The job goes there, and so much memory is kept for it; None is the whole device."""
+    """The job goes there, and so much memory of each device is kept for it; None is the whole device."""
 
     job_id: str
     runner_id: str
-    device_id: str
+    device_ids: tuple[str, ...]
     bytes: int | None = 0
 
 
@@ -149,6 +154,7 @@ def waiting_for(job_id: str, spec: JobSpec, not_on_cpu: str | None, needs: Needs
         not_on_cpu=not_on_cpu,
         priority=getattr(asking, "priority", 0),
         needs=NOTHING if slot is Slot.CPU else needs or Needs(),
+        processes=spec.config.num_processes if isinstance(spec, FinetuneSpec) else 1,
     )
 
 
@@ -174,8 +180,9 @@ class _Round:
             return Wait(job.job_id, suited)
         if not self._is_in_vain(job):
             open_ = [yard for yard in suited if yard.fits(job) and yard.lets_pass(job)]
-            if open_:
-                return min(open_, key=lambda yard: yard.crowding(job)).take(job)
+            teams = _teams(job, open_, lambda yard: yard.crowding(job))
+            if teams:
+                return _move_in(job, min(teams, key=lambda team: [yard.crowding(job) for yard in team]))
             self._note_in_vain(job)
         self._waits += 1
         reason = _why(job, suited) if self._waits <= _EXPLAINED else _behind(job, suited)
@@ -203,7 +210,7 @@ class _Round:
         if job.wish == "cpu":
             return cpu or NO_CPU_FOR_MODELS
         if cuda:
-            return cuda
+            return cuda if _teams(job, cuda, lambda yard: yard.room.name) else _too_few(job, cuda)
         return job.not_on_cpu or cpu or NO_MODEL_WORK
 
     def _reserve(self, job: Waiting, suited: "Sequence[_Yard]") -> tuple[str, ...]:
@@ -211,19 +218,43 @@ class _Round:
         if any(job.slot in yard.kept for yard in suited):
             return ()
         able = [yard for yard in suited if yard.could_hold(job)]
-        if not able:
-            return ()
-        soon = [yard for yard in able if yard.frees_itself_for(job)]
-        if soon:
-            soon[0].keep(job)
-            return ()
-        pausing = [(yard, pauses) for yard in able if (pauses := yard.pauses_for(job))]
-        if pausing:
-            yard, pauses = min(pausing, key=lambda found: len(found[1]))
+        pausing = {yard.room.name: pauses for yard in able if (pauses := yard.clears_by_pausing(job)) is not None}
+        clear = _teams(
+            job, [yard for yard in able if yard.room.name in pausing], lambda yard: len(pausing[yard.room.name])
+        )
+        if clear:
+            together = [
+                tuple(dict.fromkeys(each for yard in team for each in pausing[yard.room.name])) for team in clear
+            ]
+            pauses, team = min(zip(together, clear, strict=True), key=lambda found: len(found[0]))
+        else:
+            pauses, team = (
+                (),
+                min(
+                    _teams(job, able, lambda yard: yard.delay(job)),
+                    key=lambda team: max(yard.delay(job) for yard in team),
+                    default=[],
+                ),
+            )
+        for yard in team:
             yard.keep(job, pauses)
-            return pauses
-        min(able, key=lambda yard: yard.delay(job)).keep(job)
-        return ()
+        return pauses
+
+
+def _teams(job: Waiting, yards: "Sequence[_Yard]", order: "Callable[[_Yard], Any]") -> "list[list[_Yard]]":
+    """What of these devices the job could get: one, or as many of a host as it has processes, the first by `order`."""
+    if job.processes == 1 or not (yards and yards[0].is_cuda):
+        return [[yard] for yard in yards]
+    hosts: dict[str, list[_Yard]] = {}
+    for yard in sorted(yards, key=order):
+        hosts.setdefault(yard.room.runner_id, []).append(yard)
+    return [host[: job.processes] for host in hosts.values() if len(host) >= job.processes]
+
+
+def _move_in(job: Waiting, team: "Sequence[_Yard]") -> Place:
+    sizes = [yard.take(job) for yard in team]
+    ids = sorted((yard.room.device.device_id for yard in team), key=lambda name: (len(name), name))
+    return Place(job.job_id, team[0].room.runner_id, tuple(ids), sizes[0])
 
 
 def _wish(job: Waiting) -> tuple[object, ...]:
@@ -233,7 +264,8 @@ def _wish(job: Waiting) -> tuple[object, ...]:
 
 def _asks(job: Waiting) -> tuple[float, ...]:
     """Who asks for no more of any of these finds a place wherever this one does."""
-    return job.needs.cuda or 0, job.needs.cpu or 0, math.inf if job.expected_s is None else job.expected_s
+    lasts = math.inf if job.expected_s is None else job.expected_s
+    return job.needs.cuda or 0, job.needs.cpu or 0, lasts, job.processes
 
 
 class _Kept(msgspec.Struct):
@@ -296,7 +328,8 @@ class _Yard:
         taken = self.room.device.slots.get(job.slot, 0) - self._slots.get(job.slot, 0)
         return taken, room, -self._slots.get(job.slot, 0)
 
-    def take(self, job: Waiting) -> Place:
+    def take(self, job: Waiting) -> int | None:
+        """The job moves in; the bytes that are kept for it, None is the whole device."""
         needs = 0 if job.slot is Slot.CPU else self.known_needs(job)
         kept = self.kept.get(job.slot)
         if kept is not None and self._is_beside(job, kept):
@@ -307,7 +340,7 @@ class _Yard:
         self._tenants.append(
             Tenant(job_id=job.job_id, slot=job.slot, bytes=needs, turn=job.turn, remaining_s=job.expected_s)
         )
-        return Place(job.job_id, self.room.runner_id, self.room.device.device_id, needs)
+        return needs
 
     # -- keeping room
 
@@ -315,15 +348,12 @@ class _Yard:
         """Whether it fits once nobody of ours is there; what other programs hold stays."""
         return self.needs(job) <= max(self._capacity, self.room.capacity_bytes or 0)
 
-    def frees_itself_for(self, job: Waiting) -> bool:
-        """Whether it fits when those are gone who were told to leave."""
-        leaving = frozenset(tenant.job_id for tenant in self._tenants if tenant.leaving)
-        return bool(leaving) and self._fits_without(job, leaving)
-
-    def pauses_for(self, job: Waiting) -> tuple[str, ...]:
-        """The fewest jobs of lower priority that make room by pausing, lowest and youngest first; none if they
-        cannot."""
+    def clears_by_pausing(self, job: Waiting) -> tuple[str, ...] | None:
+        """The fewest jobs of lower priority that make room by pausing, lowest and youngest first: none where there is
+        room, or will be when those are gone who were told to leave. None if it cannot be had so."""
         gone = {tenant.job_id for tenant in self._tenants if tenant.leaving}
+        if self.fits(job) or (gone and self._fits_without(job, gone)):
+            return ()
         willing = [
             tenant
             for tenant in self._tenants
@@ -335,7 +365,7 @@ class _Yard:
             pauses.append(tenant.job_id)
             if self._fits_without(job, gone | set(pauses)):
                 return tuple(pauses)
-        return ()
+        return None
 
     def delay(self, job: Waiting) -> tuple[bool, float, float]:
         """Smallest where the job should wait: where only those are in its way who came before it, then where it can
@@ -420,7 +450,7 @@ def _why(job: Waiting, suited: Sequence[_Yard]) -> str:
     if not any(yard.has_slot(job.slot) for yard in suited):
         return f"Every place is taken on {_listed(yard.room.name for yard in suited)}; the job starts when one is free."
     keeping = [yard for yard in suited if yard.fits(job)]
-    if keeping:
+    if _teams(job, keeping, lambda yard: yard.room.name):
         first = keeping[0].kept[job.slot].job.job_id
         return f"{_needs(job, keeping[0])}; the room on {keeping[0].room.name} is kept for {first}, which came first."
     largest = max(suited, key=lambda yard: yard.total)
@@ -429,6 +459,9 @@ def _why(job: Waiting, suited: Sequence[_Yard]) -> str:
             f"{_needs(job, largest)}; the largest device, {largest.room.name}, has {_gib(largest.total)}. Start a "
             "runner on a larger one, or cancel and send a smaller batch_size or max_length, or use_qlora."
         )
+    if keeping:
+        fitting = Counter(yard.room.runner_id for yard in keeping)
+        return f"{_needs(job, largest)}; so much is free on {_listed(f'{n} of {host}' for host, n in fitting.items())}."
     freest = sorted((yard for yard in suited if yard.has_slot(job.slot)), key=lambda yard: -yard.free)
     return f"{_needs(job, freest[0])}, {_listed(f'{_gib(yard.free)} free on {yard.room.name}' for yard in freest)}"
 
@@ -442,7 +475,19 @@ def _needs(job: Waiting, yard: _Yard) -> str:
     if job.slot is Slot.CPU or math.isinf(yard.free):
         return "needs a place"
     needs = yard.known_needs(job)
+    if job.processes > 1 and yard.is_cuda:
+        each = "to itself, as its size is not known" if needs is None else f"with {_gib(needs)} each"
+        return f"needs {job.processes} GPUs of one host {each}"
     return "needs a device for itself, as its size is not known" if needs is None else f"needs {_gib(needs)}"
+
+
+def _too_few(job: Waiting, gpus: Sequence[_Yard]) -> str:
+    """No host has a GPU for each process."""
+    host, most = Counter(yard.room.runner_id for yard in gpus).most_common(1)[0]
+    return (
+        f"needs {job.processes} GPUs of one host, one for each process; {host} has the most, {most}. Start a runner on "
+        f"a host with more, or cancel and send num_processes {most}."
+    )
 
 
 def _listed(names: Iterable[str]) -> str:

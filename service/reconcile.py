@@ -22,6 +22,7 @@ from jobs.events import Event, Held
 from jobs.lifecycle import Status
 from jobs.paths import DataRoot
 from jobs.settings import Settings
+from jobs.values import named_together
 from service import forecast
 from service.durations import Durations
 from service.ledger import Write
@@ -205,7 +206,7 @@ def _placements(situation: Situation, settings: Settings) -> list[Action]:
         State(
             events.JobPlaced(
                 runner_id=goes.runner_id,
-                device=goes.device_id,
+                device=named_together(goes.device_ids),
                 reserved_bytes=goes.bytes,
                 **_envelope(pending[goes.job_id], situation),
             )

@@ -7,13 +7,16 @@ DistributedDataParallel, which takes the mean over processes where a step needs 
 """
 
 import os
+import signal
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from typing import Any, TypeVar
 
 import msgspec
@@ -21,8 +24,9 @@ import torch
 from torch import Tensor, distributed
 
 from gpu_runner.work import Work
+from jobs import events
 from jobs.commands import Start
-from jobs.errors import FailureReason, JobFailed, NoCapacity, TrainingError
+from jobs.errors import FailureReason, JobFailed, NoCapacity, OutOfMemory, TrainingError
 from jobs.settings import Settings
 from jobs.specs import FinetuneSpec
 
@@ -34,6 +38,8 @@ _INTERFACES = {"linux": "lo", "darwin": "lo0"}
 _WITHOUT_LIMIT = timedelta(days=365)  # others wait while rank 0 evaluates; a dead rank is noticed by its connection
 _BUCKET = 2**23  # numbers of gradients that travel at once
 _LOOK_EVERY_S = 0.02
+_WATCH_EVERY_S = 0.5
+_NOTICED_WITHIN_S = 20.0  # what ends all processes alike, this one reports itself
 
 
 class Orders(msgspec.Struct, frozen=True, kw_only=True):
@@ -117,10 +123,13 @@ def led(work: Work[FinetuneSpec]) -> Iterator[Ranks]:
         return
     _check_possible(work, count)
     store = distributed.TCPStore(_LOOPBACK, 0, count, is_master=True, wait_for_workers=False)
-    followers = [_Follower(work, rank, count, store.port) for rank in range(1, count)]
+    followers = [Follower(work, rank, count, store.port) for rank in range(1, count)]
+    is_over = threading.Event()
     try:
         for follower in followers:
             follower.await_ready(store)
+        if work.device != "cpu":
+            end_with_the_first(followers, partial(_last_word, work), is_over)
         yield join(store, 0, count, work.device)
     except Exception as error:
         failure = None if isinstance(error, TrainingError) else _first_failure(followers)
@@ -128,6 +137,7 @@ def led(work: Work[FinetuneSpec]) -> Iterator[Ranks]:
             raise
         raise failure from error
     finally:
+        is_over.set()
         for follower in followers:
             follower.end()
         leave()
@@ -135,9 +145,17 @@ def led(work: Work[FinetuneSpec]) -> Iterator[Ranks]:
 
 def join(store: distributed.Store, rank: int, count: int, device: str) -> Ranks:
     """Become one of the processes; all of them are ready when this returns."""
-    os.environ.setdefault("GLOO_SOCKET_IFNAME", _INTERFACES.get(sys.platform, "lo"))
-    backend = "nccl" if device.startswith("cuda") else "gloo"
-    distributed.init_process_group(backend, store=store, rank=rank, world_size=count, timeout=_WITHOUT_LIMIT)
+    for library in ("GLOO", "NCCL"):
+        os.environ.setdefault(f"{library}_SOCKET_IFNAME", _INTERFACES.get(sys.platform, "lo"))
+    is_gpu = device != "cpu"
+    distributed.init_process_group(
+        "nccl" if is_gpu else "gloo",
+        store=store,
+        rank=rank,
+        world_size=count,
+        timeout=_WITHOUT_LIMIT,
+        device_id=torch.device(device) if is_gpu else None,
+    )
     return Ranks(rank, count, device)
 
 
@@ -153,7 +171,7 @@ def leave() -> None:
         distributed.destroy_process_group()
 
 
-class _Follower:
+class Follower:
     """Another rank's process."""
 
     def __init__(self, work: Work[FinetuneSpec], rank: int, count: int, port: int) -> None:
@@ -162,7 +180,7 @@ class _Follower:
             [sys.executable, "-m", "gpu_runner.follower"], stdin=subprocess.PIPE, stdout=subprocess.PIPE
         )
         orders = Orders(
-            start=Start(job_id=work.job_id, attempt=work.attempt, spec=work.spec, device=work.device),
+            start=Start(job_id=work.job_id, attempt=work.attempt, spec=work.spec, device=device_of(work, rank)),
             settings=work.settings,
             cores=max(1, work.cores // count),
             rank=rank,
@@ -184,6 +202,10 @@ class _Follower:
                 raise JobFailed(f"Process {self._rank} of the training did not start within {JOIN_WITHIN_S:g} s.")
             time.sleep(_LOOK_EVERY_S)
 
+    @property
+    def has_ended_badly(self) -> bool:
+        return self._process.poll() not in (None, 0)
+
     def has_failed(self) -> bool:
         """Whether it ended by itself, or is about to: its connection is closed a little before it is gone."""
         try:
@@ -196,8 +218,8 @@ class _Follower:
         assert self._process.stdout is not None
         said = self._process.stdout.read()
         self._process.wait()
-        if self._process.returncode == -9:
-            raise MemoryError
+        if self._process.returncode == -signal.SIGKILL:
+            return OutOfMemory()
         if not said:
             return JobFailed(f"Process {self._rank} of the training ended with status {self._process.returncode}.")
         complaint = msgspec.json.decode(said, type=Complaint)
@@ -215,14 +237,45 @@ class _Follower:
 def _check_possible(work: Work[FinetuneSpec], count: int) -> None:
     if not distributed.is_available():
         raise NoCapacity("This runner's torch is built without torch.distributed: set num_processes to 1.")
-    if work.device != "cpu":
+    if work.device != "cpu" and len(work.others) < count - 1:
         raise NoCapacity(
-            f"num_processes {count} needs a device for each process, and a job gets one, here {work.device}: "
-            "set num_processes to 1, or device to cpu."
+            f"num_processes {count} needs a GPU for each process, and this job has {1 + len(work.others)}: "
+            f"set num_processes to {1 + len(work.others)}, or device to cpu."
         )
 
 
-def _first_failure(followers: Sequence[_Follower]) -> JobFailed | None:
+def device_of(work: Work[FinetuneSpec], rank: int) -> str:
+    """GPUs are one each; a CPU is shared."""
+    return work.others[rank - 1] if work.others else work.device
+
+
+def end_with_the_first(
+    followers: Sequence[Follower], last_word: Callable[[JobFailed], None], is_over: threading.Event
+) -> None:
+    """From now on, when another process fails and this one does not notice, say why and end it too, from a thread.
+
+    NCCL waits for ever for a process that is gone; a call that is aborted gives numbers that mean nothing, and nothing
+    may be made of those. Gloo needs no watching: its connections break.
+    """
+
+    def watch() -> None:
+        while not is_over.wait(_WATCH_EVERY_S):
+            failed = next((follower for follower in followers if follower.has_ended_badly), None)
+            if failed is not None and not is_over.wait(_NOTICED_WITHIN_S):
+                last_word(failed.failure())
+                return
+
+    threading.Thread(target=watch, name="ranks", daemon=True).start()
+
+
+def _last_word(work: Work[FinetuneSpec], failure: JobFailed) -> None:
+    """The journal's, and this process's; a run that is being cancelled has nothing more to say."""
+    if work.stop.wanted != "cancel":
+        work.journal.last_word(events.JobFailed, reason=failure.reason, detail=failure.message)
+    os._exit(1)
+
+
+def _first_failure(followers: Sequence[Follower]) -> JobFailed | None:
     return next((follower.failure() for follower in followers if follower.has_failed()), None)
 
 

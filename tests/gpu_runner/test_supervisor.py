@@ -11,8 +11,11 @@ import msgspec
 import pytest
 
 from gpu_runner import child, processes, staging
+from gpu_runner.devices import Devices
 from jobs import commands, events
 from jobs.errors import FailureReason
+from jobs.events import Device
+from jobs.specs import Slot
 
 
 def is_alive(pid: int) -> bool:
@@ -228,6 +231,24 @@ async def test_slots_of_a_device_are_respected(front) -> None:
     await front.end(second)
     order = [(event.job_id, type(event)) for event, _ in front.heard if event.job_id in (first, second)]
     assert order.index((first, events.JobCompleted)) < order.index((second, events.JobStarted))
+
+
+async def test_a_job_on_several_devices_keeps_a_slot_of_each(settings, listening_to, running, monkeypatch) -> None:
+    slots = {Slot.CPU: 1, Slot.GPU: 1}
+    two = tuple(Device(device_id=name, name="Core", slots=slots) for name in ("cpu", "cpu:1"))
+    monkeypatch.setattr(Devices, "read", lambda *_: two)
+    async with listening_to(settings) as front, running(settings):
+        await front.until(lambda: front.reports)
+        both = await front.start("sleep=0.3", slot="gpu", device="cpu,cpu:1")
+        second = await front.start("complete", slot="gpu", device="cpu:1")
+        first = await front.start("complete", slot="gpu", device="cpu")
+        for job_id in (both, second, first):
+            await front.end(job_id)
+        started = await front.event(both, events.JobStarted)
+        assert (started.device, started.device_name) == ("cpu,cpu:1", "2 × Core")
+        order = [(event.job_id, type(event)) for event, _ in front.heard]
+        for job_id in (second, first):
+            assert order.index((both, events.JobCompleted)) < order.index((job_id, events.JobStarted))
 
 
 async def test_a_device_the_runner_does_not_have_is_an_interruption(front) -> None:

@@ -1,5 +1,7 @@
 """When waiting jobs will start, as far as anybody can tell."""
 
+import msgspec
+
 from jobs.events import Device
 from jobs.specs import Slot
 from service.forecast import starts
@@ -31,3 +33,12 @@ def test_jobs_start_one_after_the_other_as_memory_comes_back():
 def test_behind_a_job_whose_end_is_not_known_there_is_no_time_to_tell():
     assert starts([_job("j", 20)], [_room(_tenant("busy", 20, None))]) == {}
     assert starts([_job("a", 20), _job("b", 20)], [_room(_tenant("busy", 20, 30))]) == {"a": 30}
+
+
+def test_a_team_starts_when_the_last_of_its_devices_is_free():
+    other = msgspec.structs.replace(
+        _room(_tenant("late", 20, 50)), device=msgspec.structs.replace(GPU, device_id="cuda:1")
+    )
+    rooms = [_room(_tenant("soon", 20, 30)), other]
+    team = msgspec.structs.replace(_job("team", 20, 100), processes=2)
+    assert starts([team, _job("next", 20)], rooms) == {"team": 50, "next": 150}

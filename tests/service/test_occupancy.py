@@ -89,6 +89,15 @@ def test_only_a_running_preemptible_training_may_pause():
     assert not _seen(_job(spec=FinetuneSpec(config=config), status=Status.QUEUED)).occupants[0].tenant.may_pause
 
 
+def test_a_job_on_several_devices_is_on_each_of_them():
+    on_both = _job(kept=8, device="cuda:1,cuda:0")
+    assert _seen(on_both).free_bytes == 16 * GIB
+    assert _seen(_job(kept=8, device="cuda:1,cuda:10")).free_bytes == 24 * GIB
+    older = _held(memory=5, attempt=0, device="cuda:1,cuda:0")
+    assert _seen(held=[older], free=19).free_bytes == 19 * GIB
+    assert _seen(held=[older], free=19).reserved_bytes == 5 * GIB
+
+
 def test_a_capacity_that_fell_is_remembered_for_a_minute():
     capacities = Capacities()
     key = ("r", "cuda:0")

@@ -35,7 +35,7 @@ def test_a_job_without_any_runner_waits_with_the_remedy():
 
 def test_data_work_takes_cpu_slots_until_they_are_gone():
     decisions = place([_data("1"), _data("2"), _data("3")], _rooms(CPU))
-    assert decisions[:2] == [Place("1", "a", "cpu"), Place("2", "a", "cpu")]
+    assert decisions[:2] == [Place("1", "a", ("cpu",)), Place("2", "a", ("cpu",))]
     assert decisions[2] == Wait("3", "Every place is taken on cpu of a; the job starts when one is free.")
 
 
@@ -46,7 +46,7 @@ def test_data_work_does_not_wait_behind_a_model_that_waits():
 
 def test_jobs_spread_over_the_emptiest_devices():
     places = place([_model("1"), _model("2")], _rooms(CUDA, CUDA_1, CPU_OF_GPU_HOST))
-    assert {decision.device_id for decision in places if isinstance(decision, Place)} == {"cuda:0", "cuda:1"}
+    assert {decision.device_ids for decision in places if isinstance(decision, Place)} == {("cuda:0",), ("cuda:1",)}
 
 
 def test_the_higher_priority_goes_first_and_among_equals_the_older():
@@ -57,7 +57,7 @@ def test_the_higher_priority_goes_first_and_among_equals_the_older():
 
 def test_auto_and_cuda_take_a_cuda_device_where_there_is_one():
     for wish in ("auto", "cuda"):
-        assert place([_model(wish=wish)], _rooms(CPU, CUDA)) == [Place("j", "a", "cuda:0")]
+        assert place([_model(wish=wish)], _rooms(CPU, CUDA)) == [Place("j", "a", ("cuda:0",))]
 
 
 def test_a_busy_cuda_device_is_waited_for_and_not_replaced_by_a_cpu():
@@ -69,7 +69,7 @@ def test_a_busy_cuda_device_is_waited_for_and_not_replaced_by_a_cpu():
 
 def test_without_a_cuda_device_a_small_model_runs_on_a_cpu():
     for wish in ("auto", "cuda", "cpu"):
-        assert place([_model(wish=wish)], _rooms(CPU)) == [Place("j", "a", "cpu")]
+        assert place([_model(wish=wish)], _rooms(CPU)) == [Place("j", "a", ("cpu",))]
 
 
 def test_without_a_cuda_device_a_large_model_waits_and_says_why():
@@ -79,7 +79,9 @@ def test_without_a_cuda_device_a_large_model_waits_and_says_why():
 
 
 def test_a_large_model_runs_on_a_cpu_when_it_is_asked_for():
-    assert place([_model(wish="cpu", not_on_cpu=placement.TOO_LARGE_FOR_CPU)], _rooms(CPU)) == [Place("j", "a", "cpu")]
+    assert place([_model(wish="cpu", not_on_cpu=placement.TOO_LARGE_FOR_CPU)], _rooms(CPU)) == [
+        Place("j", "a", ("cpu",))
+    ]
 
 
 def test_a_cpu_is_refused_where_no_runner_takes_models_on_it():
@@ -135,7 +137,7 @@ def test_a_job_larger_than_every_device_says_so_and_keeps_nobody_waiting():
 
 
 def test_a_job_of_unknown_size_takes_a_device_that_is_free_of_others():
-    assert place([_sized("j", None)], [_gpu()]) == [Place("j", "host-a", "cuda:0", None)]
+    assert place([_sized("j", None)], [_gpu()]) == [Place("j", "host-a", ("cuda:0",), None)]
     (wait,) = place([_sized("j", None)], [_gpu(_tenant("t", 1))])
     assert wait.reason.startswith("needs a device for itself, as its size is not known")
     assert _placed(place([_sized("j", None)], [_gpu(free=12)])) == []  # another program uses it
@@ -188,6 +190,64 @@ def test_nobody_is_paused_while_enough_is_on_its_way():
     assert wait.pauses == ()
 
 
+def _host(*tenants_of_each, runner_id="host-a"):
+    """A host with a GPU for each list of tenants."""
+    devices = [msgspec.structs.replace(GPU_24, device_id=f"cuda:{at}") for at in range(len(tenants_of_each))]
+    return [
+        _gpu(*tenants, device=device, runner_id=runner_id)
+        for tenants, device in zip(tenants_of_each, devices, strict=True)
+    ]
+
+
+def test_a_job_of_several_processes_gets_a_gpu_of_one_host_for_each():
+    rooms = [*_host([], [_tenant("t", 10)]), *_host([_tenant("t", 10)], [], [], runner_id="host-b")]
+    assert place([_sized("j", 16, processes=2)], rooms) == [Place("j", "host-b", ("cuda:1", "cuda:2"), 16 * GIB)]
+    assert place([_sized("j", 16, processes=2, wish="cpu")], rooms)[0].reason == placement.NO_CPU_FOR_MODELS
+
+
+def test_processes_share_a_cpu():
+    assert place([_model(processes=4)], _rooms(CPU)) == [Place("j", "a", ("cpu",))]
+
+
+def test_a_job_that_waits_for_several_gpus_says_what_each_host_has():
+    rooms = [*_host([], [_tenant("t", 10)]), *_host([_tenant("t", 10)], [], runner_id="host-b")]
+    (wait,) = place([_sized("j", 16, processes=2)], rooms)
+    assert wait.reason == "needs 2 GPUs of one host with 16.0 GiB each; so much is free on 1 of host-a, 1 of host-b."
+
+
+def test_a_job_for_more_gpus_than_a_host_has_says_so_and_keeps_nobody_waiting():
+    wait, small = place([_sized("j", 16, processes=3), _sized("small", 20)], _host([], []))
+    assert wait.reason.startswith("needs 3 GPUs of one host, one for each process; host-a has the most, 2.")
+    assert "num_processes 2" in wait.reason
+    assert isinstance(small, Place)
+
+
+def test_the_gpus_that_a_team_waits_for_are_kept_for_it():
+    rooms = _host([_tenant("t", 10, turn=-1.0)], [], [])
+    team, first, second = place([_sized("team", 18, processes=3), _sized("first", 8), _sized("second", 5)], rooms)
+    assert isinstance(team, Wait)
+    assert first.reason.endswith("is kept for team, which came first.")
+    assert isinstance(second, Place)  # it fits beside
+
+
+def test_a_team_goes_where_others_are_not_in_its_way():
+    rooms = _host([_tenant("t", 20)], [], [_tenant("u", 4)], [])
+    assert place([_sized("j", 16, processes=2)], rooms) == [Place("j", "host-a", ("cuda:1", "cuda:3"), 16 * GIB)]
+
+
+def test_a_team_pauses_whom_it_must_on_each_of_its_gpus():
+    one, two = _tenant("a", 20, turn=9.0, may_pause=True), _tenant("b", 20, turn=9.0, may_pause=True)
+    both = _tenant("both", 20, turn=9.0, may_pause=True)
+    (wait,) = place([_sized("urgent", 12, processes=2, priority=1)], _host([one], [two]))
+    assert sorted(wait.pauses) == ["a", "b"]
+    (wait,) = place(
+        [_sized("urgent", 12, processes=2, priority=1)], [*_host([one], [two]), *_host([both], [both], runner_id="b")]
+    )
+    assert wait.pauses == ("both",)
+    (wait,) = place([_sized("urgent", 12, processes=3, priority=1)], _host([one], [], [_tenant("fixed", 20)]))
+    assert wait.pauses == ()  # in vain
+
+
 _devices = st.builds(
     Device,
     device_id=st.sampled_from(["cpu", "cuda:0", "cuda:1"]),
@@ -220,15 +280,20 @@ _jobs = st.lists(
 )
 
 
-@given(_jobs, _any_rooms())
-def test_no_device_ever_gets_more_than_its_free_slots_and_every_job_gets_one_answer(jobs, rooms):
+_teams = st.lists(st.integers(1, 3), min_size=12, max_size=12)
+
+
+@given(_jobs, _teams, _any_rooms())
+def test_no_device_ever_gets_more_than_its_free_slots_and_every_job_gets_one_answer(jobs, teams, rooms):
+    jobs = [msgspec.structs.replace(job, processes=size) for job, size in zip(jobs, teams, strict=False)]
     decisions = place(jobs, rooms)
     assert sorted(decision.job_id for decision in decisions) == sorted(job.job_id for job in jobs)
     slots = {job.job_id: job.slot for job in jobs}
     left = {(room.runner_id, room.device.device_id): dict(room.free) for room in rooms}
     for decision in decisions:
         if isinstance(decision, Place):
-            left[decision.runner_id, decision.device_id][slots[decision.job_id]] -= 1
+            for device_id in decision.device_ids:
+                left[decision.runner_id, device_id][slots[decision.job_id]] -= 1
     assert all(count >= 0 for free in left.values() for count in free.values())
 
 
@@ -244,7 +309,7 @@ def test_no_job_waits_for_a_place_that_is_free_for_it(jobs, rooms):
             {
                 slot: count
                 - sum(
-                    (place_.runner_id, place_.device_id) == (room.runner_id, room.device.device_id)
+                    (place_.runner_id, place_.device_ids) == (room.runner_id, (room.device.device_id,))
                     and by_id[place_.job_id].slot is slot
                     for place_ in used
                 )

@@ -2,6 +2,9 @@
 
 import dataclasses
 import os
+import queue
+import signal
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +17,7 @@ from gpu_runner.training import ranks
 from gpu_runner.training.plan import Plan
 from gpu_runner.work import Work
 from jobs import events
-from jobs.errors import JobFailed, NoCapacity
+from jobs.errors import FailureReason, JobFailed, NoCapacity
 from jobs.specs import FinetuneSpec
 
 Build = Callable[..., FinetuneSpec]
@@ -94,6 +97,36 @@ def test_a_gpu_is_not_shared_by_processes(finetune_spec: Build, work_for: WorkFo
     work = dataclasses.replace(work_for(finetune_spec(num_processes=2)), device="cuda:0")
     with pytest.raises(NoCapacity, match="set num_processes to 1, or device to cpu"):
         finetune.run(work)
+
+
+def test_each_process_has_the_gpu_that_was_placed_for_it(finetune_spec: Build, work_for: WorkFor) -> None:
+    work = work_for(finetune_spec(num_processes=3))
+    assert [ranks.device_of(work, rank) for rank in (1, 2)] == ["cpu", "cpu"]
+    on_gpus = dataclasses.replace(work, device="cuda:2", others=("cuda:4", "cuda:6"))
+    assert [ranks.device_of(on_gpus, rank) for rank in (1, 2)] == ["cuda:4", "cuda:6"]
+
+
+def test_the_death_of_a_helper_that_nobody_notices_ends_the_run_with_its_reason(
+    finetune_spec: Build, work_for: WorkFor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ranks, "_NOTICED_WITHIN_S", 0.1)
+    monkeypatch.setattr(ranks, "_WATCH_EVERY_S", 0.05)
+    work = work_for(finetune_spec(num_processes=2))
+    for run_ends_first in (False, True):
+        helper, over = ranks.Follower(work, 1, 2, port=9), threading.Event()
+        heard: queue.Queue[JobFailed] = queue.Queue()
+        ranks.end_with_the_first([helper], heard.put, over)
+        if run_ends_first:
+            over.set()  # whoever is killed now is no failure
+        (pid,) = helping()
+        os.kill(pid, signal.SIGKILL)
+        if run_ends_first:
+            with pytest.raises(queue.Empty):
+                heard.get(timeout=0.5)
+        else:
+            assert heard.get(timeout=20).reason is FailureReason.OUT_OF_MEMORY
+            over.set()
+        helper.end()
 
 
 def test_every_row_of_a_step_belongs_to_one_process(finetune_spec: Build) -> None:
