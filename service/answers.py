@@ -15,8 +15,8 @@ from jobs.lifecycle import Status
 from jobs.results import JobResult
 from jobs.specs import JobSpec, Kind
 from service.occupancy import priority_of, since_s
-from service.placement import turn_of
 from service.records import JobRecord, StoredEvent
+from service.rooms import turn_of
 
 
 class Answer(msgspec.Struct, frozen=True, kw_only=True):

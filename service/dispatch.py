@@ -18,10 +18,11 @@ from jobs.settings import Settings
 from jobs.specs import JobSpec, Kind
 from service.admission import Admission, Admitted
 from service.hub import Hub
-from service.placement import NO_RUNNER, Room, Wait, Waiting, place, waiting_for
+from service.placement import NO_RUNNER, Wait, place
 from service.reconcile import Reconciler
 from service.recorder import Recorder
 from service.records import JobRecord
+from service.rooms import Room, Waiting, waiting_for
 from service.store import Store
 from service.trash import Trash
 

@@ -8,7 +8,8 @@ from collections.abc import Mapping, Sequence
 
 import msgspec
 
-from service.placement import Place, Room, Tenant, Waiting, place
+from service.placement import Place, place
+from service.rooms import Room, Tenant, Waiting
 
 _MOMENTS = 200  # ends of jobs that are looked at
 

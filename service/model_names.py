@@ -24,7 +24,8 @@ from jobs.specs import EvaluateSpec, ExportSpec, FinetuneSpec, GenerateSpec, Job
 from service import calibration
 from service.calibration import Run
 from service.ledger import Ledger
-from service.placement import NOTHING, SIZE_UNKNOWN, TOO_LARGE_FOR_CPU, Needs
+from service.placement import SIZE_UNKNOWN, TOO_LARGE_FOR_CPU
+from service.rooms import NOTHING, Needs
 
 _DEVICES: tuple[DeviceType, DeviceType] = ("cuda", "cpu")  # in the order of `Needs`
 _ANSWERED_ROWS, _ANSWERED_LENGTH = 8, 2048  # what evaluating and answering take together

@@ -14,8 +14,8 @@ from jobs.events import Device, Held
 from jobs.lifecycle import Status
 from jobs.specs import FinetuneSpec, PlanSpec, Slot, slot_of
 from jobs.values import devices_of
-from service.placement import Room, Tenant, turn_of
 from service.records import JobRecord, RunnerView
+from service.rooms import Room, Tenant, turn_of
 
 Key = tuple[str, str]
 """Runner and device."""

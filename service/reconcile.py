@@ -28,9 +28,10 @@ from service.durations import Durations
 from service.ledger import Write
 from service.model_names import ModelNames
 from service.occupancy import PLACED, Capacities, Key, Occupancy, is_wanted, occupancy, rooms, since_s
-from service.placement import Needs, Place, Room, Wait, Waiting, place, waiting_for
+from service.placement import Place, Wait, place
 from service.recorder import Recorder
 from service.records import JobRecord, RunnerView
+from service.rooms import Needs, Room, Waiting, waiting_for
 
 log = structlog.get_logger()
 

@@ -289,7 +289,7 @@ function show(root, { query, set }, { schema, presets, models, datasets, earlier
   }
 
   function drawPlaces() {
-    if (runners) replace(places, ...whereItRuns(runners, busy, form.value("config.device")));
+    if (runners) replace(places, ...whereItRuns(runners, busy, form.value("config.device"), form.value("config.num_processes") ?? 1));
   }
 
   function markRequest() {
@@ -373,16 +373,17 @@ function warnings(config, method, preset, total) {
 }
 
 // The devices that would take it, how many places are free, and whether it will wait.
-function whereItRuns(runners, busy, wish) {
+function whereItRuns(runners, busy, wish, processes) {
   const alive = runners.filter((runner) => runner.alive && !runner.stopping);
   if (!alive.length) return [h("h3", {}, "Where"), h("p", { class: "callout" }, "No runner is alive: it will wait until one starts.")];
   const all = alive.flatMap(({ runner_id, devices }) => devices.map((device) => ({ ...device, runner_id }))).filter(({ slots }) => slots.gpu > 0);
   const cuda = all.filter(({ device_id }) => device_id.startsWith("cuda"));
   const cpu = all.filter((device) => !cuda.includes(device));
   const fitting = wish === "cpu" ? cpu : cuda.length ? cuda : cpu;
-  const rooms = fitting.map((device) => [device, device.slots.gpu - busy.filter((job) => job.runner_id === device.runner_id && job.device === device.device_id).length]);
+  const rooms = fitting.map((device) => [device, device.slots.gpu - busy.filter((job) => job.runner_id === device.runner_id && (job.device ?? "").split(",").includes(device.device_id)).length]);
   const waiting = busy.filter(({ status }) => status === "pending").length;
-  const isFree = rooms.some(([, free]) => free > 0) && !waiting;
+  const wanted = fitting === cuda ? processes : 1; // a GPU of one host for each; a CPU is shared
+  const isFree = !waiting && alive.some(({ runner_id }) => rooms.filter(([device, free]) => device.runner_id === runner_id && free > 0).length >= wanted);
   return [
     h("h3", {}, "Where"),
     h("ul", {}, rooms.map(([{ device_id, name, runner_id, slots }, free]) => h(

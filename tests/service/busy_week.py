@@ -20,9 +20,9 @@ from jobs.specs import FinetuneSpec, Slot
 from jobs.training_config import TrainingConfig
 from service import projection
 from service.occupancy import Capacities, occupancy, rooms
-from service.placement import Needs
 from service.reconcile import Asks, Situation, State, decide
 from service.records import JobRecord, RunnerView
+from service.rooms import Needs
 
 GIB, HOUR = 2**30, 3600.0
 WEEK = 7 * 24 * HOUR

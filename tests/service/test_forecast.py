@@ -5,7 +5,7 @@ import msgspec
 from jobs.events import Device
 from jobs.specs import Slot
 from service.forecast import starts
-from service.placement import Needs, Room, Tenant, Waiting
+from service.rooms import Needs, Room, Tenant, Waiting
 
 GIB = 2**30
 GPU = Device(device_id="cuda:0", name="GPU", slots={Slot.GPU: 4}, memory_total_bytes=24 * GIB)

@@ -15,8 +15,8 @@ from jobs.settings import Settings
 from jobs.specs import EvaluateSpec, FinetuneSpec, JobSpec, Kind, PlanSpec, ValidateSpec
 from jobs.training_config import TrainingConfig
 from service.model_names import ModelNames
-from service.placement import NOTHING, Needs
 from service.records import JobRecord
+from service.rooms import NOTHING, Needs
 
 AT = datetime(2026, 1, 1, tzinfo=UTC)
 LLAVA = "llava-hf/llava-1.5-7b-hf"

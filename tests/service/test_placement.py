@@ -8,7 +8,8 @@ from jobs.events import Device
 from jobs.specs import FinetuneSpec, Slot, ValidateSpec
 from jobs.training_config import TrainingConfig
 from service import placement
-from service.placement import Place, Room, Tenant, Wait, Waiting, place, waiting_for
+from service.placement import Place, Wait, place
+from service.rooms import NOTHING, Needs, Room, Tenant, Waiting, waiting_for
 
 CPU = Device(device_id="cpu", name="CPU", slots={Slot.CPU: 2, Slot.GPU: 1})
 CPU_OF_GPU_HOST = Device(device_id="cpu", name="CPU", slots={Slot.CPU: 2})
@@ -21,11 +22,11 @@ def _rooms(*devices: Device, runner_id: str = "a", free: dict[Slot, int] | None 
 
 
 def _model(job_id: str = "j", **asks: object) -> Waiting:
-    return Waiting(job_id=job_id, slot=Slot.GPU, **{"needs": placement.NOTHING} | asks)  # type: ignore[arg-type]
+    return Waiting(job_id=job_id, slot=Slot.GPU, **{"needs": NOTHING} | asks)  # type: ignore[arg-type]
 
 
 def _data(job_id: str = "j", **asks: object) -> Waiting:
-    return Waiting(job_id=job_id, slot=Slot.CPU, **{"needs": placement.NOTHING} | asks)  # type: ignore[arg-type]
+    return Waiting(job_id=job_id, slot=Slot.CPU, **{"needs": NOTHING} | asks)  # type: ignore[arg-type]
 
 
 def test_a_job_without_any_runner_waits_with_the_remedy():
@@ -93,7 +94,7 @@ def test_a_job_asks_for_what_its_spec_says():
     asked = waiting_for("j", FinetuneSpec(config=config), not_on_cpu="large")
     assert asked == Waiting(job_id="j", slot=Slot.GPU, wish="cuda", not_on_cpu="large", priority=3)
     data = waiting_for("j", ValidateSpec(data_path="d"), not_on_cpu=None)
-    assert data == Waiting(job_id="j", slot=Slot.CPU, needs=placement.NOTHING)
+    assert data == Waiting(job_id="j", slot=Slot.CPU, needs=NOTHING)
 
 
 # -- memory
@@ -103,7 +104,7 @@ GPU_24 = msgspec.structs.replace(CUDA, slots={Slot.GPU: 4}, memory_total_bytes=2
 
 
 def _sized(job_id, gib, **asks):
-    needs = placement.Needs() if gib is None else placement.Needs(int(gib * GIB), int(gib * GIB))
+    needs = Needs() if gib is None else Needs(int(gib * GIB), int(gib * GIB))
     return _model(job_id, needs=needs, **asks)
 
 
