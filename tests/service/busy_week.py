@@ -18,6 +18,7 @@ from jobs.lifecycle import Status, advance
 from jobs.settings import Settings
 from jobs.specs import FinetuneSpec, Slot
 from jobs.training_config import TrainingConfig
+from jobs.values import devices_of
 from service import projection
 from service.occupancy import Capacities, occupancy, rooms
 from service.reconcile import Asks, Situation, State, decide
@@ -48,6 +49,7 @@ class Job:
     expected_s: float | None
     priority: int
     preemptible: bool
+    processes: int = 1
     left_s: float = 0.0
     since_s: float = 0.0
     place: tuple[str, str] | None = None
@@ -56,6 +58,11 @@ class Job:
     first_start_s: float | None = None
     ended_s: float | None = None
     pauses: int = 0
+
+    @property
+    def devices(self) -> list[tuple[str, str]]:
+        """Where it is; what it needs, takes and holds is of each."""
+        return [] if self.place is None else [(self.place[0], device) for device in devices_of(self.place[1])]
 
     def holds(self, now: float) -> int:
         """It takes a third at once and the rest later: a measurement at its begin proves nothing."""
@@ -151,7 +158,12 @@ class World:
 
     def _comes(self, job: Job) -> None:
         config = TrainingConfig(
-            model_name="m", train_data_path="d", device="cuda", priority=job.priority, preemptible=job.preemptible
+            model_name="m",
+            train_data_path="d",
+            device="cuda",
+            priority=job.priority,
+            preemptible=job.preemptible,
+            num_processes=job.processes,
         )
         event = events.JobSubmitted(spec=FinetuneSpec(config=config), **self._about(job, attempt=1))
         self.records[job.job_id] = projection.begin(event, next(self._seq))
@@ -204,8 +216,8 @@ class World:
     def _leaves(self, job: Job) -> None:
         assert job.place is not None
         held_s = min(self.now, self.until_s) - min(job.since_s, self.until_s)
-        self.used += job.takes * held_s
-        self.lingering.append((self.now + GIVES_BACK_S, job.place, job.holds(self.now)))
+        self.used += job.takes * held_s * len(job.devices)
+        self.lingering += [(self.now + GIVES_BACK_S, device, job.holds(self.now)) for device in job.devices]
         self._at(self.now + GIVES_BACK_S, lambda: None)
         job.place = None
 
@@ -214,7 +226,7 @@ class World:
     def held_on(self, place: tuple[str, str]) -> int:
         """Bytes that are really held of a device, by those who have not given back too."""
         self.lingering = [each for each in self.lingering if each[0] > self.now]
-        here = (job.holds(self.now) for job in self.running if job.place == place)
+        here = (job.holds(self.now) for job in self.running if place in job.devices)
         return sum(here) + sum(size for _, where, size in self.lingering if where == place)
 
     @property
@@ -226,10 +238,11 @@ class World:
         promised = dict.fromkeys(self._total, 0)
         grown = dict.fromkeys(self._total, 0)
         for job in self.running:
-            assert job.place is not None
             kept = self.records[job.job_id].reserved_bytes
-            promised[job.place] += self._total[job.place] if kept is None else kept
-            grown[job.place] += job.takes
+            assert len(job.devices) == job.processes
+            for device in job.devices:
+                promised[device] += self._total[device] if kept is None else kept
+                grown[device] += job.takes
         for place, total in self._total.items():
             gone = sum(size for at, where, size in self.lingering if where == place and at > self.now)
             assert promised[place] <= total, (self.now, place, promised[place] / GIB)

@@ -57,6 +57,18 @@ def test_who_is_paused_for_another_goes_on_by_itself_and_ends(week):
     assert world.records == {}
 
 
+def test_a_week_with_trainings_on_two_gpus_is_never_overcommitted_and_starves_nobody(week):
+    jobs = week.week_of_jobs(2, jobs_a_day=25)
+    teams = [job for job in jobs if job.takes < 20 * week.GIB][::9]
+    for job in teams:
+        job.processes = 2
+    world = week.World(jobs)
+    world.play(week.ours)  # looks at every moment that no device holds or promises more than it has
+    assert all(job.ended_s is not None for job in jobs)
+    assert any(job.pauses for job in teams)
+    assert max(job.waited_s for job in teams) < 36 * HOUR
+
+
 def _job(week, job_id, *, comes_s, needs, hours, priority=0, preemptible=False):
     size = needs * week.GIB
     return week.Job(
