@@ -21,6 +21,8 @@ from jobs.paths import AttemptFolder, DataRoot
 from jobs.settings import Settings
 from jobs.specs import GenerateSpec, ValidateSpec
 
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the zygote has it: two trainings would spin against each other
+
 HERE = Path(__file__).parent
 FoundT = TypeVar("FoundT")
 _numbers = itertools.count(1)  # job ids are never used twice: all tests share one stream
