@@ -6,7 +6,7 @@ A full run takes about a quarter of an hour. Let nothing else run meanwhile.
 import argparse
 from types import ModuleType
 
-from benchmarks import data, document, leak, live, paint, plan, rest, start, train
+from benchmarks import data, document, leak, live, paint, plan, rest, resume, start, train
 from benchmarks.report import Report
 
 BENCHMARKS: dict[str, ModuleType] = {
@@ -17,6 +17,7 @@ BENCHMARKS: dict[str, ModuleType] = {
     "data": data,
     "leak": leak,
     "train": train,
+    "resume": resume,
     "plan": plan,
 }
 

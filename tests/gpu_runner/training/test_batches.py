@@ -53,6 +53,18 @@ def test_threads_make_the_batches_that_the_plan_says(workers: int, rows: Selecti
     assert are_equal(all_of(EncodedRows(encoder, rows), encoder, workers=workers), expected)
 
 
+def test_beginning_late_opens_none_of_the_rows_before(
+    rows: Selection, encoder: RowEncoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So that going on takes as long after many steps as after few."""
+    seen: list[int] = []
+    real = Selection.open
+    monkeypatch.setattr(Selection, "open", lambda self, index: seen.append(index) or real(self, index))
+    late = PLAN.total_steps - 1
+    all_of(EncodedRows(encoder, rows), encoder, first=late, workers=0)
+    assert sorted(seen) == sorted(row for rows in PLAN.micro_batches(late) for row in rows)
+
+
 def test_beginning_in_the_middle_gives_what_would_have_come(rows: Selection, encoder: RowEncoder) -> None:
     whole = all_of(EncodedRows(encoder, rows), encoder, workers=2)
     before = sum(len(PLAN.micro_batches(step)) for step in range(5))
