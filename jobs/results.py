@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from jobs.footprint import ModelShape
+from jobs.model_shapes import ModelShape
 from jobs.specs import SplitSpec
 
 Value = str | int | float | bool | None

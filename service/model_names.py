@@ -8,15 +8,9 @@ import asyncio
 import time
 
 from jobs.errors import InvalidInput
-from jobs.footprint import (
-    DeviceType,
-    ModelShape,
-    inference_reserve_bytes,
-    known_shape,
-    reserve_bytes,
-    shape_of,
-)
+from jobs.footprint import DeviceType, inference_reserve_bytes, reserve_bytes
 from jobs.model_config import config_of, family_of
+from jobs.model_shapes import ModelShape, known_shape, shape_of
 from jobs.models import CPU_LIMIT_PARAMETERS, ModelSource, Origin, model_roots, resolve
 from jobs.paths import DataRoot
 from jobs.settings import Settings

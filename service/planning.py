@@ -1,40 +1,34 @@
-"""What a training would take, on which device it fits, what would make it fit, how long it lasts.
+"""What a training would take, on which device it fits, how long it lasts, what is doubtful of it.
 
 `routes/train` asks. The counts come from a job of kind plan, the devices from the runners' reports, the corrections
-from earlier runs; the arithmetic is `jobs.footprint`.
+from earlier runs; the arithmetic is `jobs.footprint`, what would make it fit stands in `savings`.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime
 from typing import Literal
 
-import msgspec
-
 from jobs import footprint
-from jobs.events import Device
 from jobs.footprint import GIB, DeviceType, Footprint, Loss, NamedBytes, RowTokens, Term
 from jobs.lifecycle import Status
 from jobs.models import CPU_LIMIT_PARAMETERS
 from jobs.results import PlanResult, TokenCounts
 from jobs.specs import FinetuneSpec, Kind, PlanSpec, Slot
 from jobs.training_config import TrainingConfig
-from service import admission, calibration
+from service import admission, calibration, savings
 from service.answers import Answer
 from service.calibration import Correction, Run
 from service.records import JobRecord, RunnerView
+from service.savings import Change, Estimator, Place
 from service.store import Store
 
 _REMEMBERED = 200  # completed jobs that are looked through
-_HOST_SHARE = 0.9  # of a host's memory that a run on its CPU may take
 _USUAL_FULL = (1e-6, 1e-4)  # learning rates of full training of a large model
 _LEAST_LORA = 1e-5
 _FEW_STEPS = 20
 _LARGE_BATCH = 512
-_SHORTEST = 128
-_FEWEST_IMAGE_TOKENS = 64  # of a picture, below which little is to be seen
 
 Basis = Literal["arithmetic", "history", "probe"]
-_replace = msgspec.structs.replace
 
 
 class Memory(Answer, frozen=True, kw_only=True):
@@ -70,17 +64,6 @@ class Fit(Answer, frozen=True, kw_only=True):
     message: str
 
 
-class Change(Answer, frozen=True, kw_only=True):
-    """Settings that take less memory, and what it then takes. `fits` names the devices it then fits on and did not."""
-
-    title: str
-    cost: str
-    config: dict[str, bool | int | float]
-    expected_bytes: int
-    high_bytes: int
-    fits: tuple[str, ...]
-
-
 class Duration(Answer, frozen=True, kw_only=True):
     """How long the steps take, evaluations and saving left out; `message` says from what, or why nobody can tell."""
 
@@ -108,27 +91,6 @@ class PlanAnswer(Answer, frozen=True, kw_only=True):
     estimated_duration_minutes: float | None
     warnings: tuple[str, ...]
     completed_at: datetime | None
-
-
-class _Place(msgspec.Struct, frozen=True):
-    """A device that takes work with a model, and what corrects predictions for it."""
-
-    runner_id: str
-    device: Device
-    correction: Correction
-
-    @property
-    def kind(self) -> DeviceType:
-        return "cuda" if self.device.is_cuda else "cpu"
-
-    @property
-    def name(self) -> str:
-        return f"{self.device.device_id} of {self.runner_id}"
-
-    @property
-    def room_bytes(self) -> int | None:
-        total = self.device.memory_total_bytes
-        return total if total is None or self.device.is_cuda else round(total * _HOST_SHARE)
 
 
 async def answer(record: JobRecord, store: Store, runners: Iterable[RunnerView]) -> PlanAnswer:
@@ -168,7 +130,7 @@ def planned(
     estimate = _estimator(result)
     memory = _memory(estimate(config, kind), kind, correction, _basis(result, correction, kind))
     fits = tuple(_fit(place, estimate(config, place.kind).corrected(place.correction.factor)) for place in places)
-    changes = tuple(_changes(config, result, estimate, places, kind, correction))
+    changes = tuple(savings.changes(config, result, estimate, places, kind, correction))
     duration = _duration(config, result, history, kind)
     return PlanAnswer(
         job_id=job_id,
@@ -193,9 +155,6 @@ def planned(
 # -- memory
 
 
-Estimator = Callable[[TrainingConfig, DeviceType], Footprint]
-
-
 def _estimator(result: PlanResult) -> Estimator:
     counted, pixels = result.tokens, result.shape.pixels_per_token
 
@@ -211,7 +170,7 @@ def _estimator(result: PlanResult) -> Estimator:
 
 def _places(
     config: TrainingConfig, result: PlanResult, history: Sequence[Run], runners: Sequence[RunnerView]
-) -> Iterator[_Place]:
+) -> Iterator[Place]:
     for view in runners:
         for device in view.devices if view.alive else ():
             kind: DeviceType = "cuda" if device.is_cuda else "cpu"
@@ -219,7 +178,7 @@ def _places(
                 found = _probed(result, kind) or calibration.correction(
                     history, view.runner_id, kind, result.shape.family
                 )
-                yield _Place(view.runner_id, device, found)
+                yield Place(view.runner_id, device, found)
 
 
 def _probed(result: PlanResult, kind: DeviceType) -> Correction | None:
@@ -231,7 +190,7 @@ def _probed(result: PlanResult, kind: DeviceType) -> Correction | None:
     return Correction(factor=ratio, runs=1, uncorrected_error=abs(1 / ratio - 1))
 
 
-def _kind(config: TrainingConfig, result: PlanResult, places: Sequence[_Place]) -> DeviceType:
+def _kind(config: TrainingConfig, result: PlanResult, places: Sequence[Place]) -> DeviceType:
     """The sort of device the run is for."""
     if config.device != "auto":
         return config.device
@@ -267,7 +226,7 @@ def _memory(found: Footprint, kind: DeviceType, correction: Correction, basis: B
     )
 
 
-def _fit(place: _Place, found: Footprint) -> Fit:
+def _fit(place: Place, found: Footprint) -> Fit:
     room, device = place.room_bytes, place.device
     fits = None if room is None else found.high_bytes <= room
     has = "does not tell its memory" if room is None else f"has {_gib(room)} for it"
@@ -284,118 +243,6 @@ def _fit(place: _Place, found: Footprint) -> Fit:
         message=f"{verdict}: it takes {_gib(found.expected_bytes)}, up to {_gib(found.high_bytes)}, and {place.name} "
         f"{has}.",
     )
-
-
-# -- what would make it fit
-
-
-class _Step(msgspec.Struct, frozen=True):
-    """One way to take less, and its price."""
-
-    title: str
-    cost: str
-    config: dict[str, bool | int | float]
-
-
-def _changes(
-    config: TrainingConfig,
-    result: PlanResult,
-    estimate: Estimator,
-    places: Sequence[_Place],
-    kind: DeviceType,
-    correction: Correction,
-) -> Iterator[Change]:
-    """Nothing where it fits everywhere; else each single way, the cheapest first, then all of those that are needed."""
-    before = _fitting(config, estimate, places)
-    if places and len(before) == len(places):
-        return
-    now = estimate(config, kind).expected_bytes
-    together: dict[str, bool | int | float] = {}
-    is_solved = False
-    steps = [step for step in _steps(config, result) if estimate(_with(config, step.config), kind).expected_bytes < now]
-    for step in steps:
-        made = _change(step, config, estimate, places, kind, correction, before)
-        is_solved = is_solved or bool(made.fits)
-        yield made
-    for number, step in enumerate(steps, 1):
-        together |= step.config
-        if is_solved or number == 1:
-            continue
-        all_of_it = _Step(" + ".join(each.title for each in steps[:number]), "all of these prices", dict(together))
-        made = _change(all_of_it, config, estimate, places, kind, correction, before)
-        if made.fits or (not places and number == len(steps)):
-            yield made
-            return
-
-
-def _steps(config: TrainingConfig, result: PlanResult) -> Iterator[_Step]:
-    """Ways to take less, the cheapest for the outcome first."""
-    if config.batch_size > 1:
-        yield _Step(
-            f"batch_size {config.batch_size // 2}",
-            "none for the outcome: the same rows an update, by more accumulation; somewhat slower",
-            _batches(config, config.batch_size // 2),
-        )
-        if config.batch_size > 3:
-            yield _Step("batch_size 1", "none for the outcome; slower", _batches(config, 1))
-    if config.gradient_checkpointing is not True:
-        yield _Step(
-            "recompute activations", "none for the outcome; about a third slower", {"gradient_checkpointing": True}
-        )
-    if config.method == "full":
-        yield _Step("LoRA", "small adapters learn less than all weights", {"use_lora": True})
-    if config.method != "qlora":
-        yield _Step("4-bit base", "slower, and a little less exact", {"use_lora": True, "use_qlora": True})
-    pixels, of_pictures = result.shape.pixels_per_token, result.tokens.image_max
-    if pixels is not None and of_pictures > 2 * _FEWEST_IMAGE_TOKENS:
-        cap = of_pictures // result.tokens.images_max // 2 * pixels
-        yield _Step(
-            f"max_pixels {cap}", "pictures at half the pixels: small things are harder to see", {"max_pixels": cap}
-        )
-    shorter = max(_SHORTEST, -(-result.tokens.p95 // 64) * 64)
-    if shorter < min(config.max_length, result.tokens.max):
-        yield _Step(
-            f"max_length {shorter}", "the longest 5 % of the rows lose the end of their answer", {"max_length": shorter}
-        )
-
-
-def _batches(config: TrainingConfig, size: int) -> dict[str, bool | int | float]:
-    accumulated = -(-config.batch_size * config.gradient_accumulation_steps // size)
-    return {"batch_size": size, "gradient_accumulation_steps": min(128, accumulated)}
-
-
-def _change(
-    step: _Step,
-    config: TrainingConfig,
-    estimate: Estimator,
-    places: Sequence[_Place],
-    kind: DeviceType,
-    correction: Correction,
-    before: set[str],
-) -> Change:
-    changed = _with(config, step.config)
-    found = estimate(changed, kind).corrected(correction.factor)
-    return Change(
-        title=step.title,
-        cost=step.cost,
-        config=step.config,
-        expected_bytes=found.expected_bytes,
-        high_bytes=found.high_bytes,
-        fits=tuple(sorted(_fitting(changed, estimate, places) - before)),
-    )
-
-
-def _fitting(config: TrainingConfig, estimate: Estimator, places: Sequence[_Place]) -> set[str]:
-    return {
-        place.name
-        for place in places
-        if place.room_bytes is not None
-        and estimate(config, place.kind).corrected(place.correction.factor).high_bytes <= place.room_bytes
-    }
-
-
-def _with(config: TrainingConfig, changes: dict[str, bool | int | float]) -> TrainingConfig:
-    return _replace(config, **changes)
 
 
 # -- time, and words
@@ -463,10 +310,6 @@ def _summary(memory: Memory, fits: Sequence[Fit]) -> str:
     return f"{takes} It fits on no connected device." if fits else f"{takes} No runner reports a device for it."
 
 
-def _gib(size_bytes: int) -> str:
-    return f"{size_bytes / GIB:.1f} GiB"
-
-
 def _about(config: TrainingConfig) -> tuple[object, ...]:
     """What decides how long the rows of a training are."""
     return config.model_name, config.train_data_path, config.method
@@ -474,3 +317,7 @@ def _about(config: TrainingConfig) -> tuple[object, ...]:
 
 async def _completed(store: Store, kind: Kind) -> list[JobRecord]:
     return await store.jobs(kinds=(kind,), status=Status.COMPLETED, limit=_REMEMBERED)
+
+
+def _gib(size_bytes: int) -> str:
+    return f"{size_bytes / GIB:.1f} GiB"

@@ -21,7 +21,7 @@ from gpu_runner.training.survey import MOST_ROWS
 from gpu_runner.work import Work
 from jobs import footprint, support
 from jobs.errors import ModelUnavailable
-from jobs.footprint import ModelShape
+from jobs.model_shapes import ModelShape
 from jobs.results import PlanResult, Probe, TokenCounts
 from jobs.specs import PlanSpec
 

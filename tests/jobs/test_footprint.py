@@ -5,8 +5,9 @@ from typing import Any
 
 import pytest
 
-from jobs import footprint
-from jobs.footprint import GIB, Footprint, Loss, ModelShape, RowTokens, Term
+from jobs import footprint, model_shapes
+from jobs.footprint import GIB, Footprint, Loss, RowTokens, Term
+from jobs.model_shapes import ModelShape
 from jobs.training_config import TrainingConfig
 
 LLAVA_7B = "llava-hf/llava-1.5-7b-hf"
@@ -20,7 +21,7 @@ def config(**settings: Any) -> TrainingConfig:
 
 
 def shape(name: str = LLAVA_7B) -> ModelShape:
-    found = footprint.known_shape(name)
+    found = model_shapes.known_shape(name)
     assert found
     return found
 
@@ -122,11 +123,11 @@ def test_a_model_that_only_answers_takes_little_more_than_its_weights() -> None:
     assert weights < footprint.inference_reserve_bytes(shape()) < 1.3 * weights
 
 
-@pytest.mark.parametrize("name", footprint.known_names())
+@pytest.mark.parametrize("name", model_shapes.known_names())
 def test_the_language_model_of_a_known_name_is_counted_exactly_by_arithmetic(name: str) -> None:
-    described = footprint.known_config(name)
+    described = model_shapes.known_config(name)
     assert described
-    computed = footprint.shape_of(described)
+    computed = model_shapes.shape_of(described)
     assert computed
     exact = shape(name).parameters
     biases = 2 * 10**5 if "qwen" in name.lower() else 0  # those of q, k and v, which llamas lack
@@ -135,9 +136,9 @@ def test_the_language_model_of_a_known_name_is_counted_exactly_by_arithmetic(nam
 
 
 def test_a_config_without_dimensions_has_no_shape() -> None:
-    assert footprint.shape_of({}) is None
-    assert footprint.shape_of({"text_config": "none", "hidden_size": []}) is None
-    assert footprint.shape_of(json.loads('{"hidden_size": 0, "num_attention_heads": 0}')) is None
+    assert model_shapes.shape_of({}) is None
+    assert model_shapes.shape_of({"text_config": "none", "hidden_size": []}) is None
+    assert model_shapes.shape_of(json.loads('{"hidden_size": 0, "num_attention_heads": 0}')) is None
 
 
 def test_what_a_config_leaves_out_has_the_default_of_its_class() -> None:
@@ -147,7 +148,7 @@ def test_what_a_config_leaves_out_has_the_default_of_its_class() -> None:
         "vision_config": {"model_type": "clip_vision_model"},
         "image_seq_length": 576,
     }
-    found = footprint.shape_of(published)
+    found = model_shapes.shape_of(published)
     assert found
     assert found.decoder == shape().decoder
     assert found.image_tokens == 576

@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from jobs import footprint
+from jobs import footprint, model_shapes
 from jobs.paths import DataRoot
 from jobs.results import FinetuneResult
 from jobs.settings import Settings
@@ -60,7 +60,7 @@ def needs(tmp_path):
 
 
 def test_a_training_needs_the_upper_figure_of_its_plan(needs) -> None:
-    shape = footprint.known_shape(LLAVA)
+    shape = model_shapes.known_shape(LLAVA)
     assert shape
     found = needs(FinetuneSpec(config=config()))
     assert found.cuda == footprint.estimate(config(), shape, device="cuda").high_bytes

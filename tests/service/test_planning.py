@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from jobs import footprint
+from jobs import model_shapes
 from jobs.events import Device, RunnerReported
 from jobs.footprint import GIB, Term
 from jobs.results import FinetuneResult, PlanResult, Probe, TokenCounts
@@ -30,7 +30,7 @@ def config(**settings: Any) -> TrainingConfig:
 
 
 def counted(of: TrainingConfig, **changes: Any) -> PlanResult:
-    shape = footprint.known_shape(of.model_name)
+    shape = model_shapes.known_shape(of.model_name)
     assert shape
     result = PlanResult(
         parameters=shape.parameters,

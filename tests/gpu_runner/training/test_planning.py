@@ -14,7 +14,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageText
 from gpu_runner.recipes import finetune, plan
 from gpu_runner.rows import LLAVA_FILE, Row, Turn
 from gpu_runner.training import adapters, demo_model, device, loss, models
-from jobs import footprint, support
+from jobs import footprint, model_shapes, support
 from jobs.errors import ModelUnavailable
 from jobs.events import PhaseEntered
 from jobs.models import DEMO_MODEL, KNOWN, resolve
@@ -109,10 +109,10 @@ def test_a_plan_loads_no_weights_and_says_what_it_does(
     assert [event.phase for event in said(work, PhaseEntered)] == ["counting", "reading rows"]
 
 
-@pytest.mark.parametrize("name", [*footprint.known_names()])
+@pytest.mark.parametrize("name", [*model_shapes.known_names()])
 def test_the_counts_of_known_models_are_those_of_the_meta_device(name: str) -> None:
-    described = footprint.known_config(name)
-    shape = footprint.known_shape(name)
+    described = model_shapes.known_config(name)
+    shape = model_shapes.known_shape(name)
     assert described
     assert shape
     config = AutoConfig.for_model(**described)

@@ -1,0 +1,162 @@
+"""What would make a training fit: settings that take less memory, what each costs, and where it then fits.
+
+`planning` asks, where a plan does not fit on every device. The cheapest for the outcome come first.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+
+import msgspec
+
+from jobs.events import Device
+from jobs.footprint import DeviceType, Footprint
+from jobs.results import PlanResult
+from jobs.training_config import TrainingConfig
+from service.answers import Answer
+from service.calibration import Correction
+
+_HOST_SHARE = 0.9  # of a host's memory that a run on its CPU may take
+_SHORTEST = 128
+_FEWEST_IMAGE_TOKENS = 64  # of a picture, below which little is to be seen
+
+Estimator = Callable[[TrainingConfig, DeviceType], Footprint]
+
+
+class Change(Answer, frozen=True, kw_only=True):
+    """Settings that take less memory, and what it then takes. `fits` names the devices it then fits on and did not."""
+
+    title: str
+    cost: str
+    config: dict[str, bool | int | float]
+    expected_bytes: int
+    high_bytes: int
+    fits: tuple[str, ...]
+
+
+class Place(msgspec.Struct, frozen=True):
+    """A device that takes work with a model, and what corrects predictions for it."""
+
+    runner_id: str
+    device: Device
+    correction: Correction
+
+    @property
+    def kind(self) -> DeviceType:
+        return "cuda" if self.device.is_cuda else "cpu"
+
+    @property
+    def name(self) -> str:
+        return f"{self.device.device_id} of {self.runner_id}"
+
+    @property
+    def room_bytes(self) -> int | None:
+        total = self.device.memory_total_bytes
+        return total if total is None or self.device.is_cuda else round(total * _HOST_SHARE)
+
+
+class _Step(msgspec.Struct, frozen=True):
+    """One way to take less, and its price."""
+
+    title: str
+    cost: str
+    config: dict[str, bool | int | float]
+
+
+def changes(
+    config: TrainingConfig,
+    result: PlanResult,
+    estimate: Estimator,
+    places: Sequence[Place],
+    kind: DeviceType,
+    correction: Correction,
+) -> Iterator[Change]:
+    """Nothing where it fits everywhere; else each single way, the cheapest first, then all of those that are needed."""
+    before = _fitting(config, estimate, places)
+    if places and len(before) == len(places):
+        return
+    now = estimate(config, kind).expected_bytes
+    together: dict[str, bool | int | float] = {}
+    is_solved = False
+    steps = [step for step in _steps(config, result) if estimate(_with(config, step.config), kind).expected_bytes < now]
+    for step in steps:
+        made = _change(step, config, estimate, places, kind, correction, before)
+        is_solved = is_solved or bool(made.fits)
+        yield made
+    for number, step in enumerate(steps, 1):
+        together |= step.config
+        if is_solved or number == 1:
+            continue
+        all_of_it = _Step(" + ".join(each.title for each in steps[:number]), "all of these prices", dict(together))
+        made = _change(all_of_it, config, estimate, places, kind, correction, before)
+        if made.fits or (not places and number == len(steps)):
+            yield made
+            return
+
+
+def _steps(config: TrainingConfig, result: PlanResult) -> Iterator[_Step]:
+    """Ways to take less, the cheapest for the outcome first."""
+    if config.batch_size > 1:
+        yield _Step(
+            f"batch_size {config.batch_size // 2}",
+            "none for the outcome: the same rows an update, by more accumulation; somewhat slower",
+            _batches(config, config.batch_size // 2),
+        )
+        if config.batch_size > 3:
+            yield _Step("batch_size 1", "none for the outcome; slower", _batches(config, 1))
+    if config.gradient_checkpointing is not True:
+        yield _Step(
+            "recompute activations", "none for the outcome; about a third slower", {"gradient_checkpointing": True}
+        )
+    if config.method == "full":
+        yield _Step("LoRA", "small adapters learn less than all weights", {"use_lora": True})
+    if config.method != "qlora":
+        yield _Step("4-bit base", "slower, and a little less exact", {"use_lora": True, "use_qlora": True})
+    pixels, of_pictures = result.shape.pixels_per_token, result.tokens.image_max
+    if pixels is not None and of_pictures > 2 * _FEWEST_IMAGE_TOKENS:
+        cap = of_pictures // result.tokens.images_max // 2 * pixels
+        yield _Step(
+            f"max_pixels {cap}", "pictures at half the pixels: small things are harder to see", {"max_pixels": cap}
+        )
+    shorter = max(_SHORTEST, -(-result.tokens.p95 // 64) * 64)
+    if shorter < min(config.max_length, result.tokens.max):
+        yield _Step(
+            f"max_length {shorter}", "the longest 5 % of the rows lose the end of their answer", {"max_length": shorter}
+        )
+
+
+def _batches(config: TrainingConfig, size: int) -> dict[str, bool | int | float]:
+    accumulated = -(-config.batch_size * config.gradient_accumulation_steps // size)
+    return {"batch_size": size, "gradient_accumulation_steps": min(128, accumulated)}
+
+
+def _change(
+    step: _Step,
+    config: TrainingConfig,
+    estimate: Estimator,
+    places: Sequence[Place],
+    kind: DeviceType,
+    correction: Correction,
+    before: set[str],
+) -> Change:
+    changed = _with(config, step.config)
+    found = estimate(changed, kind).corrected(correction.factor)
+    return Change(
+        title=step.title,
+        cost=step.cost,
+        config=step.config,
+        expected_bytes=found.expected_bytes,
+        high_bytes=found.high_bytes,
+        fits=tuple(sorted(_fitting(changed, estimate, places) - before)),
+    )
+
+
+def _fitting(config: TrainingConfig, estimate: Estimator, places: Sequence[Place]) -> set[str]:
+    return {
+        place.name
+        for place in places
+        if place.room_bytes is not None
+        and estimate(config, place.kind).corrected(place.correction.factor).high_bytes <= place.room_bytes
+    }
+
+
+def _with(config: TrainingConfig, changes: dict[str, bool | int | float]) -> TrainingConfig:
+    return msgspec.structs.replace(config, **changes)
