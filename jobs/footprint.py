@@ -43,6 +43,7 @@ class Term(StrEnum):
 
     WEIGHTS = "weights"
     WEIGHTS_4BIT = "weights in 4 bits"
+    WEIGHTS_8BIT = "weights in 8 bits"
     ADAPTERS = "adapters"
     CASTS = "weights in the format of the arithmetic"
     OPTIMISER = "optimiser states"
@@ -192,6 +193,7 @@ class _Run:
         self._config, self._shape, self._decoder = config, shape, shape.decoder
         self._device, self._loss, self._recomputes = device, loss, recomputes
         self._is_full = config.method == "full"
+        self._is_in_8_bits = config.method == "qlora" and config.qlora_bits == 8
         self._rows = config.batch_size
         self._tokens = config.batch_size * tokens.longest
         self._trained_tokens = config.batch_size * min(tokens.trained, tokens.longest)
@@ -206,9 +208,14 @@ class _Run:
             casts = self._width * self._shape.total if self._width < 4 else 0  # autocast keeps a copy of each weight
             return {Term.WEIGHTS: 4 * self._shape.total, Term.CASTS: casts, Term.OPTIMISER: states}
         adapters = {Term.ADAPTERS: 4 * self._trainable, Term.OPTIMISER: states}
-        in_four_bits = self._decoder.linear_parameters if self._config.method == "qlora" else 0
-        rest = self._width * (self._shape.total - in_four_bits)
-        return {Term.WEIGHTS: rest, Term.WEIGHTS_4BIT: NF4_BYTES * in_four_bits, **adapters}
+        if self._config.method != "qlora":
+            return {Term.WEIGHTS: self._width * self._shape.total, **adapters}
+        quantised = self._decoder.linear_parameters
+        rest = {Term.WEIGHTS: self._width * (self._shape.total - quantised)}
+        if self._is_in_8_bits:  # a byte a weight, and a 32-bit scale for each row, which makes one output
+            scales = 4 * self._decoder.layers * sum(outputs for _, outputs in self._decoder.linears)
+            return {**rest, Term.WEIGHTS_8BIT: quantised + scales, **adapters}
+        return {**rest, Term.WEIGHTS_4BIT: NF4_BYTES * quantised, **adapters}
 
     def backward(self) -> dict[Term, float]:
         """At the worst instant of a backward pass: where the loss is, or inside the last layers."""
@@ -222,7 +229,7 @@ class _Run:
         inputs = self._decoder.layers * self._tokens * self._residual_width * self._decoder.hidden + stem
         at_loss = begun | vision | {Term.RECOMPUTED: inputs, Term.LOSS: self._loss_bytes()}
         gradients = accumulated or 4 * self._trainable / self._decoder.layers
-        layer = self._layer() + self._layer_gradients() + self._dequantised()
+        layer = self._layer() + max(self._layer_gradients() + self._dequantised(), self._in_integers())
         at_layer = {Term.GRADIENTS: gradients, Term.RECOMPUTED: inputs, Term.LAYER: layer} | vision
         return max(at_loss, at_layer, key=lambda terms: sum(terms.values()))
 
@@ -247,7 +254,7 @@ class _Run:
         if self._is_full:
             numbers = norms + 2 * 4 * h + 2 * width * h + attention + mlp + width * f
         else:
-            numbers = norms + attention + mlp + self._adapter_inputs()
+            numbers = norms + attention + mlp + self._adapter_inputs() + self._quantised_inputs()
         return self._tokens * numbers
 
     def _adapter_inputs(self) -> float:
@@ -261,14 +268,36 @@ class _Run:
         mask = 1 if self._device == "cuda" else self._width  # a CPU multiplies by a mask of the same format
         return (self._width + mask) * inputs + between
 
+    def _quantised_inputs(self) -> float:
+        """Bytes a token of what the base's maps keep: in 8 bits their input, in 4 nothing.
+
+        q, k, v share theirs, gate and up theirs; o's is counted with the attention. Source: bitsandbytes, MatMul8bitLt.
+        """
+        if not self._is_in_8_bits or (not self._config.lora_dropout and self._width == 4):  # the adapters keep the same
+            return 0
+        return self._width * (2 * self._decoder.hidden + self._decoder.intermediate)
+
+    def _in_integers(self) -> float:
+        """What the largest map in 8 bits holds at once in a forward pass.
+
+        First its input in fp16, the sizes of that, which of them are outliers, and its integers; then these, the
+        outputs as 32-bit integers and as numbers. Source: bitsandbytes, int8_vectorwise_quant and int8_scaled_mm.
+        """
+        if not self._is_in_8_bits:
+            return 0
+        at_once = (max(6 * inputs, inputs + (4 + self._width) * outputs) for inputs, outputs in self._decoder.linears)
+        return self._tokens * max(at_once)
+
     def _layer_gradients(self) -> float:
         """What flows back through a layer at once."""
         return self._tokens * self._width * (2 * self._decoder.intermediate + 2 * self._decoder.hidden)
 
     def _dequantised(self) -> float:
+        """The largest map's weights as numbers, made for the gradient of its input; of 4 bits there are two copies."""
         if self._config.method != "qlora":
             return 0
-        return 2 * self._width * max(inputs * outputs for inputs, outputs in self._decoder.linears)
+        copies = 1 if self._is_in_8_bits else 2
+        return copies * self._width * max(inputs * outputs for inputs, outputs in self._decoder.linears)
 
     def _vision(self) -> float:
         """Pictures as numbers; the eyes' activations where they train, else one layer of them in passing."""

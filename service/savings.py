@@ -110,6 +110,8 @@ def _steps(config: TrainingConfig, result: PlanResult) -> Iterator[_Step]:
         yield _Step("LoRA", "small adapters learn less than all weights", {"use_lora": True})
     if config.method != "qlora":
         yield _Step("4-bit base", "slower, and a little less exact", {"use_lora": True, "use_qlora": True})
+    elif config.qlora_bits == 8:
+        yield _Step("4-bit base", "a little less exact", {"use_lora": True, "use_qlora": True, "qlora_bits": 4})
     pixels, of_pictures = result.shape.pixels_per_token, result.tokens.image_max
     if pixels is not None and of_pictures > 2 * _FEWEST_IMAGE_TOKENS:
         cap = of_pictures // result.tokens.images_max // 2 * pixels

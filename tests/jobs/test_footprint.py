@@ -31,6 +31,10 @@ def tensors(found: Footprint) -> float:
     return sum(term.size_bytes for term in found.terms if term.name not in NOT_TENSORS) / GIB
 
 
+def terms(found: Footprint) -> dict[Term, int]:
+    return {term.name: term.size_bytes for term in found.terms}
+
+
 # Simulated, not measured: FakeTensorMode with MemTracker on the first layers of LLaVA-1.5-7B, extrapolated to all.
 @pytest.mark.parametrize(
     ("settings", "recomputes", "simulated_gib"),
@@ -66,6 +70,34 @@ def test_the_config_for_24_gb_fits_and_says_that_its_weights_are_most_of_it(loss
 def test_the_same_config_does_not_fit_without_4_bits_in_8_gb() -> None:
     found = footprint.estimate(config(**FOR_8_GB | {"use_qlora": False}), shape())
     assert found.low_bytes > 8 * GIB
+
+
+def test_a_base_in_8_bits_keeps_a_byte_a_weight_and_a_scale_for_each_output() -> None:
+    sizes = terms(footprint.estimate(config(**FOR_8_GB, qlora_bits=8), shape()))
+    decoder = shape().decoder
+    outputs = decoder.layers * sum(outputs for _, outputs in decoder.linears)
+    assert sizes[Term.WEIGHTS_8BIT] == decoder.linear_parameters + 4 * outputs
+    assert Term.WEIGHTS_4BIT not in sizes
+    assert sizes[Term.WEIGHTS] == terms(footprint.estimate(config(**FOR_8_GB), shape()))[Term.WEIGHTS]
+
+
+def test_a_base_in_8_bits_lies_between_4_bits_and_none() -> None:
+    four, eight, none = (
+        footprint.estimate(config(**FOR_8_GB | of), shape()).expected_bytes
+        for of in ({}, {"qlora_bits": 8}, {"use_qlora": False})
+    )
+    assert four < eight < none
+    assert eight > 8 * GIB
+
+
+def test_a_map_in_8_bits_keeps_its_input_which_one_in_4_bits_does_not() -> None:
+    """For the backward pass, by the maps that share it: q, k, v; gate, up; down."""
+    of = {"gradient_checkpointing": False, "use_qlora": True, "batch_size": 1, "max_length": 1024}
+    four, eight = (
+        terms(footprint.estimate(config(**of, qlora_bits=bits), shape()))[Term.ACTIVATIONS] for bits in (4, 8)
+    )
+    decoder = shape().decoder
+    assert eight - four == 1024 * decoder.layers * 2 * (2 * decoder.hidden + decoder.intermediate)
 
 
 @pytest.mark.parametrize("settings", [FOR_8_GB, FOR_24_GB, {"use_lora": False, "gradient_accumulation_steps": 1}])

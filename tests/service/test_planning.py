@@ -110,6 +110,15 @@ def test_recomputing_activations_is_offered_where_they_are_kept() -> None:
     assert change.fits == ("cuda:0 of a",)
 
 
+def test_a_base_in_4_bits_is_offered_where_it_is_in_8() -> None:
+    found = plan(config(**FOR_8_GB, qlora_bits=8), gpu(8))
+    assert [fit.fits for fit in found.devices] == [False]
+    assert found.memory.dominant is Term.WEIGHTS_8BIT
+    change = next(change for change in found.changes if change.title == "4-bit base")
+    assert change.config == {"use_lora": True, "use_qlora": True, "qlora_bits": 4}
+    assert change.fits == ("cuda:0 of a",)
+
+
 def test_a_device_that_does_not_tell_its_memory_is_not_judged() -> None:
     silent = Device(device_id="cuda:0", name="GPU", slots={Slot.GPU: 1})
     assert [fit.fits for fit in plan(config(), runner(silent)).devices] == [None]

@@ -1,7 +1,7 @@
 """The recipe plan: what it counts is what training would train, see and take."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 import pytest
@@ -143,6 +143,31 @@ def test_the_formats_of_the_table_are_those_training_takes() -> None:
             for each in formats:
                 wanted = msgspec.structs.replace(config, bf16=each == "bf16", fp16=each == "fp16")
                 assert device.for_training("cpu", wanted)[0].dtype is dtypes[each]
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_the_arithmetic_counts_the_bytes_that_bitsandbytes_keeps_of_a_base(root: DataRoot, bits: Literal[4, 8]) -> None:
+    demo_model.ensure(root.models / DEMO_MODEL)
+    source = resolve(DEMO_MODEL, [root.models])
+    loaded = models.load_base(source, device="cpu", dtype=torch.bfloat16, bits=bits, offline=True)
+    config = TrainingConfig(model_name=DEMO_MODEL, train_data_path="x", use_qlora=True, qlora_bits=bits)
+    shape = model_shapes.shape_of(loaded.model.config.to_dict())
+    assert shape
+    terms = {term.name: term.size_bytes for term in footprint.estimate(config, shape).terms}
+    counted = terms[footprint.Term.WEIGHTS_4BIT if bits == 4 else footprint.Term.WEIGHTS_8BIT]
+    assert _kept_bytes(loaded.model) == pytest.approx(counted, rel=0.02)
+
+
+def _kept_bytes(model: torch.nn.Module) -> int:
+    """Of all maps in 4 or 8 bits: their numbers and scales."""
+    kept = 0
+    for module in model.modules():
+        if type(module).__name__ == "Linear8bitLt":
+            kept += module.weight.CB.nbytes + module.weight.SCB.nbytes
+        elif type(module).__name__ == "Linear4bit":
+            state = module.weight.quant_state
+            kept += module.weight.nbytes + state.absmax.nbytes + state.state2.absmax.nbytes
+    return kept
 
 
 @pytest.mark.parametrize("family", FAMILIES)
