@@ -4,7 +4,8 @@ The plan, the placement and the page ask; `plan` corrects it by what finished ru
 those of `model_shapes`.
 
 Two moments compete for the peak: the backward pass (activations and the loss are held) and the update (every
-gradient is held). The terms are those of the larger one.
+gradient is held). The terms are those of the larger one. Of a run of several processes `estimate` is about one of
+them, and `on_device` about what they take of a device.
 """
 
 from enum import StrEnum
@@ -22,6 +23,7 @@ NF4_BYTES = 1 / 2 + 1 / 64 + 4 / (64 * 256)  # a weight, its block's 8-bit scale
 CUDA_CONTEXT_BYTES = 512 * MIB
 CPU_PROCESS_BYTES = 480 * MIB  # torch, transformers and peft imported: resident memory of a child before its model
 CHUNK_LOGITS = 2**25  # numbers held at once where the loss is chunked
+BUCKET = 2**23  # numbers of gradients that several processes gather before they are sent, and the last one's on top
 
 DeviceType = Literal["cuda", "cpu"]
 
@@ -48,6 +50,7 @@ class Term(StrEnum):
     CASTS = "weights in the format of the arithmetic"
     OPTIMISER = "optimiser states"
     GRADIENTS = "gradients"
+    TRAVELLING = "gradients on their way to other processes"
     ACTIVATIONS = "activations"
     RECOMPUTED = "layer inputs kept for recomputing"
     LAYER = "activations of one layer"
@@ -81,7 +84,7 @@ class NamedBytes(msgspec.Struct, frozen=True):
 
 
 class Footprint(msgspec.Struct, frozen=True, kw_only=True):
-    """The memory of a run on its device. `terms` add up to `expected_bytes`, the largest first.
+    """The memory of a process of a run, or of all on a device. `terms` add up to `expected_bytes`, the largest first.
 
     `moment` is when the peak is: in the backward pass, or at the update. `recomputes` says whether activations are
     recomputed; `loss` which logits are assumed to be held.
@@ -99,8 +102,8 @@ class Footprint(msgspec.Struct, frozen=True, kw_only=True):
     def dominant(self) -> Term:
         return self.terms[0].name
 
-    def corrected(self, factor: float) -> "Footprint":
-        """With every number times `factor`: what finished runs on a host took, by what was predicted for them."""
+    def times(self, factor: float) -> "Footprint":
+        """With every number times `factor`."""
         return msgspec.structs.replace(
             self,
             low_bytes=round(self.low_bytes * factor),
@@ -119,7 +122,7 @@ def estimate(
     loss: Loss = LOSS,
     recomputes: bool | None = None,
 ) -> Footprint:
-    """The memory of a training; without `tokens` its rows are taken to be as long as max_length allows."""
+    """The memory of a process of a training; without `tokens` its rows are taken to be as long as max_length allows."""
     tokens = tokens or RowTokens.worst(config, shape)
     tokens = msgspec.structs.replace(tokens, longest=min(tokens.longest, config.max_length))
     if recomputes is None:
@@ -146,6 +149,11 @@ def estimate(
     )
 
 
+def on_device(found: Footprint, config: TrainingConfig, device: DeviceType) -> Footprint:
+    """The memory of a device that one process takes `found` of: those on a CPU share it, on GPUs each has its own."""
+    return found.times(config.num_processes) if device == "cpu" else found
+
+
 def reserve_bytes(
     config: TrainingConfig,
     shape: ModelShape,
@@ -154,8 +162,8 @@ def reserve_bytes(
     device: DeviceType = "cuda",
     factor: float = 1.0,
 ) -> int:
-    """What placement sets aside for a run: its high estimate, times the host's correction."""
-    return estimate(config, shape, tokens, device=device).corrected(factor).high_bytes
+    """What placement sets aside for a run on each of its devices: the high estimate, times the host's correction."""
+    return on_device(estimate(config, shape, tokens, device=device), config, device).times(factor).high_bytes
 
 
 def inference_reserve_bytes(
@@ -234,7 +242,19 @@ class _Run:
         return max(at_loss, at_layer, key=lambda terms: sum(terms.values()))
 
     def update(self) -> dict[Term, float]:
-        return {Term.GRADIENTS: 4 * self._trainable}
+        return {Term.GRADIENTS: 4 * self._trainable, Term.TRAVELLING: self._travelling()}
+
+    def _travelling(self) -> float:
+        """The copy in which gradients are added up: a bucket, which the last one that is put in may overfill."""
+        if self._config.num_processes == 1:
+            return 0
+        decoder, rank = self._decoder, self._config.lora_rank
+        largest = (
+            max(decoder.vocabulary * decoder.hidden, *(inputs * outputs for inputs, outputs in decoder.linears))
+            if self._is_full
+            else rank * max(map(max, decoder.linears))
+        )
+        return 4 * min(self._trainable, BUCKET + largest)
 
     @property
     def _residual_width(self) -> int:

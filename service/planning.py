@@ -19,7 +19,7 @@ from service import admission, calibration, savings
 from service.answers import Answer
 from service.calibration import Correction, Run
 from service.records import JobRecord, RunnerView
-from service.savings import Change, Estimator, Place
+from service.savings import Change, Estimator, Place, rows_an_update
 from service.store import Store
 
 _REMEMBERED = 200  # completed jobs that are looked through
@@ -32,7 +32,8 @@ Basis = Literal["arithmetic", "history", "probe"]
 
 
 class Memory(Answer, frozen=True, kw_only=True):
-    """The memory of a run on a sort of device. `terms` add up to `expected_bytes`, the largest first.
+    """The memory of a run on a sort of device, on each that it needs. `terms` add up to `expected_bytes`, the largest
+    first.
 
     `basis` says whether it is bare arithmetic, or corrected by earlier runs or by the probe: `correction`.
     """
@@ -51,7 +52,10 @@ class Memory(Answer, frozen=True, kw_only=True):
 
 
 class Fit(Answer, frozen=True, kw_only=True):
-    """Whether the run fits on a device when nothing else is on it; null where the device does not tell its memory."""
+    """Whether the run fits on a device when nothing else is on it; null where the device does not tell its memory.
+
+    A run of several processes fits on a GPU when its host has one for each.
+    """
 
     runner_id: str
     device_id: str
@@ -129,19 +133,22 @@ def planned(
     correction = best.correction if best else Correction()
     estimate = _estimator(result)
     memory = _memory(estimate(config, kind), kind, correction, _basis(result, correction, kind))
-    fits = tuple(_fit(place, estimate(config, place.kind).corrected(place.correction.factor)) for place in places)
+    fits = tuple(
+        _fit(place, config, estimate(config, place.kind), fits)
+        for place, fits in zip(places, savings.fitting(config, estimate, places), strict=True)
+    )
     changes = tuple(savings.changes(config, result, estimate, places, kind, correction))
     duration = _duration(config, result, history, kind)
     return PlanAnswer(
         job_id=job_id,
-        message=_summary(memory, fits),
+        message=_summary(config, memory, fits),
         parameters=result.parameters,
         total_parameters=sum(result.parameters.values()),
         trainable_parameters=result.trainable_parameters,
         rows=result.rows,
         tokens=result.tokens,
         steps=result.steps,
-        effective_batch_size=config.batch_size * config.gradient_accumulation_steps,
+        effective_batch_size=rows_an_update(config),
         memory=memory,
         devices=fits,
         changes=changes,
@@ -163,7 +170,7 @@ def _estimator(result: PlanResult) -> Estimator:
         if config.max_pixels is not None and pixels is not None:
             longest -= max(0, counted.image_max - counted.images_max * (config.max_pixels // pixels))
         rows = RowTokens(longest=longest, trained=min(counted.trained_max, longest), images=counted.images_max)
-        return footprint.estimate(config, result.shape, rows, device=kind)
+        return footprint.on_device(footprint.estimate(config, result.shape, rows, device=kind), config, kind)
 
     return estimate
 
@@ -210,7 +217,7 @@ def _basis(result: PlanResult, correction: Correction, kind: DeviceType) -> Basi
 
 
 def _memory(found: Footprint, kind: DeviceType, correction: Correction, basis: Basis) -> Memory:
-    found = found.corrected(correction.factor)
+    found = found.times(correction.factor)
     return Memory(
         device_type=kind,
         low_bytes=found.low_bytes,
@@ -226,10 +233,16 @@ def _memory(found: Footprint, kind: DeviceType, correction: Correction, basis: B
     )
 
 
-def _fit(place: Place, found: Footprint) -> Fit:
-    room, device = place.room_bytes, place.device
-    fits = None if room is None else found.high_bytes <= room
-    has = "does not tell its memory" if room is None else f"has {_gib(room)} for it"
+def _fit(place: Place, config: TrainingConfig, found: Footprint, fits: bool | None) -> Fit:
+    holds, device = place.holds(found), place.device
+    found = found.times(place.correction.factor)
+    if fits == holds:
+        room = place.room_bytes
+        has = f"{place.name} " + ("does not tell its memory" if room is None else f"has {_gib(room)} for it")
+    elif fits is False:
+        has = f"{place.runner_id} has fewer with room for it"
+    else:
+        has = f"not all GPUs of {place.runner_id} tell their memory"
     verdict = {True: "Fits", False: "Does not fit", None: "Unknown"}[fits]
     return Fit(
         runner_id=place.runner_id,
@@ -240,8 +253,8 @@ def _fit(place: Place, found: Footprint) -> Fit:
         expected_bytes=found.expected_bytes,
         high_bytes=found.high_bytes,
         fits=fits,
-        message=f"{verdict}: it takes {_gib(found.expected_bytes)}, up to {_gib(found.high_bytes)}, and {place.name} "
-        f"{has}.",
+        message=f"{verdict}: it takes {_gib(found.expected_bytes)}, up to {_gib(found.high_bytes)},"
+        f"{_shared(config, place.kind)} and {has}.",
     )
 
 
@@ -249,13 +262,15 @@ def _fit(place: Place, found: Footprint) -> Fit:
 
 
 def _duration(config: TrainingConfig, result: PlanResult, history: Sequence[Run], kind: DeviceType) -> Duration:
-    rows = min(config.num_epochs * result.rows, result.steps * config.batch_size * config.gradient_accumulation_steps)
+    rows = min(config.num_epochs * result.rows, result.steps * rows_an_update(config))
     tokens = rows * min(result.tokens.mean, config.max_length)
     probe = result.probe
     rate, source = calibration.speed(history, kind, config, sum(result.parameters.values()))
     basis: Basis = "history"
     if not rate and probe is not None and probe.device.startswith(kind):
-        rate, source, basis = probe.tokens_per_second, f"the probe on {probe.device}", "probe"
+        rate = calibration.together(probe.tokens_per_second, kind, of=config.num_processes, by=1)
+        of_one = " with one process" if config.num_processes > 1 else ""
+        source, basis = f"the probe on {probe.device}{of_one}", "probe"
     if not rate:
         why = f"No training by this method has run on a {kind} device yet: ask again with a probe, which measures it."
         return Duration(minutes=None, basis=None, message=why)
@@ -277,10 +292,10 @@ def _warnings(
             )
     elif config.method != "full" and config.learning_rate < _LEAST_LORA:
         yield f"learning_rate {config.learning_rate:g} is low for adapters, which hardly learn below {_LEAST_LORA:g}."
-    together = config.batch_size * config.gradient_accumulation_steps
+    together, times = rows_an_update(config), " times num_processes" if config.num_processes > 1 else ""
     if together > min(result.rows, _LARGE_BATCH):
         yield (
-            f"An update sees {together} rows (batch_size times gradient_accumulation_steps) and there are "
+            f"An update sees {together} rows (batch_size times gradient_accumulation_steps{times}) and there are "
             f"{result.rows}: lower one of them, or the run makes few updates."
         )
     if result.steps < _FEW_STEPS:
@@ -299,10 +314,10 @@ def _warnings(
             yield f"batch_size {config.batch_size} is too large for {smaller.fits[0]}; {fitting} fits."
 
 
-def _summary(memory: Memory, fits: Sequence[Fit]) -> str:
+def _summary(config: TrainingConfig, memory: Memory, fits: Sequence[Fit]) -> str:
     takes = (
-        f"It takes {_gib(memory.expected_bytes)} ({_gib(memory.low_bytes)} to {_gib(memory.high_bytes)}), "
-        f"most of it {memory.dominant}."
+        f"It takes {_gib(memory.expected_bytes)} ({_gib(memory.low_bytes)} to {_gib(memory.high_bytes)})"
+        f"{_shared(config, memory.device_type)}, most of it {memory.dominant}."
     )
     fitting = [f"{fit.device_id} of {fit.runner_id}" for fit in fits if fit.fits]
     if fitting:
@@ -317,6 +332,14 @@ def _about(config: TrainingConfig) -> tuple[object, ...]:
 
 async def _completed(store: Store, kind: Kind) -> list[JobRecord]:
     return await store.jobs(kinds=(kind,), status=Status.COMPLETED, limit=_REMEMBERED)
+
+
+def _shared(config: TrainingConfig, kind: DeviceType) -> str:
+    """How several processes take it: a device each, or together."""
+    if config.num_processes == 1:
+        return ""
+    count = config.num_processes
+    return f" on each of {count} GPUs of one host" if kind == "cuda" else f" in {count} processes together"
 
 
 def _gib(size_bytes: int) -> str:

@@ -3,6 +3,7 @@
 `planning` asks, where a plan does not fit on every device. The cheapest for the outcome come first.
 """
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 
 import msgspec
@@ -18,6 +19,7 @@ _HOST_SHARE = 0.9  # of a host's memory that a run on its CPU may take
 _SHORTEST = 128
 _FEWEST_IMAGE_TOKENS = 64  # of a picture, below which little is to be seen
 
+Settings = dict[str, bool | int | float]
 Estimator = Callable[[TrainingConfig, DeviceType], Footprint]
 
 
@@ -26,7 +28,7 @@ class Change(Answer, frozen=True, kw_only=True):
 
     title: str
     cost: str
-    config: dict[str, bool | int | float]
+    config: Settings
     expected_bytes: int
     high_bytes: int
     fits: tuple[str, ...]
@@ -47,6 +49,11 @@ class Place(msgspec.Struct, frozen=True):
     def name(self) -> str:
         return f"{self.device.device_id} of {self.runner_id}"
 
+    def holds(self, found: Footprint) -> bool | None:
+        """Whether it has room for that when nothing else is on it; None where it does not tell its memory."""
+        high, room = found.times(self.correction.factor).high_bytes, self.room_bytes
+        return None if room is None else high <= room
+
     @property
     def room_bytes(self) -> int | None:
         total = self.device.memory_total_bytes
@@ -58,7 +65,7 @@ class _Step(msgspec.Struct, frozen=True):
 
     title: str
     cost: str
-    config: dict[str, bool | int | float]
+    config: Settings
 
 
 def changes(
@@ -70,22 +77,26 @@ def changes(
     correction: Correction,
 ) -> Iterator[Change]:
     """Nothing where it fits everywhere; else each single way, the cheapest first, then all of those that are needed."""
-    before = _fitting(config, estimate, places)
+    before = _fitting_names(config, estimate, places)
     if places and len(before) == len(places):
         return
-    now = estimate(config, kind).expected_bytes
-    together: dict[str, bool | int | float] = {}
+    now = estimate(config, kind).times(correction.factor).expected_bytes
+    gpus = Counter(place.runner_id for place in places if place.kind == "cuda")
+    lacks_gpus = 0 < max(gpus.values(), default=0) < config.num_processes
+    together: Settings = {}
     is_solved = False
-    steps = [step for step in _steps(config, result) if estimate(_with(config, step.config), kind).expected_bytes < now]
-    for step in steps:
+    steps = []
+    for step in _steps(config, result):
         made = _change(step, config, estimate, places, kind, correction, before)
-        is_solved = is_solved or bool(made.fits)
-        yield made
+        if made.expected_bytes < now or ("num_processes" in step.config and lacks_gpus):
+            steps.append(step)
+            is_solved = is_solved or bool(made.fits)
+            yield made
     for number, step in enumerate(steps, 1):
-        together |= step.config
+        together = _keeping_rows(config, together | step.config)
         if is_solved or number == 1:
             continue
-        all_of_it = _Step(" + ".join(each.title for each in steps[:number]), "all of these prices", dict(together))
+        all_of_it = _Step(" + ".join(each.title for each in steps[:number]), "all of these prices", together)
         made = _change(all_of_it, config, estimate, places, kind, correction, before)
         if made.fits or (not places and number == len(steps)):
             yield made
@@ -98,10 +109,14 @@ def _steps(config: TrainingConfig, result: PlanResult) -> Iterator[_Step]:
         yield _Step(
             f"batch_size {config.batch_size // 2}",
             "none for the outcome: the same rows an update, by more accumulation; somewhat slower",
-            _batches(config, config.batch_size // 2),
+            _keeping_rows(config, {"batch_size": config.batch_size // 2}),
         )
         if config.batch_size > 3:
-            yield _Step("batch_size 1", "none for the outcome; slower", _batches(config, 1))
+            yield _Step("batch_size 1", "none for the outcome; slower", _keeping_rows(config, {"batch_size": 1}))
+    if config.num_processes > 1:
+        yield _Step(
+            "one process", "none for the outcome; slower by the others", _keeping_rows(config, {"num_processes": 1})
+        )
     if config.gradient_checkpointing is not True:
         yield _Step(
             "recompute activations", "none for the outcome; about a third slower", {"gradient_checkpointing": True}
@@ -125,9 +140,18 @@ def _steps(config: TrainingConfig, result: PlanResult) -> Iterator[_Step]:
         )
 
 
-def _batches(config: TrainingConfig, size: int) -> dict[str, bool | int | float]:
-    accumulated = -(-config.batch_size * config.gradient_accumulation_steps // size)
-    return {"batch_size": size, "gradient_accumulation_steps": min(128, accumulated)}
+def rows_an_update(config: TrainingConfig) -> int:
+    """The effective batch: what all processes compute before the weights change."""
+    return config.batch_size * config.gradient_accumulation_steps * config.num_processes
+
+
+def _keeping_rows(config: TrainingConfig, changes: Settings) -> Settings:
+    """With as much accumulation as keeps the rows of an update, where less is computed at once."""
+    changed = _with(config, changes)
+    at_once = changed.batch_size * changed.num_processes
+    if at_once == config.batch_size * config.num_processes:
+        return changes
+    return {**changes, "gradient_accumulation_steps": min(128, -(-rows_an_update(config) // at_once))}
 
 
 def _change(
@@ -140,25 +164,45 @@ def _change(
     before: set[str],
 ) -> Change:
     changed = _with(config, step.config)
-    found = estimate(changed, kind).corrected(correction.factor)
+    found = estimate(changed, kind).times(correction.factor)
     return Change(
         title=step.title,
         cost=step.cost,
         config=step.config,
         expected_bytes=found.expected_bytes,
         high_bytes=found.high_bytes,
-        fits=tuple(sorted(_fitting(changed, estimate, places) - before)),
+        fits=tuple(sorted(_fitting_names(changed, estimate, places) - before)),
     )
 
 
-def _fitting(config: TrainingConfig, estimate: Estimator, places: Sequence[Place]) -> set[str]:
-    return {
-        place.name
-        for place in places
-        if place.room_bytes is not None
-        and estimate(config, place.kind).corrected(place.correction.factor).high_bytes <= place.room_bytes
-    }
+def fitting(config: TrainingConfig, estimate: Estimator, places: Sequence[Place]) -> list[bool | None]:
+    """Whether the run fits on each device, None where nobody can tell: on a GPU with as many of its host as it has
+    processes."""
+    alone = [place.holds(estimate(config, place.kind)) for place in places]
+    return [
+        _with_others(holds, config.num_processes, _gpus_beside(place, places, alone)) if place.kind == "cuda" else holds
+        for place, holds in zip(places, alone, strict=True)
+    ]
 
 
-def _with(config: TrainingConfig, changes: dict[str, bool | int | float]) -> TrainingConfig:
+def _gpus_beside(place: Place, places: Sequence[Place], alone: Sequence[bool | None]) -> list[bool | None]:
+    """Of all GPUs of a place's host, itself included, whether they have room for a process."""
+    return [
+        holds
+        for other, holds in zip(places, alone, strict=True)
+        if (other.runner_id, other.kind) == (place.runner_id, "cuda")
+    ]
+
+
+def _with_others(holds: bool | None, processes: int, host: Sequence[bool | None]) -> bool | None:
+    if holds is False or len(host) - host.count(False) < processes:
+        return False
+    return holds if host.count(True) >= processes else None
+
+
+def _fitting_names(config: TrainingConfig, estimate: Estimator, places: Sequence[Place]) -> set[str]:
+    return {place.name for place, fits in zip(places, fitting(config, estimate, places), strict=True) if fits}
+
+
+def _with(config: TrainingConfig, changes: Settings) -> TrainingConfig:
     return msgspec.structs.replace(config, **changes)

@@ -107,7 +107,7 @@ def row_tokens(counted: TokenCounts) -> RowTokens:
 
 
 def predicted_bytes(config: TrainingConfig, loaded: Loaded, found: Survey) -> int | None:
-    """The peak that arithmetic expects of a training that is about to run; None where it cannot tell."""
+    """The peak that arithmetic expects of a process of a training that is about to run; None where it cannot tell."""
     of = model_shapes.shape_of(loaded.model.config.to_dict())
     if of is None:
         return None

@@ -150,6 +150,27 @@ def test_placement_sets_the_high_estimate_aside_times_the_correction() -> None:
     assert footprint.reserve_bytes(config(), shape(), factor=1.5) == pytest.approx(1.5 * high)
 
 
+def test_each_process_on_a_gpu_takes_what_one_does_and_a_bucket_of_gradients_at_the_update() -> None:
+    of = {"use_lora": False, "batch_size": 1, "gradient_accumulation_steps": 1, "max_length": 128}
+    one, two = (footprint.estimate(config(**of, num_processes=count), shape()) for count in (1, 2))
+    embeddings = shape().decoder.vocabulary * shape().decoder.hidden
+    assert one.moment == two.moment == "update"
+    assert Term.TRAVELLING not in terms(one)
+    assert terms(two)[Term.TRAVELLING] == 4 * (footprint.BUCKET + embeddings)
+    small = footprint.estimate(config(num_processes=2, lora_rank=1), shape())
+    assert terms(small).get(Term.TRAVELLING, 0) <= 4 * sum(shape().trainable(config(lora_rank=1)).values())
+
+
+def test_processes_on_a_cpu_share_its_memory_and_on_gpus_each_has_its_own() -> None:
+    four = config(num_processes=4)
+    each = footprint.estimate(four, shape(), device="cpu")
+    together = footprint.on_device(each, four, "cpu")
+    assert together.expected_bytes == 4 * each.expected_bytes
+    assert terms(together)[Term.PROCESS] == 4 * footprint.CPU_PROCESS_BYTES
+    assert footprint.reserve_bytes(four, shape(), device="cpu") == together.high_bytes
+    assert footprint.reserve_bytes(four, shape()) == footprint.estimate(four, shape()).high_bytes
+
+
 def test_a_model_that_only_answers_takes_little_more_than_its_weights() -> None:
     weights = 2 * shape().total
     assert weights < footprint.inference_reserve_bytes(shape()) < 1.3 * weights

@@ -2,7 +2,7 @@
 
 import time
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 import pytest
@@ -177,6 +177,94 @@ def test_the_duration_comes_from_earlier_runs_of_the_model() -> None:
     found = plan(of, gpu(24), history=[run(of, 1.0), run(config(use_lora=False), 1.0, tokens_per_second=1.0)])
     assert found.duration.minutes == pytest.approx(3 * 1000 * 720 / 1000 / 60, rel=0.01)
     assert found.estimated_duration_minutes == found.duration.minutes
+
+
+# -- several processes
+
+
+def test_an_update_of_several_processes_sees_the_rows_of_all() -> None:
+    found = plan(config(num_processes=4))
+    assert found.effective_batch_size == 4 * 4 * 4
+    warned = plan(config(batch_size=128, num_processes=8))
+    assert any("sees 4096 rows" in warning and "times num_processes" in warning for warning in warned.warnings)
+
+
+def test_several_processes_fit_on_a_host_that_has_a_gpu_for_each() -> None:
+    two = config(**FOR_8_GB, num_processes=2)
+    pair, single = (runner(*gpu(8).devices, *gpu(8, index=1).devices), gpu(8, "b"))
+    found = plan(two, pair, single)
+    assert {(fit.runner_id, fit.device_id): fit.fits for fit in found.devices} == {
+        ("a", "cuda:0"): True,
+        ("a", "cuda:1"): True,
+        ("b", "cuda:0"): False,
+    }
+    assert "on each of 2 GPUs" in found.message
+    assert "b has fewer with room" in found.devices[2].message
+    assert found.memory.expected_bytes == pytest.approx(plan(config(**FOR_8_GB), pair).memory.expected_bytes, rel=0.05)
+
+
+def test_of_two_gpus_the_smaller_one_decides() -> None:
+    found = plan(config(**FOR_8_GB, num_processes=2), runner(*gpu(8).devices, *gpu(4, index=1).devices))
+    assert [fit.fits for fit in found.devices] == [False, False]
+
+
+def test_gpus_that_do_not_tell_their_memory_leave_it_open() -> None:
+    silent = Device(device_id="cuda:1", name="GPU", slots={Slot.GPU: 1})
+    found = plan(config(**FOR_8_GB, num_processes=2), runner(*gpu(8).devices, silent))
+    assert [fit.fits for fit in found.devices] == [None, None]
+
+
+def test_one_process_is_offered_where_there_is_no_gpu_for_each_and_keeps_the_rows_of_an_update() -> None:
+    found = plan(config(**FOR_8_GB | {"batch_size": 2}, num_processes=2), gpu(8.5))
+    change = next(change for change in found.changes if "num_processes" in change.config and change.fits)
+    assert change.config == {"num_processes": 1, "gradient_accumulation_steps": 16}
+
+
+def test_what_is_changed_together_keeps_the_rows_of_an_update() -> None:
+    found = plan(config(batch_size=8, num_processes=2), gpu(16))
+    both = next(change for change in found.changes if {"batch_size", "num_processes"} <= change.config.keys())
+    changed = msgspec.structs.replace(config(), **both.config)
+    assert changed.batch_size * changed.gradient_accumulation_steps * changed.num_processes == 8 * 4 * 2
+
+
+def test_processes_on_a_cpu_take_its_memory_together() -> None:
+    on_cpu = {"model_name": "demo-llava", "device": "cpu"}
+    host = runner(Device(device_id="cpu", name="CPU", slots={Slot.GPU: 1}, memory_total_bytes=3 * GIB))
+    one, four = (plan(config(**on_cpu, batch_size=1, num_processes=count), host) for count in (1, 4))
+    assert four.memory.expected_bytes == 4 * one.memory.expected_bytes
+    assert "in 4 processes together" in four.message
+
+
+def test_the_duration_comes_from_runs_with_as_many_processes() -> None:
+    two = config(num_processes=2)
+    history = [run(two, 1.0, tokens_per_second=1800.0), run(config(), 1.0, tokens_per_second=1000.0)]
+    found = plan(two, gpu(24), history=history)
+    assert found.duration.minutes == pytest.approx(3 * 1000 * 720 / 1800 / 60, rel=0.01)
+
+
+@pytest.mark.parametrize(("kind", "expected"), [("cuda", 2000.0), ("cpu", 1000.0)])
+def test_runs_with_another_number_of_processes_count_by_their_gpus_and_on_a_cpu_as_they_are(
+    kind: Literal["cuda", "cpu"], expected: float
+) -> None:
+    alone = msgspec.structs.replace(run(config(), 1.0), device_type=kind)
+    rate, source = calibration.speed([alone], kind, config(num_processes=2), 7_000_000_000)
+    assert rate == expected
+    assert "another number of processes" in source
+
+
+def test_a_probe_is_one_process_of_the_run() -> None:
+    of = config(**FOR_8_GB, num_processes=2)
+    probe = Probe(
+        device="cuda:0",
+        device_name="GPU",
+        peak_memory_bytes=5 * GIB,
+        predicted_memory_bytes=5 * GIB,
+        tokens_per_second=500.0,
+        rows=1,
+    )
+    found = plan(of, probe=probe)
+    assert found.duration.minutes == pytest.approx(3 * 1000 * 720 / 1000 / 60, rel=0.01)
+    assert "one process" in found.duration.message
 
 
 def test_of_another_model_the_duration_goes_by_its_size() -> None:
