@@ -135,6 +135,8 @@ class Admission:
         family = await self._names.family(config.model_name)
         if family is not None and (why := support.why_not_family(family, config.method)):
             raise InvalidInput(why, path="config.model_name")
+        if config.device != "auto" and (why := support.why_not_device(config, config.device)):
+            raise InvalidInput(why, path="config.qlora_bits")
         return _replace(config, **paths), (note,) if note else ()
 
     async def _use(self, spec: EvaluateSpec | GenerateSpec) -> Admitted:

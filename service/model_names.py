@@ -7,6 +7,7 @@ memory a job with it needs.
 import asyncio
 import time
 
+from jobs import support
 from jobs.errors import InvalidInput
 from jobs.footprint import DeviceType, inference_reserve_bytes, reserve_bytes
 from jobs.model_config import config_of, family_of
@@ -20,6 +21,10 @@ from service.calibration import Run
 from service.ledger import Ledger
 from service.placement import NOTHING, SIZE_UNKNOWN, TOO_LARGE_FOR_CPU, Needs
 
+BITS_NEED_GPU = (
+    "qlora_bits 8 needs a GPU, and no connected runner has one. "
+    "Start a runner on a GPU host, or cancel and send qlora_bits: 4."
+)
 _DEVICES: tuple[DeviceType, DeviceType] = ("cuda", "cpu")  # in the order of `Needs`
 _ANSWERED_ROWS, _ANSWERED_LENGTH = 8, 2048  # what evaluating and answering take together
 _REMEMBERED_S = 1.0  # many jobs submitted together name the same model
@@ -55,7 +60,9 @@ class ModelNames:
         return await asyncio.to_thread(family_of, source)
 
     async def why_not_on_cpu(self, spec: JobSpec) -> str | None:
-        """Why the job's model runs on a CPU only when that is asked for; None when it is small or there is none."""
+        """Why the job runs on a CPU only when asked for, or never; None when it is small or has no model."""
+        if isinstance(spec, FinetuneSpec | PlanSpec) and support.why_not_device(spec.config, "cpu"):
+            return BITS_NEED_GPU
         name = await self._name(spec)
         if name is None:
             return None

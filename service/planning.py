@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime
 from typing import Literal
 
-from jobs import footprint
+from jobs import footprint, support
 from jobs.footprint import GIB, DeviceType, Footprint, Loss, NamedBytes, RowTokens, Term
 from jobs.lifecycle import Status
 from jobs.models import CPU_LIMIT_PARAMETERS
@@ -182,6 +182,8 @@ def _places(
         for device in view.devices if view.alive else ():
             kind: DeviceType = "cuda" if device.is_cuda else "cpu"
             if device.slots.get(Slot.GPU, 0) and config.device in ("auto", kind):
+                if support.why_not_device(config, kind):
+                    continue
                 found = _probed(result, kind) or calibration.correction(
                     history, view.runner_id, kind, result.shape.family
                 )
@@ -201,6 +203,8 @@ def _kind(config: TrainingConfig, result: PlanResult, places: Sequence[Place]) -
     """The sort of device the run is for."""
     if config.device != "auto":
         return config.device
+    if support.why_not_device(config, "cpu"):
+        return "cuda"
     is_large = sum(result.parameters.values()) > CPU_LIMIT_PARAMETERS
     return "cuda" if is_large or any(place.device.is_cuda for place in places) else "cpu"
 

@@ -86,6 +86,16 @@ def test_a_probe_needs_what_its_training_would_and_a_plan_without_one_needs_noth
     assert needs(ValidateSpec(data_path="d")) == NOTHING
 
 
+def test_what_a_cpu_does_not_compute_waits_for_a_gpu_however_small_it_is(tmp_path) -> None:
+    ledger: Any = Past()
+    names = ModelNames(Settings(data_root=str(tmp_path)), DataRoot(tmp_path), ledger)
+    four, eight = (
+        FinetuneSpec(config=msgspec.structs.replace(config("demo-llava"), qlora_bits=bits)) for bits in (4, 8)
+    )
+    assert asyncio.run(names.why_not_on_cpu(four)) is None
+    assert "send qlora_bits: 4" in (asyncio.run(names.why_not_on_cpu(eight)) or "")
+
+
 def test_a_model_that_only_answers_needs_less_than_one_that_learns(needs) -> None:
     learns = needs(FinetuneSpec(config=msgspec.structs.replace(config(), use_qlora=False, use_lora=False)))
     answers = needs(EvaluateSpec(model_name=LLAVA, data_path="d"))

@@ -119,6 +119,15 @@ def test_a_base_in_4_bits_is_offered_where_it_is_in_8() -> None:
     assert change.fits == ("cuda:0 of a",)
 
 
+def test_what_a_cpu_does_not_compute_fits_on_none() -> None:
+    host = Device(device_id="cpu", name="CPU", slots={Slot.GPU: 1}, memory_total_bytes=64 * GIB)
+    small = {"model_name": "demo-llava", "use_qlora": True}
+    assert [fit.fits for fit in plan(config(**small), runner(host)).devices] == [True]
+    found = plan(config(**small, qlora_bits=8), runner(host))
+    assert found.devices == ()
+    assert found.memory.device_type == "cuda"
+
+
 def test_a_device_that_does_not_tell_its_memory_is_not_judged() -> None:
     silent = Device(device_id="cuda:0", name="GPU", slots={Slot.GPU: 1})
     assert [fit.fits for fit in plan(config(), runner(silent)).devices] == [None]

@@ -15,7 +15,7 @@ from gpu_runner.recipes import finetune, plan
 from gpu_runner.rows import LLAVA_FILE, Row, Turn
 from gpu_runner.training import adapters, demo_model, device, loss, models, ranks
 from jobs import footprint, model_shapes, support
-from jobs.errors import ModelUnavailable
+from jobs.errors import ModelUnavailable, NoCapacity
 from jobs.events import PhaseEntered
 from jobs.models import DEMO_MODEL, KNOWN, resolve
 from jobs.paths import DataRoot
@@ -168,6 +168,16 @@ def _kept_bytes(model: torch.nn.Module) -> int:
             state = module.weight.quant_state
             kept += module.weight.nbytes + state.absmax.nbytes + state.state2.absmax.nbytes
     return kept
+
+
+def test_the_bits_of_the_table_are_those_a_cpu_computes_with() -> None:
+    for bits, devices in support.BITS.items():
+        assert device.has_bits("cpu", bits) is ("cpu" in devices)
+
+
+def test_a_probe_of_bits_that_the_device_does_not_compute_with_is_refused(planned: Callable[..., PlanResult]) -> None:
+    with pytest.raises(NoCapacity, match="set qlora_bits to 4"):
+        planned(probe=True, use_qlora=True, qlora_bits=8)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
