@@ -105,7 +105,8 @@ def support_page() -> str:
         "## Several processes\n\n`num_processes` of one host train together, with every method and format that the "
         "device computes.",
         _table(("device", "each process has", "gradients travel by"), processes),
-        "## Continuing\n\nA training may go on (`continue_from`) from what a training with one of these methods left.",
+        "## Continuing\n\nA training may go on (`continue_from`) from what a training of the same model with one of "
+        "these methods left, with adapters of the same rank and alpha.",
         _table(("trained with", "may continue with"), continues),
     ]
     return "\n\n".join(sections) + "\n"

@@ -120,12 +120,18 @@ def why_not_device(config: TrainingConfig, device: Device) -> str | None:
 
 def why_not_continue(config: TrainingConfig, earlier: TrainingConfig) -> str | None:
     """Why a training cannot go on from another's weights; None when it can."""
-    if config.method in CONTINUES[earlier.method]:
-        return None
-    return (
-        f"That training used the method {earlier.method} and this one uses {config.method}: "
-        "set use_lora and use_qlora as they were there."
-    )
+    if config.method not in CONTINUES[earlier.method]:
+        return (
+            f"That training used the method {earlier.method} and this one uses {config.method}: "
+            "set use_lora and use_qlora as they were there."
+        )
+    theirs = earlier.lora_rank, earlier.lora_alpha
+    if config.method != "full" and (config.lora_rank, config.lora_alpha) != theirs:
+        return (
+            f"The adapters of that training have rank {earlier.lora_rank} and alpha {earlier.lora_alpha}: "
+            "set lora_rank and lora_alpha to these."
+        )
+    return None
 
 
 def why_not_data(family: str, has_images: bool) -> str | None:
