@@ -5,11 +5,11 @@ from earlier runs; the arithmetic is `jobs.footprint`, what would make it fit st
 """
 
 from collections.abc import Iterable, Iterator, Sequence
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Literal
 
-from jobs import footprint, support
-from jobs.footprint import GIB, DeviceType, Footprint, Loss, NamedBytes, RowTokens, Term
+from jobs import support
+from jobs.footprint import GIB, DeviceType, Footprint, Loss, NamedBytes, Term
 from jobs.lifecycle import Status
 from jobs.models import CPU_LIMIT_PARAMETERS
 from jobs.results import PlanResult, TokenCounts
@@ -18,8 +18,11 @@ from jobs.training_config import TrainingConfig
 from service import admission, calibration, savings
 from service.answers import Answer
 from service.calibration import Correction, Run
-from service.records import JobRecord, RunnerView
-from service.savings import Change, Estimator, Place, rows_an_update
+from service.model_names import ModelNames, Reserving
+from service.occupancy import Occupancy, occupancy
+from service.recorder import Recorder
+from service.records import JobRecord
+from service.savings import Change, Estimates, Place, rows_an_update
 from service.store import Store
 
 _REMEMBERED = 200  # completed jobs that are looked through
@@ -52,7 +55,7 @@ class Memory(Answer, frozen=True, kw_only=True):
 
 
 class Fit(Answer, frozen=True, kw_only=True):
-    """Whether the run fits on a device when nothing else is on it; null where the device does not tell its memory.
+    """Whether the run finds room on a device that has no other job; null where the device does not tell its memory.
 
     A run of several processes fits on a GPU when its host has one for each.
     """
@@ -97,13 +100,16 @@ class PlanAnswer(Answer, frozen=True, kw_only=True):
     completed_at: datetime | None
 
 
-async def answer(record: JobRecord, store: Store, runners: Iterable[RunnerView]) -> PlanAnswer:
+async def answer(record: JobRecord, store: Store, recorder: Recorder, names: ModelNames) -> PlanAnswer:
     """What a completed plan job means here and now."""
     spec, result = record.spec, record.result
     if not isinstance(spec, PlanSpec) or not isinstance(result, PlanResult):
         raise TypeError(f"job {record.job_id} is no completed plan")
     history = calibration.runs_of(await _completed(store, Kind.FINETUNE))
-    return planned(record.job_id, spec.config, result, history, list(runners), record.completed_at)
+    taking = [view for view in recorder.runners.values() if view.alive and not view.report.stopping]
+    devices = occupancy(taking, recorder.live, datetime.now(UTC))
+    reserving = await names.reserving(spec.config.model_name)
+    return planned(record.job_id, spec.config, result, history, devices, reserving, record.completed_at)
 
 
 async def duration_at_start(spec: FinetuneSpec, store: Store) -> float | None:
@@ -123,21 +129,22 @@ def planned(
     config: TrainingConfig,
     result: PlanResult,
     history: Sequence[Run],
-    runners: Sequence[RunnerView],
+    devices: Iterable[Occupancy],
+    reserving: Reserving | None = None,
     completed_at: datetime | None = None,
 ) -> PlanAnswer:
     """The whole answer, from what was counted and what is known."""
-    places = list(_places(config, result, history, runners))
+    places = list(_places(config, result, history, devices))
     kind = _kind(config, result, places)
     best = max((place for place in places if place.kind == kind), key=lambda place: place.room_bytes or 0, default=None)
     correction = best.correction if best else Correction()
-    estimate = _estimator(result)
-    memory = _memory(estimate(config, kind), kind, correction, _basis(result, correction, kind))
+    estimates = Estimates(result, reserving)
+    memory = _memory(estimates.footprint(config, kind), kind, correction, _basis(result, correction, kind))
     fits = tuple(
-        _fit(place, config, estimate(config, place.kind), fits)
-        for place, fits in zip(places, savings.fitting(config, estimate, places), strict=True)
+        _fit(place, config, estimates, fits)
+        for place, fits in zip(places, savings.fitting(config, estimates, places), strict=True)
     )
-    changes = tuple(savings.changes(config, result, estimate, places, kind, correction))
+    changes = tuple(savings.changes(config, result, estimates, places, kind, correction))
     duration = _duration(config, result, history, kind)
     return PlanAnswer(
         job_id=job_id,
@@ -162,32 +169,15 @@ def planned(
 # -- memory
 
 
-def _estimator(result: PlanResult) -> Estimator:
-    counted, pixels = result.tokens, result.shape.pixels_per_token
-
-    def estimate(config: TrainingConfig, kind: DeviceType) -> Footprint:
-        longest = counted.max
-        if config.max_pixels is not None and pixels is not None:
-            longest -= max(0, counted.image_max - counted.images_max * (config.max_pixels // pixels))
-        rows = RowTokens(longest=longest, trained=min(counted.trained_max, longest), images=counted.images_max)
-        return footprint.on_device(footprint.estimate(config, result.shape, rows, device=kind), config, kind)
-
-    return estimate
-
-
 def _places(
-    config: TrainingConfig, result: PlanResult, history: Sequence[Run], runners: Sequence[RunnerView]
+    config: TrainingConfig, result: PlanResult, history: Sequence[Run], devices: Iterable[Occupancy]
 ) -> Iterator[Place]:
-    for view in runners:
-        for device in view.devices if view.alive else ():
-            kind: DeviceType = "cuda" if device.is_cuda else "cpu"
-            if device.slots.get(Slot.GPU, 0) and config.device in ("auto", kind):
-                if support.why_not_device(config, kind):
-                    continue
-                found = _probed(result, kind) or calibration.correction(
-                    history, view.runner_id, kind, result.shape.family
-                )
-                yield Place(view.runner_id, device, found)
+    for each in devices:
+        kind: DeviceType = "cuda" if each.device.is_cuda else "cpu"
+        takes_models = each.device.slots.get(Slot.GPU, 0) and config.device in ("auto", kind)
+        if takes_models and not support.why_not_device(config, kind):
+            found = _probed(result, kind) or calibration.correction(history, each.runner_id, kind, result.shape.family)
+            yield Place(each.runner_id, each.device, each.capacity_bytes, found)
 
 
 def _probed(result: PlanResult, kind: DeviceType) -> Correction | None:
@@ -237,11 +227,13 @@ def _memory(found: Footprint, kind: DeviceType, correction: Correction, basis: B
     )
 
 
-def _fit(place: Place, config: TrainingConfig, found: Footprint, fits: bool | None) -> Fit:
-    holds, device = place.holds(found), place.device
-    found = found.times(place.correction.factor)
-    if fits == holds:
-        room = place.room_bytes
+def _fit(place: Place, config: TrainingConfig, estimates: Estimates, fits: bool | None) -> Fit:
+    needed, device = estimates.needed_bytes(config, place.kind, place.correction), place.device
+    found = estimates.footprint(config, place.kind).times(place.correction.factor)
+    room, kept = place.room_bytes, ""
+    if place.holds(found.high_bytes) and not place.holds(needed):
+        kept = f" {_gib(needed)} are kept for it, for rows of {config.max_length} tokens,"
+    if fits == place.holds(needed):
         has = f"{place.name} " + ("does not tell its memory" if room is None else f"has {_gib(room)} for it")
     elif fits is False:
         has = f"{place.runner_id} has fewer with room for it"
@@ -258,7 +250,7 @@ def _fit(place: Place, config: TrainingConfig, found: Footprint, fits: bool | No
         high_bytes=found.high_bytes,
         fits=fits,
         message=f"{verdict}: it takes {_gib(found.expected_bytes)}, up to {_gib(found.high_bytes)},"
-        f"{_shared(config, place.kind)} and {has}.",
+        f"{_shared(config, place.kind)}{kept} and {has}.",
     )
 
 

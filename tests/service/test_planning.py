@@ -8,13 +8,16 @@ import msgspec
 import pytest
 
 from jobs import model_shapes
-from jobs.events import Device, RunnerReported
+from jobs.events import Device, Held, RunnerReported
 from jobs.footprint import GIB, Term
 from jobs.results import FinetuneResult, PlanResult, Probe, TokenCounts
 from jobs.specs import FinetuneSpec, Slot
 from jobs.training_config import TrainingConfig
-from service import calibration, planning
+from service import calibration, placement, planning
 from service.calibration import Run
+from service.model_names import Reserving
+from service.occupancy import occupancy, rooms
+from service.placement import Needs, Place
 from service.planning import PlanAnswer
 from service.records import JobRecord, RunnerView
 
@@ -57,8 +60,15 @@ def runner(*devices: Device, runner_id: str = "a") -> RunnerView:
     return RunnerView(report=report, heard_at=time.monotonic(), lease_s=60)
 
 
-def plan(of: TrainingConfig, *runners: RunnerView, history: list[Run] | None = None, **changes: Any) -> PlanAnswer:
-    return planning.planned("job", of, counted(of, **changes), history or [], runners)
+def plan(
+    of: TrainingConfig,
+    *runners: RunnerView,
+    history: list[Run] | None = None,
+    reserving: Reserving | None = None,
+    **changes: Any,
+) -> PlanAnswer:
+    devices = occupancy(runners, {}, datetime.now(UTC))
+    return planning.planned("job", of, counted(of, **changes), history or [], devices, reserving)
 
 
 def run(of: TrainingConfig, ratio: float, **changes: Any) -> Run:
@@ -126,6 +136,65 @@ def test_what_a_cpu_does_not_compute_fits_on_none() -> None:
     found = plan(config(**small, qlora_bits=8), runner(host))
     assert found.devices == ()
     assert found.memory.device_type == "cuda"
+
+
+# -- where placement would place it
+
+
+def placed_on(of: TrainingConfig, view: RunnerView, reserving: Reserving) -> bool:
+    """Whether placement would give the device to it now, nothing else being there."""
+    needs = Needs(*(reserving.size_bytes(of, kind) for kind in ("cuda", "cpu")))
+    waiting = placement.waiting_for("job", FinetuneSpec(config=of), None, needs)
+    (decision,) = placement.place([waiting], rooms([view], {}, datetime.now(UTC)))
+    return isinstance(decision, Place)
+
+
+def set_aside(name: str = LLAVA_7B, factor: float = 1.0) -> Reserving:
+    shape = model_shapes.known_shape(name)
+    assert shape
+    return Reserving(shape=shape, factors={"cuda": factor, "cpu": factor})
+
+
+@pytest.mark.parametrize("share", [0.85, 0.95, 1.0, 1.05, 1.2])
+@pytest.mark.parametrize("factor", [1.0, 1.3])
+@pytest.mark.parametrize("device_id", ["cuda:0", "cpu"])
+def test_it_fits_exactly_where_placement_would_place_it(share: float, factor: float, device_id: str) -> None:
+    of, reserving = config(**FOR_8_GB | {"max_length": 3000}), set_aside(factor=factor)
+    free = round(share * reserving.size_bytes(of, "cpu" if device_id == "cpu" else "cuda"))
+    device = Device(
+        device_id=device_id,
+        name="D",
+        slots={Slot.GPU: 1},
+        memory_total_bytes=round(1.5 * free),
+        memory_free_bytes=free,
+    )
+    fit = plan(of, runner(device), reserving=reserving).devices[0]
+    assert fit.fits is placed_on(of, runner(device), reserving) is (share >= 1.0)
+
+
+def test_what_is_kept_for_longer_rows_than_there_are_is_said_and_a_shorter_limit_is_free() -> None:
+    of, reserving = config(**FOR_8_GB | {"max_length": 8192}), set_aside()
+    short = msgspec.structs.replace(TOKENS, max=800, trained_max=60)
+    found = plan(of, gpu(8), reserving=reserving, tokens=short)
+    assert [fit.fits for fit in found.devices] == [False]
+    assert "are kept for it, for rows of 8192 tokens" in found.devices[0].message
+    assert found.changes[0].config == {"max_length": 832}
+    assert found.changes[0].fits == ("cuda:0 of a",)
+    assert found.changes[0].cost == "none: no row is longer"
+
+
+def test_what_jobs_of_ours_hold_now_does_not_count_and_what_others_hold_does() -> None:
+    of = config(**FOR_8_GB)
+    device = gpu(24).devices[0]
+    half = msgspec.structs.replace(device, memory_free_bytes=GIB)
+    assert [fit.fits for fit in plan(of, runner(half)).devices] == [False]
+    held = Held(
+        job_id="other", attempt=1, state="running", last_n=1, slot=Slot.GPU, device="cuda:0", memory_bytes=23 * GIB
+    )
+    ours = RunnerReported(runner_id="a", boot="1", at=datetime.now(UTC), devices=(half,), held=(held,), version="1")
+    assert [fit.fits for fit in plan(of, RunnerView(report=ours, heard_at=time.monotonic(), lease_s=60)).devices] == [
+        True
+    ]
 
 
 def test_a_device_that_does_not_tell_its_memory_is_not_judged() -> None:
