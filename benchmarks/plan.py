@@ -14,7 +14,7 @@ from typing import Any
 
 from benchmarks import step
 from benchmarks.report import Aim, Report, at_most
-from jobs import footprint
+from jobs import footprint, model_shapes
 from jobs.footprint import MIB, Footprint, RowTokens, Term
 from jobs.training_config import TrainingConfig
 
@@ -98,7 +98,7 @@ def run() -> Report:
 
 def predicted(case: Any) -> Footprint:
     """What the plan says of a case."""
-    shape = footprint.shape_of(step.model_config(case))
+    shape = model_shapes.shape_of(step.model_config(case))
     assert shape is not None
     config = TrainingConfig(model_name="m", train_data_path="d", **case["config"])
     rows = RowTokens(longest=case["tokens"], trained=case["trained"], images=1 if case["vision"] else 0)

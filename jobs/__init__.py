@@ -1,11 +1,11 @@
 """The language all programs of this service speak: specs, events, commands, states, names, paths.
 
 Read in this order: `errors` · `settings` · `logs` · `tasks` · `keys` · `paths` · `models` · `values` ·
-`training_config` · `support` · `footprint` · `model_config` · `specs` · `presets` · `results` · `events` ·
-`commands` · `frames` · `columns` · `lifecycle` · `redis_server` · `bus` · `central_directory` · `archive_entries` ·
-`archive` · `documents`. The client, for programs that drive the service: `backoff` · `calls` · `subscription` ·
-`transfer` · `connection` · `client` · `async_client`. Nothing here knows SQL or torch, and only `connection` and the
-two clients know HTTP.
+`training_config` · `support` · `model_shapes` · `footprint` · `model_config` · `specs` · `presets` · `results` ·
+`events` · `commands` · `frames` · `columns` · `lifecycle` · `redis_server` · `bus` · `central_directory` ·
+`archive_entries` · `archive` · `documents`. The client, for programs that drive the service: `backoff` · `calls` ·
+`subscription` · `transfer` · `connection` · `client` · `async_client`. Nothing here knows SQL or torch, and only
+`connection` and the two clients know HTTP.
 
 Glossary
 --------

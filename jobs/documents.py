@@ -85,6 +85,8 @@ def support_page() -> str:
         for name, family in support.FAMILIES.items()
     ]
     formats = [(method, device, ", ".join(found)) for (method, device), found in support.FORMATS.items()]
+    bits = [(f"{bits}", device, of) for bits, devices in support.BITS.items() for device, of in devices.items()]
+    processes = [(device, each.has, each.talks_by) for device, each in support.PROCESSES.items()]
     continues = [(method, ", ".join(found)) for method, found in support.CONTINUES.items()]
     sections = [
         "# What works together",
@@ -97,7 +99,14 @@ def support_page() -> str:
         "## Number formats\n\nThe first is taken where a configuration leaves it open and the device has it. fp16 on a "
         "CPU becomes fp32, and the job says so.",
         _table(("method", "device", "formats"), formats),
-        "## Continuing\n\nA training may go on (`continue_from`) from what a training with one of these methods left.",
+        "## Bits of a quantised base\n\n`qlora_bits`, with `use_qlora`. With `device: auto` a training waits for a "
+        "device that computes with them.",
+        _table(("bits", "device", "which"), bits),
+        "## Several processes\n\n`num_processes` of one host train together, with every method and format that the "
+        "device computes.",
+        _table(("device", "each process has", "gradients travel by"), processes),
+        "## Continuing\n\nA training may go on (`continue_from`) from what a training of the same model with one of "
+        "these methods left, with adapters of the same rank and alpha.",
         _table(("trained with", "may continue with"), continues),
     ]
     return "\n\n".join(sections) + "\n"

@@ -1,21 +1,19 @@
 """How much memory a training takes, by arithmetic on the model's dimensions: no model, no data and no torch needed.
 
-The plan, the placement and the page ask; `plan` corrects it by what finished runs really took. A model's dimensions
-come from its config.json, or for well-known names from `architectures.json` beside this file, which holds public
-facts: the dimensions, and parameter counts counted on the meta device.
+The plan, the placement and the page ask; `plan` corrects it by what finished runs really took. The dimensions are
+those of `model_shapes`.
 
 Two moments compete for the peak: the backward pass (activations and the loss are held) and the update (every
-gradient is held). The terms are those of the larger one.
+gradient is held). The terms are those of the larger one. Of a run of several processes `estimate` is about one of
+them, and `on_device` about what they take of a device.
 """
 
-import functools
-from collections.abc import Mapping
 from enum import StrEnum
-from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import msgspec
 
+from jobs.model_shapes import ModelShape
 from jobs.training_config import TrainingConfig
 
 MIB, GIB = 2**20, 2**30
@@ -25,6 +23,7 @@ NF4_BYTES = 1 / 2 + 1 / 64 + 4 / (64 * 256)  # a weight, its block's 8-bit scale
 CUDA_CONTEXT_BYTES = 512 * MIB
 CPU_PROCESS_BYTES = 480 * MIB  # torch, transformers and peft imported: resident memory of a child before its model
 CHUNK_LOGITS = 2**25  # numbers held at once where the loss is chunked
+BUCKET = 2**23  # numbers of gradients that several processes gather before they are sent, and the last one's on top
 
 DeviceType = Literal["cuda", "cpu"]
 
@@ -46,10 +45,12 @@ class Term(StrEnum):
 
     WEIGHTS = "weights"
     WEIGHTS_4BIT = "weights in 4 bits"
+    WEIGHTS_8BIT = "weights in 8 bits"
     ADAPTERS = "adapters"
     CASTS = "weights in the format of the arithmetic"
     OPTIMISER = "optimiser states"
     GRADIENTS = "gradients"
+    TRAVELLING = "gradients on their way to other processes"
     ACTIVATIONS = "activations"
     RECOMPUTED = "layer inputs kept for recomputing"
     LAYER = "activations of one layer"
@@ -58,74 +59,6 @@ class Term(StrEnum):
     RUNTIME = "CUDA context"
     PROCESS = "process and libraries"
     FRAGMENTATION = "fragmentation"
-
-
-class Decoder(msgspec.Struct, frozen=True, kw_only=True):
-    """The language model: `layers` of gated blocks. Widths count numbers, `longest` tokens."""
-
-    hidden: int
-    intermediate: int
-    layers: int
-    heads: int
-    kv_heads: int
-    head_width: int
-    vocabulary: int
-    tied: bool
-    longest: int | None = None
-
-    @property
-    def attention_width(self) -> int:
-        return self.heads * self.head_width
-
-    @property
-    def linears(self) -> tuple[tuple[int, int], ...]:
-        """(inputs, outputs) of a layer's linear maps, those LoRA and 4-bit take: q, k, v, o, gate, up, down."""
-        attention, kv = self.attention_width, self.kv_heads * self.head_width
-        h, f = self.hidden, self.intermediate
-        return (h, attention), (h, kv), (h, kv), (attention, h), (h, f), (h, f), (f, h)
-
-    @property
-    def linear_parameters(self) -> int:
-        return self.layers * sum(inputs * outputs for inputs, outputs in self.linears)
-
-    def adapter_parameters(self, rank: int) -> int:
-        return self.layers * rank * sum(inputs + outputs for inputs, outputs in self.linears)
-
-
-class Tower(msgspec.Struct, frozen=True, kw_only=True):
-    """The eyes. `patches` is how many a picture of the usual size has."""
-
-    hidden: int
-    intermediate: int
-    layers: int
-    heads: int
-    patches: int
-
-
-class ModelShape(msgspec.Struct, frozen=True, kw_only=True):
-    """The dimensions of a model. `parameters` are by part: vision, projector, language.
-
-    `image_tokens` is how many tokens a picture of the usual size takes; `family` is its config's model_type. Where a
-    picture takes tokens by its size, `pixels_per_token` is how many pixels make one.
-    """
-
-    family: str
-    decoder: Decoder
-    tower: Tower | None
-    image_tokens: int
-    parameters: dict[str, int]
-    pixels_per_token: int | None = None
-
-    @property
-    def total(self) -> int:
-        return sum(self.parameters.values())
-
-    def trainable(self, config: TrainingConfig) -> dict[str, int]:
-        """Parameters a configuration trains, by part."""
-        if config.method == "full":
-            return self.parameters
-        adapters = self.decoder.adapter_parameters(config.lora_rank)
-        return dict.fromkeys(self.parameters, 0) | {"language": adapters}
 
 
 class RowTokens(msgspec.Struct, frozen=True, kw_only=True):
@@ -151,7 +84,7 @@ class NamedBytes(msgspec.Struct, frozen=True):
 
 
 class Footprint(msgspec.Struct, frozen=True, kw_only=True):
-    """The memory of a run on its device. `terms` add up to `expected_bytes`, the largest first.
+    """The memory of a process of a run, or of all on a device. `terms` add up to `expected_bytes`, the largest first.
 
     `moment` is when the peak is: in the backward pass, or at the update. `recomputes` says whether activations are
     recomputed; `loss` which logits are assumed to be held.
@@ -169,8 +102,8 @@ class Footprint(msgspec.Struct, frozen=True, kw_only=True):
     def dominant(self) -> Term:
         return self.terms[0].name
 
-    def corrected(self, factor: float) -> "Footprint":
-        """With every number times `factor`: what finished runs on a host took, by what was predicted for them."""
+    def times(self, factor: float) -> "Footprint":
+        """With every number times `factor`."""
         return msgspec.structs.replace(
             self,
             low_bytes=round(self.low_bytes * factor),
@@ -189,7 +122,7 @@ def estimate(
     loss: Loss = LOSS,
     recomputes: bool | None = None,
 ) -> Footprint:
-    """The memory of a training; without `tokens` its rows are taken to be as long as max_length allows."""
+    """The memory of a process of a training; without `tokens` its rows are taken to be as long as max_length allows."""
     tokens = tokens or RowTokens.worst(config, shape)
     tokens = msgspec.structs.replace(tokens, longest=min(tokens.longest, config.max_length))
     if recomputes is None:
@@ -216,6 +149,11 @@ def estimate(
     )
 
 
+def on_device(found: Footprint, config: TrainingConfig, device: DeviceType) -> Footprint:
+    """The memory of a device that one process takes `found` of: those on a CPU share it, on GPUs each has its own."""
+    return found.times(config.num_processes) if device == "cpu" else found
+
+
 def reserve_bytes(
     config: TrainingConfig,
     shape: ModelShape,
@@ -224,8 +162,8 @@ def reserve_bytes(
     device: DeviceType = "cuda",
     factor: float = 1.0,
 ) -> int:
-    """What placement sets aside for a run: its high estimate, times the host's correction."""
-    return estimate(config, shape, tokens, device=device).corrected(factor).high_bytes
+    """What placement sets aside for a run on each of its devices: the high estimate, times the host's correction."""
+    return on_device(estimate(config, shape, tokens, device=device), config, device).times(factor).high_bytes
 
 
 def inference_reserve_bytes(
@@ -263,6 +201,7 @@ class _Run:
         self._config, self._shape, self._decoder = config, shape, shape.decoder
         self._device, self._loss, self._recomputes = device, loss, recomputes
         self._is_full = config.method == "full"
+        self._is_in_8_bits = config.method == "qlora" and config.qlora_bits == 8
         self._rows = config.batch_size
         self._tokens = config.batch_size * tokens.longest
         self._trained_tokens = config.batch_size * min(tokens.trained, tokens.longest)
@@ -277,9 +216,14 @@ class _Run:
             casts = self._width * self._shape.total if self._width < 4 else 0  # autocast keeps a copy of each weight
             return {Term.WEIGHTS: 4 * self._shape.total, Term.CASTS: casts, Term.OPTIMISER: states}
         adapters = {Term.ADAPTERS: 4 * self._trainable, Term.OPTIMISER: states}
-        in_four_bits = self._decoder.linear_parameters if self._config.method == "qlora" else 0
-        rest = self._width * (self._shape.total - in_four_bits)
-        return {Term.WEIGHTS: rest, Term.WEIGHTS_4BIT: NF4_BYTES * in_four_bits, **adapters}
+        if self._config.method != "qlora":
+            return {Term.WEIGHTS: self._width * self._shape.total, **adapters}
+        quantised = self._decoder.linear_parameters
+        rest = {Term.WEIGHTS: self._width * (self._shape.total - quantised)}
+        if self._is_in_8_bits:  # a byte a weight, and a 32-bit scale for each row, which makes one output
+            scales = 4 * self._decoder.layers * sum(outputs for _, outputs in self._decoder.linears)
+            return {**rest, Term.WEIGHTS_8BIT: quantised + scales, **adapters}
+        return {**rest, Term.WEIGHTS_4BIT: NF4_BYTES * quantised, **adapters}
 
     def backward(self) -> dict[Term, float]:
         """At the worst instant of a backward pass: where the loss is, or inside the last layers."""
@@ -293,12 +237,24 @@ class _Run:
         inputs = self._decoder.layers * self._tokens * self._residual_width * self._decoder.hidden + stem
         at_loss = begun | vision | {Term.RECOMPUTED: inputs, Term.LOSS: self._loss_bytes()}
         gradients = accumulated or 4 * self._trainable / self._decoder.layers
-        layer = self._layer() + self._layer_gradients() + self._dequantised()
+        layer = self._layer() + max(self._layer_gradients() + self._dequantised(), self._in_integers())
         at_layer = {Term.GRADIENTS: gradients, Term.RECOMPUTED: inputs, Term.LAYER: layer} | vision
         return max(at_loss, at_layer, key=lambda terms: sum(terms.values()))
 
     def update(self) -> dict[Term, float]:
-        return {Term.GRADIENTS: 4 * self._trainable}
+        return {Term.GRADIENTS: 4 * self._trainable, Term.TRAVELLING: self._travelling()}
+
+    def _travelling(self) -> float:
+        """The copy in which gradients are added up: a bucket, which the last one that is put in may overfill."""
+        if self._config.num_processes == 1:
+            return 0
+        decoder, rank = self._decoder, self._config.lora_rank
+        largest = (
+            max(decoder.vocabulary * decoder.hidden, *(inputs * outputs for inputs, outputs in decoder.linears))
+            if self._is_full
+            else rank * max(map(max, decoder.linears))
+        )
+        return 4 * min(self._trainable, BUCKET + largest)
 
     @property
     def _residual_width(self) -> int:
@@ -318,7 +274,7 @@ class _Run:
         if self._is_full:
             numbers = norms + 2 * 4 * h + 2 * width * h + attention + mlp + width * f
         else:
-            numbers = norms + attention + mlp + self._adapter_inputs()
+            numbers = norms + attention + mlp + self._adapter_inputs() + self._quantised_inputs()
         return self._tokens * numbers
 
     def _adapter_inputs(self) -> float:
@@ -332,14 +288,36 @@ class _Run:
         mask = 1 if self._device == "cuda" else self._width  # a CPU multiplies by a mask of the same format
         return (self._width + mask) * inputs + between
 
+    def _quantised_inputs(self) -> float:
+        """Bytes a token of what the base's maps keep: in 8 bits their input, in 4 nothing.
+
+        q, k, v share theirs, gate and up theirs; o's is counted with the attention. Source: bitsandbytes, MatMul8bitLt.
+        """
+        if not self._is_in_8_bits or (not self._config.lora_dropout and self._width == 4):  # the adapters keep the same
+            return 0
+        return self._width * (2 * self._decoder.hidden + self._decoder.intermediate)
+
+    def _in_integers(self) -> float:
+        """What the largest map in 8 bits holds at once in a forward pass.
+
+        First its input in fp16, the sizes of that, which of them are outliers, and its integers; then these, the
+        outputs as 32-bit integers and as numbers. Source: bitsandbytes, int8_vectorwise_quant and int8_scaled_mm.
+        """
+        if not self._is_in_8_bits:
+            return 0
+        at_once = (max(6 * inputs, inputs + (4 + self._width) * outputs) for inputs, outputs in self._decoder.linears)
+        return self._tokens * max(at_once)
+
     def _layer_gradients(self) -> float:
         """What flows back through a layer at once."""
         return self._tokens * self._width * (2 * self._decoder.intermediate + 2 * self._decoder.hidden)
 
     def _dequantised(self) -> float:
+        """The largest map's weights as numbers, made for the gradient of its input; of 4 bits there are two copies."""
         if self._config.method != "qlora":
             return 0
-        return 2 * self._width * max(inputs * outputs for inputs, outputs in self._decoder.linears)
+        copies = 1 if self._is_in_8_bits else 2
+        return copies * self._width * max(inputs * outputs for inputs, outputs in self._decoder.linears)
 
     def _vision(self) -> float:
         """Pictures as numbers; the eyes' activations where they train, else one layer of them in passing."""
@@ -370,142 +348,3 @@ def compute_width(config: TrainingConfig, device: DeviceType) -> int:
     if (config.fp16 is False and config.bf16 is False) or (config.fp16 and device == "cpu"):
         return 4
     return 2 if device == "cuda" or config.method == "qlora" else 4
-
-
-# -- dimensions
-
-
-def known_shape(name: str) -> ModelShape | None:
-    """The shape of a well-known model; None for any other name."""
-    entry = _known().get(name)
-    if entry is None:
-        return None
-    shape = shape_of(entry.config)
-    return None if shape is None else msgspec.structs.replace(shape, parameters=entry.parameters)
-
-
-def known_names() -> tuple[str, ...]:
-    """The names `known_shape` knows."""
-    return tuple(_known())
-
-
-def known_config(name: str) -> dict[str, Any] | None:
-    """The dimensions of a well-known model as its config.json says them."""
-    entry = _known().get(name)
-    return None if entry is None else entry.config
-
-
-def shape_of(config: Mapping[str, Any], parameters: Mapping[str, int] | None = None) -> ModelShape | None:
-    """The shape a model's config.json describes; None where a dimension is missing or makes no sense.
-
-    Without `parameters` by part they are computed: exactly for Llama-like language models, nearly for the eyes.
-    """
-    try:
-        tied = {"tie_word_embeddings": config.get("tie_word_embeddings")}
-        decoder = _decoder(tied | dict(config.get("text_config") or config))
-        tower, projector, image_tokens, pixels = _eyes(config, decoder)
-    except (KeyError, TypeError, ValueError, ZeroDivisionError, AttributeError):
-        return None
-    counted = {"vision": _tower_parameters(tower), "projector": projector, "language": _decoder_parameters(decoder)}
-    return ModelShape(
-        family=str(config.get("model_type", "unknown")),
-        decoder=decoder,
-        tower=tower,
-        image_tokens=image_tokens,
-        parameters=dict(parameters) if parameters else counted,
-        pixels_per_token=pixels,
-    )
-
-
-# transformers leaves out of a config.json what has the class's default. Source: transformers, LlamaConfig and
-# CLIPVisionConfig as LlavaConfig makes them.
-_DEFAULTS: dict[str, dict[str, Any]] = {
-    "llama": {
-        "hidden_size": 4096,
-        "intermediate_size": 11008,
-        "num_hidden_layers": 32,
-        "num_attention_heads": 32,
-        "vocab_size": 32000,
-    },
-    "clip_vision_model": {
-        "hidden_size": 1024,
-        "intermediate_size": 4096,
-        "num_hidden_layers": 24,
-        "num_attention_heads": 16,
-        "image_size": 336,
-        "patch_size": 14,
-    },
-}
-_USUAL_PIXELS = 448  # a side, of eyes that take pictures of any size
-
-
-def _decoder(given: Mapping[str, Any]) -> Decoder:
-    text = {**_DEFAULTS.get(str(given.get("model_type")), {}), **given}
-    hidden, heads = _size(text, "hidden_size"), _size(text, "num_attention_heads")
-    return Decoder(
-        hidden=hidden,
-        intermediate=_size(text, "intermediate_size"),
-        layers=_size(text, "num_hidden_layers"),
-        heads=heads,
-        kv_heads=int(text.get("num_key_value_heads") or heads),
-        head_width=int(text.get("head_dim") or hidden // heads),
-        vocabulary=_size(text, "vocab_size"),
-        tied=bool(text.get("tie_word_embeddings", False)),
-        longest=text.get("max_position_embeddings"),
-    )
-
-
-def _eyes(config: Mapping[str, Any], decoder: Decoder) -> tuple[Tower | None, int, int, int | None]:
-    """The tower, the projector's parameters, the tokens a picture takes, and the pixels of one where that varies."""
-    given = config.get("vision_config")
-    if not given:
-        return None, 0, 0, None
-    vision = {**_DEFAULTS.get(str(given.get("model_type")), {}), **given}
-    patch = _side(vision.get("patch_size", 14))
-    side = _side(vision.get("image_size") or _USUAL_PIXELS)
-    hidden = _size(vision, "hidden_size")
-    tower = Tower(
-        hidden=hidden,
-        intermediate=int(vision.get("intermediate_size") or 4 * hidden),
-        layers=_size(vision, "num_hidden_layers" if "num_hidden_layers" in vision else "depth"),
-        heads=_size(vision, "num_attention_heads" if "num_attention_heads" in vision else "num_heads"),
-        patches=(side // patch) ** 2,
-    )
-    merged = int(vision.get("spatial_merge_size") or config.get("scale_factor") or 1) ** 2
-    tokens = config.get("image_seq_length") or config.get("mm_tokens_per_image") or tower.patches // merged
-    projector = hidden * decoder.hidden + decoder.hidden**2 + 2 * decoder.hidden
-    pixels = None if vision.get("image_size") else patch**2 * merged
-    return tower, projector, int(tokens), pixels
-
-
-def _size(of: Mapping[str, Any], name: str) -> int:
-    size = int(of[name])
-    if size <= 0:
-        raise ValueError(name)
-    return size
-
-
-def _side(value: Any) -> int:
-    return int(value[0] if isinstance(value, list | tuple) else value)
-
-
-def _decoder_parameters(decoder: Decoder) -> int:
-    embeddings = decoder.vocabulary * decoder.hidden * (1 if decoder.tied else 2)
-    return embeddings + decoder.linear_parameters + decoder.hidden * (2 * decoder.layers + 1)
-
-
-def _tower_parameters(tower: Tower | None) -> int:
-    if tower is None:
-        return 0
-    layer = 4 * tower.hidden**2 + 2 * tower.hidden * tower.intermediate + 9 * tower.hidden + tower.intermediate
-    return tower.layers * layer + tower.patches * tower.hidden
-
-
-class _Known(msgspec.Struct, frozen=True):
-    parameters: dict[str, int]
-    config: dict[str, Any]
-
-
-@functools.cache
-def _known() -> dict[str, _Known]:
-    return msgspec.json.decode(Path(__file__).with_name("architectures.json").read_bytes(), type=dict[str, _Known])

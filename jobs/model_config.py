@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from jobs.footprint import known_config
+from jobs.model_shapes import known_config
 from jobs.models import ModelSource, Origin
 
 _MAX_BYTES = 2**20

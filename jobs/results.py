@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from jobs.footprint import ModelShape
+from jobs.model_shapes import ModelShape
 from jobs.specs import SplitSpec
 
 Value = str | int | float | bool | None
@@ -182,7 +182,8 @@ class PlanResult(Result, frozen=True, kw_only=True, tag="plan"):
 class FinetuneResult(Result, frozen=True, kw_only=True, tag="finetune"):
     """`trainable_parameters` and `total_parameters` are counts by part: vision, projector, language.
 
-    `predicted_memory_bytes` is what the peak was expected to be, uncorrected; `family` is the model's.
+    `peak_memory_bytes` and `predicted_memory_bytes`, what the peak was expected to be, uncorrected, are those of the
+    first process where there are several; `tokens_per_second` is that of all. `family` is the model's.
     `best_scores` are all scores of the evaluation that was best by metric_for_best_model, by their series' names.
     """
 

@@ -1,6 +1,8 @@
-"""What works together, written out: families of models, methods, devices, number formats. What is not here is refused.
+"""What works together, written out: families of models, methods, devices, number formats, several processes. What is
+not here is refused.
 
-The service asks at plan and start time, the recipe once it knows a model's config. `docs/support.md` is made of it.
+The service asks at plan and start time, the recipe once it knows a model's config and the device. `docs/support.md` is
+made of it.
 """
 
 from typing import Literal
@@ -10,7 +12,16 @@ import msgspec
 from jobs.training_config import TrainingConfig
 
 Method = Literal["full", "lora", "qlora"]
+Bits = Literal[4, 8]
+Device = Literal["cuda", "cpu"]
 Format = Literal["fp32", "bf16", "fp16"]
+
+
+class Processes(msgspec.Struct, frozen=True, kw_only=True):
+    """What each of several processes has, and the library by which they add up gradients."""
+
+    has: str
+    talks_by: str
 
 
 class Family(msgspec.Struct, frozen=True, kw_only=True):
@@ -57,7 +68,7 @@ FAMILIES: dict[str, Family] = {
     "gemma3_text": _text("Gemma 3, text"),
 }
 
-FORMATS: dict[tuple[Method, str], tuple[Format, ...]] = {
+FORMATS: dict[tuple[Method, Device], tuple[Format, ...]] = {
     ("full", "cuda"): ("bf16", "fp16", "fp32"),
     ("lora", "cuda"): ("bf16", "fp16", "fp32"),
     ("qlora", "cuda"): ("bf16", "fp16", "fp32"),
@@ -66,6 +77,18 @@ FORMATS: dict[tuple[Method, str], tuple[Format, ...]] = {
     ("qlora", "cpu"): ("bf16", "fp32"),
 }
 """By method and device; the first is taken where the configuration leaves it open, if the device has it."""
+
+BITS: dict[Bits, dict[Device, str]] = {
+    4: {"cuda": "all", "cpu": "all"},
+    8: {"cuda": "compute capability 7.5 or newer, which has integer tensor cores"},
+}
+"""Devices that compute with a base in so many bits (`qlora_bits`), and which of them."""
+
+PROCESSES: dict[Device, Processes] = {
+    "cuda": Processes(has="a GPU of the same host to itself, with the whole model on it", talks_by="NCCL"),
+    "cpu": Processes(has="an equal part of the cores; all share the host's memory", talks_by="Gloo"),
+}
+"""What several processes of a training (`num_processes`) have of a host, with every method the device computes."""
 
 CONTINUES: dict[Method, tuple[Method, ...]] = {
     "full": ("full",),
@@ -88,14 +111,27 @@ def why_not_family(family: str, method: Method) -> str | None:
     return None
 
 
+def why_not_device(config: TrainingConfig, device: Device) -> str | None:
+    """Why a training cannot run on a sort of device; None when it can."""
+    if config.method == "qlora" and device not in BITS[config.qlora_bits]:
+        return f"qlora_bits {config.qlora_bits} needs a GPU: set qlora_bits to 4, or use_qlora to false."
+    return None
+
+
 def why_not_continue(config: TrainingConfig, earlier: TrainingConfig) -> str | None:
     """Why a training cannot go on from another's weights; None when it can."""
-    if config.method in CONTINUES[earlier.method]:
-        return None
-    return (
-        f"That training used the method {earlier.method} and this one uses {config.method}: "
-        "set use_lora and use_qlora as they were there."
-    )
+    if config.method not in CONTINUES[earlier.method]:
+        return (
+            f"That training used the method {earlier.method} and this one uses {config.method}: "
+            "set use_lora and use_qlora as they were there."
+        )
+    theirs = earlier.lora_rank, earlier.lora_alpha
+    if config.method != "full" and (config.lora_rank, config.lora_alpha) != theirs:
+        return (
+            f"The adapters of that training have rank {earlier.lora_rank} and alpha {earlier.lora_alpha}: "
+            "set lora_rank and lora_alpha to these."
+        )
+    return None
 
 
 def why_not_data(family: str, has_images: bool) -> str | None:

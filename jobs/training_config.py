@@ -282,8 +282,6 @@ class TrainingConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
             raise ValueError("fp16 and bf16 cannot both be true; leave both out to take what the device does best")
         if self.qlora_bits == 8 and not self.use_qlora:
             raise ValueError("qlora_bits 8 needs use_qlora: nothing else keeps the base in few bits")
-        if self.qlora_bits == 8 and self.device == "cpu":
-            raise ValueError("qlora_bits 8 needs a GPU: set qlora_bits to 4, or device to auto")
         if self.continue_from_step is not None and self.continue_from is None:
             raise ValueError("continue_from_step needs continue_from: the job whose checkpoint it is")
         if self.early_stopping_patience is not None and self.val_data_path is None:

@@ -4,8 +4,8 @@ Read in this order. The memory: `records` · `projection` · `hub` · `transacti
 `thinning` · `store` · `upkeep` · `ledger` · `recorder`. The decisions: `rooms` · `yards` · `placement` · `forecast` ·
 `occupancy` · `durations` · `calibration` · `model_names` · `reconcile` · `admission` · `trash` · `dispatch`. Who is
 told: `notify`. The front: `refusal` · `violations` · `problems` · `bodies` · `sessions` · `access` · `uploads` ·
-`preparing` · `answers` · `planning` · `datasets` · `provenance` · `rows` · `experiments` · `links` · `downloads` ·
-`pictures` · `cursors` · `feed` · `conversation` · `waiting` · `pages` · `routes` · `app` · `serve`. The command:
-`programs` · `watching` · `terminal` · `demo` · `remote_webhooks` · `remote` · `cli`. Imports no arq, no torch, and
-nothing of `gpu_runner`.
+`preparing` · `answers` · `savings` · `planning` · `datasets` · `provenance` · `rows` · `experiments` · `links` ·
+`downloads` · `pictures` · `cursors` · `feed` · `conversation` · `waiting` · `pages` · `routes` · `app` · `serve`. The
+command: `programs` · `watching` · `terminal` · `demo` · `remote_webhooks` · `remote` · `cli`. Imports no arq, no torch,
+and nothing of `gpu_runner`.
 """

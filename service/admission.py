@@ -135,6 +135,8 @@ class Admission:
         family = await self._names.family(config.model_name)
         if family is not None and (why := support.why_not_family(family, config.method)):
             raise InvalidInput(why, path="config.model_name")
+        if config.device != "auto" and (why := support.why_not_device(config, config.device)):
+            raise InvalidInput(why, path="config.qlora_bits")
         return _replace(config, **paths), (note,) if note else ()
 
     async def _use(self, spec: EvaluateSpec | GenerateSpec) -> Admitted:
@@ -210,11 +212,33 @@ class Admission:
         return job
 
     async def _continuable(self, config: TrainingConfig, reference: str) -> str:
-        """The training to go on from, when its method and this one go together."""
+        """The training to go on from, when it left what this one can begin with."""
         earlier = await self._halted_training(reference)
-        if isinstance(earlier.spec, FinetuneSpec) and (why := support.why_not_continue(config, earlier.spec.config)):
-            raise InvalidInput(why, path="config.continue_from")
+        if isinstance(earlier.spec, FinetuneSpec):
+            await self._refuse_other_model(config, earlier.job_id, earlier.spec.config.model_name)
+            if why := support.why_not_continue(config, earlier.spec.config):
+                raise InvalidInput(why, path="config.continue_from")
+        if config.continue_from_step is not None:
+            await self._refuse_removed_step(earlier.job_id, config.continue_from_step)
         return earlier.job_id
+
+    async def _refuse_other_model(self, config: TrainingConfig, job_id: str, trained: str) -> None:
+        """Two names may mean one model."""
+        theirs, ours = await self._names.source(trained), await self._names.source(config.model_name)
+        if theirs.location != ours.location:
+            raise InvalidInput(
+                f"Job {job_id} trained {trained}: set model_name to that to continue it.", path="config.model_name"
+            )
+
+    async def _refuse_removed_step(self, job_id: str, step: int) -> None:
+        kept = sorted({checkpoint.step for checkpoint in await self._store.checkpoints(job_id)})
+        if step not in kept:
+            remedy = f"set continue_from_step to one of {', '.join(map(str, kept))}."
+            raise InvalidInput(
+                f"Job {job_id} has kept no checkpoint of step {step}: "
+                + (remedy if kept else "continue another job, or none."),
+                path="config.continue_from_step",
+            )
 
     async def _labelled(self, label: str) -> JobRecord | None:
         try:

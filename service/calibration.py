@@ -81,22 +81,40 @@ def largest_factor(runs: Sequence[Run], device_type: DeviceType, family: str) ->
 def speed(runs: Sequence[Run], device_type: DeviceType, config: TrainingConfig, parameters: int) -> tuple[float, str]:
     """Tokens a second that such a training can be expected to make, and from what; 0 where nothing is known.
 
-    The same model and method count; else other models by the same method, by the ratio of their sizes: the work of a
-    token grows with the parameters it passes.
+    The same model, method and number of processes count; else that model with another number of them; else other
+    models by the same method, by the ratio of their sizes: the work of a token grows with the parameters it passes.
     """
     alike = [run for run in runs if run.device_type == device_type and run.config.method == config.method]
     measured = [run for run in alike if run.result.tokens_per_second]
-    same = [run.result.tokens_per_second or 0 for run in measured if run.config.model_name == config.model_name]
-    if same:
-        return median(same[:_NEWEST]), f"{len(same[:_NEWEST])} earlier trainings of this model"
-    scaled = [
-        (run.result.tokens_per_second or 0) * sum(run.result.total_parameters.values()) / parameters
-        for run in measured
-        if run.result.total_parameters
-    ][:_NEWEST]
-    if scaled:
-        return median(scaled), f"{len(scaled)} earlier trainings of other models, by their size"
+    of_model = [run for run in measured if run.config.model_name == config.model_name]
+    others = [run for run in measured if run.result.total_parameters]
+    for found, of in ((of_model, "this model"), (others, "other models, by their size")):
+        same = [run for run in found if run.config.num_processes == config.num_processes]
+        counted = (same or found)[:_NEWEST]
+        if counted:
+            sizes = [1.0 if found is of_model else _size(run) / parameters for run in counted]
+            rates = [_rate(run, config.num_processes) * size for run, size in zip(counted, sizes, strict=True)]
+            by = "" if same else ", with another number of processes"
+            return median(rates), f"{len(rates)} earlier trainings of {of}{by}"
     return 0.0, ""
+
+
+def together(rate: float, device_type: DeviceType, *, of: int, by: int) -> float:
+    """Tokens a second that `of` processes make where `by` of them made `rate`.
+
+    GPUs work beside each other, and what the way of the gradients between them costs is not known; the processes of a
+    CPU share its cores.
+    """
+    return rate * of / by if device_type == "cuda" else rate
+
+
+def _rate(run: Run, processes: int) -> float:
+    rate = run.result.tokens_per_second or 0.0
+    return together(rate, run.device_type, of=processes, by=run.config.num_processes)
+
+
+def _size(run: Run) -> int:
+    return sum(run.result.total_parameters.values())
 
 
 def _factor(ratios: Sequence[float]) -> float:

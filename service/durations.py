@@ -1,6 +1,6 @@
 """How long a job will take, from what this service has seen: the basis of predicted starts, never of a promise.
 
-`Reconciler` asks. Jobs of one kind, model and method are taken to be alike; a step limit is taken into account.
+`Reconciler` asks. Jobs of one kind, model, method and number of processes are taken to be alike; a step limit counts.
 """
 
 import time
@@ -56,5 +56,6 @@ class Durations:
 
 def _alike(job: JobRecord) -> Alike:
     if isinstance(job.spec, FinetuneSpec):
-        return job.kind, job.spec.config.model_name, job.spec.config.method
+        config = job.spec.config
+        return job.kind, config.model_name, config.method, str(config.num_processes)
     return job.kind, slot_of(job.spec)  # a plan with a probe is another thing than one without

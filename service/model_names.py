@@ -7,30 +7,43 @@ memory a job with it needs.
 import asyncio
 import time
 
+import msgspec
+
+from jobs import support
 from jobs.errors import InvalidInput
-from jobs.footprint import (
-    DeviceType,
-    ModelShape,
-    inference_reserve_bytes,
-    known_shape,
-    reserve_bytes,
-    shape_of,
-)
+from jobs.footprint import DeviceType, inference_reserve_bytes, reserve_bytes
 from jobs.model_config import config_of, family_of
+from jobs.model_shapes import ModelShape, known_shape, shape_of
 from jobs.models import CPU_LIMIT_PARAMETERS, ModelSource, Origin, model_roots, resolve
 from jobs.paths import DataRoot
 from jobs.settings import Settings
 from jobs.specs import EvaluateSpec, ExportSpec, FinetuneSpec, GenerateSpec, JobSpec, Kind, PlanSpec, Slot, slot_of
+from jobs.training_config import TrainingConfig
 from service import calibration
 from service.calibration import Run
 from service.ledger import Ledger
 from service.placement import SIZE_UNKNOWN, TOO_LARGE_FOR_CPU
 from service.rooms import NOTHING, Needs
 
+BITS_NEED_GPU = (
+    "qlora_bits 8 needs a GPU, and no connected runner has one. "
+    "Start a runner on a GPU host, or cancel and send qlora_bits: 4."
+)
 _DEVICES: tuple[DeviceType, DeviceType] = ("cuda", "cpu")  # in the order of `Needs`
 _ANSWERED_ROWS, _ANSWERED_LENGTH = 8, 2048  # what evaluating and answering take together
 _REMEMBERED_S = 1.0  # many jobs submitted together name the same model
 _LOOKED_AT, _FRESH_S = 200, 30.0  # completed trainings, the newest; and for how long
+
+
+class Reserving(msgspec.Struct, frozen=True, kw_only=True):
+    """What placement sets aside for trainings of a model: rows as long as they may be, corrected for whichever host."""
+
+    shape: ModelShape
+    factors: dict[DeviceType, float]
+
+    def size_bytes(self, config: TrainingConfig, device: DeviceType) -> int:
+        """Of each device."""
+        return reserve_bytes(config, self.shape, device=device, factor=self.factors[device])
 
 
 class ModelNames:
@@ -62,7 +75,9 @@ class ModelNames:
         return await asyncio.to_thread(family_of, source)
 
     async def why_not_on_cpu(self, spec: JobSpec) -> str | None:
-        """Why the job's model runs on a CPU only when that is asked for; None when it is small or there is none."""
+        """Why the job runs on a CPU only when asked for, or never; None when it is small or has no model."""
+        if isinstance(spec, FinetuneSpec | PlanSpec) and support.why_not_device(spec.config, "cpu"):
+            return BITS_NEED_GPU
         name = await self._name(spec)
         if name is None:
             return None
@@ -81,25 +96,33 @@ class ModelNames:
         """
         if slot_of(spec) is Slot.CPU:
             return NOTHING
-        name = await self._name(spec)
-        try:
-            shape = await asyncio.to_thread(_shape, await self.source(name)) if name is not None else None
-        except InvalidInput:  # as above
-            shape = None
+        if isinstance(spec, FinetuneSpec | PlanSpec):
+            reserving = await self.reserving(spec.config.model_name)
+            if reserving is None:
+                return Needs()
+            return Needs(*(reserving.size_bytes(spec.config, device) for device in _DEVICES))
+        shape = await self._shape(await self._name(spec))
         if shape is None:
             return Needs()
-        if isinstance(spec, FinetuneSpec | PlanSpec):
-            runs = await self._runs()
-            factors = [calibration.largest_factor(runs, device, shape.family) for device in _DEVICES]
-            reserved = [
-                reserve_bytes(spec.config, shape, device=device, factor=factor)
-                for device, factor in zip(_DEVICES, factors, strict=True)
-            ]
-            return Needs(*reserved)
         length = spec.max_length if isinstance(spec, EvaluateSpec) else _ANSWERED_LENGTH
         return Needs(
             *(inference_reserve_bytes(shape, rows=_ANSWERED_ROWS, length=length, device=device) for device in _DEVICES)
         )
+
+    async def reserving(self, name: str) -> Reserving | None:
+        """What trainings of a model are given; None of one whose dimensions are not known."""
+        shape = await self._shape(name)
+        if shape is None:
+            return None
+        runs = await self._runs()
+        factors = {device: calibration.largest_factor(runs, device, shape.family) for device in _DEVICES}
+        return Reserving(shape=shape, factors=factors)
+
+    async def _shape(self, name: str | None) -> ModelShape | None:
+        try:
+            return await asyncio.to_thread(_shape, await self.source(name)) if name is not None else None
+        except InvalidInput:  # a folder that went away: as above
+            return None
 
     async def _runs(self) -> list[Run]:
         """Completed trainings, the newest first; looked up again now and then."""

@@ -1,44 +1,42 @@
-"""What a training would take, on which device it fits, what would make it fit, how long it lasts.
+"""What a training would take, on which device it fits, how long it lasts, what is doubtful of it.
 
 `routes/train` asks. The counts come from a job of kind plan, the devices from the runners' reports, the corrections
-from earlier runs; the arithmetic is `jobs.footprint`.
+from earlier runs; the arithmetic is `jobs.footprint`, what would make it fit stands in `savings`.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from datetime import datetime
+from collections.abc import Iterable, Iterator, Sequence
+from datetime import UTC, datetime
 from typing import Literal
 
-import msgspec
-
-from jobs import footprint
-from jobs.events import Device
-from jobs.footprint import GIB, DeviceType, Footprint, Loss, NamedBytes, RowTokens, Term
+from jobs import support
+from jobs.footprint import GIB, DeviceType, Footprint, Loss, NamedBytes, Term
 from jobs.lifecycle import Status
 from jobs.models import CPU_LIMIT_PARAMETERS
 from jobs.results import PlanResult, TokenCounts
 from jobs.specs import FinetuneSpec, Kind, PlanSpec, Slot
 from jobs.training_config import TrainingConfig
-from service import admission, calibration
+from service import admission, calibration, savings
 from service.answers import Answer
 from service.calibration import Correction, Run
-from service.records import JobRecord, RunnerView
+from service.model_names import ModelNames, Reserving
+from service.occupancy import Occupancy, occupancy
+from service.recorder import Recorder
+from service.records import JobRecord
+from service.savings import Change, Estimates, Place, rows_an_update
 from service.store import Store
 
 _REMEMBERED = 200  # completed jobs that are looked through
-_HOST_SHARE = 0.9  # of a host's memory that a run on its CPU may take
 _USUAL_FULL = (1e-6, 1e-4)  # learning rates of full training of a large model
 _LEAST_LORA = 1e-5
 _FEW_STEPS = 20
 _LARGE_BATCH = 512
-_SHORTEST = 128
-_FEWEST_IMAGE_TOKENS = 64  # of a picture, below which little is to be seen
 
 Basis = Literal["arithmetic", "history", "probe"]
-_replace = msgspec.structs.replace
 
 
 class Memory(Answer, frozen=True, kw_only=True):
-    """The memory of a run on a sort of device. `terms` add up to `expected_bytes`, the largest first.
+    """The memory of a run on a sort of device, on each that it needs. `terms` add up to `expected_bytes`, the largest
+    first.
 
     `basis` says whether it is bare arithmetic, or corrected by earlier runs or by the probe: `correction`.
     """
@@ -57,7 +55,10 @@ class Memory(Answer, frozen=True, kw_only=True):
 
 
 class Fit(Answer, frozen=True, kw_only=True):
-    """Whether the run fits on a device when nothing else is on it; null where the device does not tell its memory."""
+    """Whether the run finds room on a device that has no other job; null where the device does not tell its memory.
+
+    A run of several processes fits on a GPU when its host has one for each.
+    """
 
     runner_id: str
     device_id: str
@@ -68,17 +69,6 @@ class Fit(Answer, frozen=True, kw_only=True):
     high_bytes: int
     fits: bool | None
     message: str
-
-
-class Change(Answer, frozen=True, kw_only=True):
-    """Settings that take less memory, and what it then takes. `fits` names the devices it then fits on and did not."""
-
-    title: str
-    cost: str
-    config: dict[str, bool | int | float]
-    expected_bytes: int
-    high_bytes: int
-    fits: tuple[str, ...]
 
 
 class Duration(Answer, frozen=True, kw_only=True):
@@ -110,34 +100,16 @@ class PlanAnswer(Answer, frozen=True, kw_only=True):
     completed_at: datetime | None
 
 
-class _Place(msgspec.Struct, frozen=True):
-    """A device that takes work with a model, and what corrects predictions for it."""
-
-    runner_id: str
-    device: Device
-    correction: Correction
-
-    @property
-    def kind(self) -> DeviceType:
-        return "cuda" if self.device.is_cuda else "cpu"
-
-    @property
-    def name(self) -> str:
-        return f"{self.device.device_id} of {self.runner_id}"
-
-    @property
-    def room_bytes(self) -> int | None:
-        total = self.device.memory_total_bytes
-        return total if total is None or self.device.is_cuda else round(total * _HOST_SHARE)
-
-
-async def answer(record: JobRecord, store: Store, runners: Iterable[RunnerView]) -> PlanAnswer:
+async def answer(record: JobRecord, store: Store, recorder: Recorder, names: ModelNames) -> PlanAnswer:
     """What a completed plan job means here and now."""
     spec, result = record.spec, record.result
     if not isinstance(spec, PlanSpec) or not isinstance(result, PlanResult):
         raise TypeError(f"job {record.job_id} is no completed plan")
     history = calibration.runs_of(await _completed(store, Kind.FINETUNE))
-    return planned(record.job_id, spec.config, result, history, list(runners), record.completed_at)
+    taking = [view for view in recorder.runners.values() if view.alive and not view.report.stopping]
+    devices = occupancy(taking, recorder.live, datetime.now(UTC))
+    reserving = await names.reserving(spec.config.model_name)
+    return planned(record.job_id, spec.config, result, history, devices, reserving, record.completed_at)
 
 
 async def duration_at_start(spec: FinetuneSpec, store: Store) -> float | None:
@@ -157,29 +129,33 @@ def planned(
     config: TrainingConfig,
     result: PlanResult,
     history: Sequence[Run],
-    runners: Sequence[RunnerView],
+    devices: Iterable[Occupancy],
+    reserving: Reserving | None = None,
     completed_at: datetime | None = None,
 ) -> PlanAnswer:
     """The whole answer, from what was counted and what is known."""
-    places = list(_places(config, result, history, runners))
+    places = list(_places(config, result, history, devices))
     kind = _kind(config, result, places)
     best = max((place for place in places if place.kind == kind), key=lambda place: place.room_bytes or 0, default=None)
     correction = best.correction if best else Correction()
-    estimate = _estimator(result)
-    memory = _memory(estimate(config, kind), kind, correction, _basis(result, correction, kind))
-    fits = tuple(_fit(place, estimate(config, place.kind).corrected(place.correction.factor)) for place in places)
-    changes = tuple(_changes(config, result, estimate, places, kind, correction))
+    estimates = Estimates(result, reserving)
+    memory = _memory(estimates.footprint(config, kind), kind, correction, _basis(result, correction, kind))
+    fits = tuple(
+        _fit(place, config, estimates, fits)
+        for place, fits in zip(places, savings.fitting(config, estimates, places), strict=True)
+    )
+    changes = tuple(savings.changes(config, result, estimates, places, kind, correction))
     duration = _duration(config, result, history, kind)
     return PlanAnswer(
         job_id=job_id,
-        message=_summary(memory, fits),
+        message=_summary(config, memory, fits),
         parameters=result.parameters,
         total_parameters=sum(result.parameters.values()),
         trainable_parameters=result.trainable_parameters,
         rows=result.rows,
         tokens=result.tokens,
         steps=result.steps,
-        effective_batch_size=config.batch_size * config.gradient_accumulation_steps,
+        effective_batch_size=rows_an_update(config),
         memory=memory,
         devices=fits,
         changes=changes,
@@ -193,33 +169,15 @@ def planned(
 # -- memory
 
 
-Estimator = Callable[[TrainingConfig, DeviceType], Footprint]
-
-
-def _estimator(result: PlanResult) -> Estimator:
-    counted, pixels = result.tokens, result.shape.pixels_per_token
-
-    def estimate(config: TrainingConfig, kind: DeviceType) -> Footprint:
-        longest = counted.max
-        if config.max_pixels is not None and pixels is not None:
-            longest -= max(0, counted.image_max - counted.images_max * (config.max_pixels // pixels))
-        rows = RowTokens(longest=longest, trained=min(counted.trained_max, longest), images=counted.images_max)
-        return footprint.estimate(config, result.shape, rows, device=kind)
-
-    return estimate
-
-
 def _places(
-    config: TrainingConfig, result: PlanResult, history: Sequence[Run], runners: Sequence[RunnerView]
-) -> Iterator[_Place]:
-    for view in runners:
-        for device in view.devices if view.alive else ():
-            kind: DeviceType = "cuda" if device.is_cuda else "cpu"
-            if device.slots.get(Slot.GPU, 0) and config.device in ("auto", kind):
-                found = _probed(result, kind) or calibration.correction(
-                    history, view.runner_id, kind, result.shape.family
-                )
-                yield _Place(view.runner_id, device, found)
+    config: TrainingConfig, result: PlanResult, history: Sequence[Run], devices: Iterable[Occupancy]
+) -> Iterator[Place]:
+    for each in devices:
+        kind: DeviceType = "cuda" if each.device.is_cuda else "cpu"
+        takes_models = each.device.slots.get(Slot.GPU, 0) and config.device in ("auto", kind)
+        if takes_models and not support.why_not_device(config, kind):
+            found = _probed(result, kind) or calibration.correction(history, each.runner_id, kind, result.shape.family)
+            yield Place(each.runner_id, each.device, each.capacity_bytes, found)
 
 
 def _probed(result: PlanResult, kind: DeviceType) -> Correction | None:
@@ -231,10 +189,12 @@ def _probed(result: PlanResult, kind: DeviceType) -> Correction | None:
     return Correction(factor=ratio, runs=1, uncorrected_error=abs(1 / ratio - 1))
 
 
-def _kind(config: TrainingConfig, result: PlanResult, places: Sequence[_Place]) -> DeviceType:
+def _kind(config: TrainingConfig, result: PlanResult, places: Sequence[Place]) -> DeviceType:
     """The sort of device the run is for."""
     if config.device != "auto":
         return config.device
+    if support.why_not_device(config, "cpu"):
+        return "cuda"
     is_large = sum(result.parameters.values()) > CPU_LIMIT_PARAMETERS
     return "cuda" if is_large or any(place.device.is_cuda for place in places) else "cpu"
 
@@ -251,7 +211,7 @@ def _basis(result: PlanResult, correction: Correction, kind: DeviceType) -> Basi
 
 
 def _memory(found: Footprint, kind: DeviceType, correction: Correction, basis: Basis) -> Memory:
-    found = found.corrected(correction.factor)
+    found = found.times(correction.factor)
     return Memory(
         device_type=kind,
         low_bytes=found.low_bytes,
@@ -267,10 +227,18 @@ def _memory(found: Footprint, kind: DeviceType, correction: Correction, basis: B
     )
 
 
-def _fit(place: _Place, found: Footprint) -> Fit:
-    room, device = place.room_bytes, place.device
-    fits = None if room is None else found.high_bytes <= room
-    has = "does not tell its memory" if room is None else f"has {_gib(room)} for it"
+def _fit(place: Place, config: TrainingConfig, estimates: Estimates, fits: bool | None) -> Fit:
+    needed, device = estimates.needed_bytes(config, place.kind, place.correction), place.device
+    found = estimates.footprint(config, place.kind).times(place.correction.factor)
+    room, kept = place.room_bytes, ""
+    if place.holds(found.high_bytes) and not place.holds(needed):
+        kept = f" {_gib(needed)} are kept for it, for rows of {config.max_length} tokens,"
+    if fits == place.holds(needed):
+        has = f"{place.name} " + ("does not tell its memory" if room is None else f"has {_gib(room)} for it")
+    elif fits is False:
+        has = f"{place.runner_id} has fewer with room for it"
+    else:
+        has = f"not all GPUs of {place.runner_id} tell their memory"
     verdict = {True: "Fits", False: "Does not fit", None: "Unknown"}[fits]
     return Fit(
         runner_id=place.runner_id,
@@ -281,134 +249,24 @@ def _fit(place: _Place, found: Footprint) -> Fit:
         expected_bytes=found.expected_bytes,
         high_bytes=found.high_bytes,
         fits=fits,
-        message=f"{verdict}: it takes {_gib(found.expected_bytes)}, up to {_gib(found.high_bytes)}, and {place.name} "
-        f"{has}.",
+        message=f"{verdict}: it takes {_gib(found.expected_bytes)}, up to {_gib(found.high_bytes)},"
+        f"{_shared(config, place.kind)}{kept} and {has}.",
     )
-
-
-# -- what would make it fit
-
-
-class _Step(msgspec.Struct, frozen=True):
-    """One way to take less, and its price."""
-
-    title: str
-    cost: str
-    config: dict[str, bool | int | float]
-
-
-def _changes(
-    config: TrainingConfig,
-    result: PlanResult,
-    estimate: Estimator,
-    places: Sequence[_Place],
-    kind: DeviceType,
-    correction: Correction,
-) -> Iterator[Change]:
-    """Nothing where it fits everywhere; else each single way, the cheapest first, then all of those that are needed."""
-    before = _fitting(config, estimate, places)
-    if places and len(before) == len(places):
-        return
-    now = estimate(config, kind).expected_bytes
-    together: dict[str, bool | int | float] = {}
-    is_solved = False
-    steps = [step for step in _steps(config, result) if estimate(_with(config, step.config), kind).expected_bytes < now]
-    for step in steps:
-        made = _change(step, config, estimate, places, kind, correction, before)
-        is_solved = is_solved or bool(made.fits)
-        yield made
-    for number, step in enumerate(steps, 1):
-        together |= step.config
-        if is_solved or number == 1:
-            continue
-        all_of_it = _Step(" + ".join(each.title for each in steps[:number]), "all of these prices", dict(together))
-        made = _change(all_of_it, config, estimate, places, kind, correction, before)
-        if made.fits or (not places and number == len(steps)):
-            yield made
-            return
-
-
-def _steps(config: TrainingConfig, result: PlanResult) -> Iterator[_Step]:
-    """Ways to take less, the cheapest for the outcome first."""
-    if config.batch_size > 1:
-        yield _Step(
-            f"batch_size {config.batch_size // 2}",
-            "none for the outcome: the same rows an update, by more accumulation; somewhat slower",
-            _batches(config, config.batch_size // 2),
-        )
-        if config.batch_size > 3:
-            yield _Step("batch_size 1", "none for the outcome; slower", _batches(config, 1))
-    if config.gradient_checkpointing is not True:
-        yield _Step(
-            "recompute activations", "none for the outcome; about a third slower", {"gradient_checkpointing": True}
-        )
-    if config.method == "full":
-        yield _Step("LoRA", "small adapters learn less than all weights", {"use_lora": True})
-    if config.method != "qlora":
-        yield _Step("4-bit base", "slower, and a little less exact", {"use_lora": True, "use_qlora": True})
-    pixels, of_pictures = result.shape.pixels_per_token, result.tokens.image_max
-    if pixels is not None and of_pictures > 2 * _FEWEST_IMAGE_TOKENS:
-        cap = of_pictures // result.tokens.images_max // 2 * pixels
-        yield _Step(
-            f"max_pixels {cap}", "pictures at half the pixels: small things are harder to see", {"max_pixels": cap}
-        )
-    shorter = max(_SHORTEST, -(-result.tokens.p95 // 64) * 64)
-    if shorter < min(config.max_length, result.tokens.max):
-        yield _Step(
-            f"max_length {shorter}", "the longest 5 % of the rows lose the end of their answer", {"max_length": shorter}
-        )
-
-
-def _batches(config: TrainingConfig, size: int) -> dict[str, bool | int | float]:
-    accumulated = -(-config.batch_size * config.gradient_accumulation_steps // size)
-    return {"batch_size": size, "gradient_accumulation_steps": min(128, accumulated)}
-
-
-def _change(
-    step: _Step,
-    config: TrainingConfig,
-    estimate: Estimator,
-    places: Sequence[_Place],
-    kind: DeviceType,
-    correction: Correction,
-    before: set[str],
-) -> Change:
-    changed = _with(config, step.config)
-    found = estimate(changed, kind).corrected(correction.factor)
-    return Change(
-        title=step.title,
-        cost=step.cost,
-        config=step.config,
-        expected_bytes=found.expected_bytes,
-        high_bytes=found.high_bytes,
-        fits=tuple(sorted(_fitting(changed, estimate, places) - before)),
-    )
-
-
-def _fitting(config: TrainingConfig, estimate: Estimator, places: Sequence[_Place]) -> set[str]:
-    return {
-        place.name
-        for place in places
-        if place.room_bytes is not None
-        and estimate(config, place.kind).corrected(place.correction.factor).high_bytes <= place.room_bytes
-    }
-
-
-def _with(config: TrainingConfig, changes: dict[str, bool | int | float]) -> TrainingConfig:
-    return _replace(config, **changes)
 
 
 # -- time, and words
 
 
 def _duration(config: TrainingConfig, result: PlanResult, history: Sequence[Run], kind: DeviceType) -> Duration:
-    rows = min(config.num_epochs * result.rows, result.steps * config.batch_size * config.gradient_accumulation_steps)
+    rows = min(config.num_epochs * result.rows, result.steps * rows_an_update(config))
     tokens = rows * min(result.tokens.mean, config.max_length)
     probe = result.probe
     rate, source = calibration.speed(history, kind, config, sum(result.parameters.values()))
     basis: Basis = "history"
     if not rate and probe is not None and probe.device.startswith(kind):
-        rate, source, basis = probe.tokens_per_second, f"the probe on {probe.device}", "probe"
+        rate = calibration.together(probe.tokens_per_second, kind, of=config.num_processes, by=1)
+        of_one = " with one process" if config.num_processes > 1 else ""
+        source, basis = f"the probe on {probe.device}{of_one}", "probe"
     if not rate:
         why = f"No training by this method has run on a {kind} device yet: ask again with a probe, which measures it."
         return Duration(minutes=None, basis=None, message=why)
@@ -430,10 +288,10 @@ def _warnings(
             )
     elif config.method != "full" and config.learning_rate < _LEAST_LORA:
         yield f"learning_rate {config.learning_rate:g} is low for adapters, which hardly learn below {_LEAST_LORA:g}."
-    together = config.batch_size * config.gradient_accumulation_steps
+    together, times = rows_an_update(config), " times num_processes" if config.num_processes > 1 else ""
     if together > min(result.rows, _LARGE_BATCH):
         yield (
-            f"An update sees {together} rows (batch_size times gradient_accumulation_steps) and there are "
+            f"An update sees {together} rows (batch_size times gradient_accumulation_steps{times}) and there are "
             f"{result.rows}: lower one of them, or the run makes few updates."
         )
     if result.steps < _FEW_STEPS:
@@ -452,19 +310,15 @@ def _warnings(
             yield f"batch_size {config.batch_size} is too large for {smaller.fits[0]}; {fitting} fits."
 
 
-def _summary(memory: Memory, fits: Sequence[Fit]) -> str:
+def _summary(config: TrainingConfig, memory: Memory, fits: Sequence[Fit]) -> str:
     takes = (
-        f"It takes {_gib(memory.expected_bytes)} ({_gib(memory.low_bytes)} to {_gib(memory.high_bytes)}), "
-        f"most of it {memory.dominant}."
+        f"It takes {_gib(memory.expected_bytes)} ({_gib(memory.low_bytes)} to {_gib(memory.high_bytes)})"
+        f"{_shared(config, memory.device_type)}, most of it {memory.dominant}."
     )
     fitting = [f"{fit.device_id} of {fit.runner_id}" for fit in fits if fit.fits]
     if fitting:
         return f"{takes} It fits on {', '.join(fitting)}."
     return f"{takes} It fits on no connected device." if fits else f"{takes} No runner reports a device for it."
-
-
-def _gib(size_bytes: int) -> str:
-    return f"{size_bytes / GIB:.1f} GiB"
 
 
 def _about(config: TrainingConfig) -> tuple[object, ...]:
@@ -474,3 +328,15 @@ def _about(config: TrainingConfig) -> tuple[object, ...]:
 
 async def _completed(store: Store, kind: Kind) -> list[JobRecord]:
     return await store.jobs(kinds=(kind,), status=Status.COMPLETED, limit=_REMEMBERED)
+
+
+def _shared(config: TrainingConfig, kind: DeviceType) -> str:
+    """How several processes take it: a device each, or together."""
+    if config.num_processes == 1:
+        return ""
+    count = config.num_processes
+    return f" on each of {count} GPUs of one host" if kind == "cuda" else f" in {count} processes together"
+
+
+def _gib(size_bytes: int) -> str:
+    return f"{size_bytes / GIB:.1f} GiB"

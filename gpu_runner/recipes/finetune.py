@@ -19,7 +19,6 @@ from gpu_runner.training.ranks import Ranks
 from gpu_runner.training.selection import everything, spread
 from gpu_runner.training.survey import MOST_ROWS, Survey, lengths_of_all, survey
 from gpu_runner.work import Work
-from jobs.errors import NoCapacity
 from jobs.results import FinetuneResult
 from jobs.specs import FinetuneSpec
 
@@ -98,11 +97,6 @@ def _compute(work: Work[FinetuneSpec]) -> Compute:
         work.journal.note(note, "setting_changed")
     if config.use_qlora and not config.use_lora:
         work.journal.note("use_qlora implies use_lora: adapters are trained on the quantised base.", "setting_changed")
-    if config.method == "qlora" and not device.has_bits(work.device, config.qlora_bits):
-        raise NoCapacity(
-            "qlora_bits 8 needs a GPU with integer tensor cores (compute capability 7.5 or newer), and this job has "
-            f"{device.name(compute.device)}: set qlora_bits to 4, or use_qlora to false."
-        )
     return compute
 
 

@@ -6,6 +6,7 @@ knows all devices and what earlier runs took.
 
 import time
 
+import msgspec
 import torch
 
 from gpu_runner.rows import open_rows
@@ -21,7 +22,7 @@ from gpu_runner.training.survey import MOST_ROWS
 from gpu_runner.work import Work
 from jobs import footprint, support
 from jobs.errors import ModelUnavailable
-from jobs.footprint import ModelShape
+from jobs.model_shapes import ModelShape
 from jobs.results import PlanResult, Probe, TokenCounts
 from jobs.specs import PlanSpec
 
@@ -112,7 +113,8 @@ def _probe(
         optimiser.step(1.0)
         seconds = time.monotonic() - began  # of the last step, the first one warms up
     kind: footprint.DeviceType = "cuda" if compute.device.type == "cuda" else "cpu"
-    predicted = footprint.estimate(config, shape, counting.row_tokens(tokens), device=kind)
+    alone = msgspec.structs.replace(config, num_processes=1)  # as the steps above ran
+    predicted = footprint.estimate(alone, shape, counting.row_tokens(tokens), device=kind)
     return Probe(
         device=work.device,
         device_name=device.name(compute.device),

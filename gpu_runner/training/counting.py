@@ -16,9 +16,10 @@ from gpu_runner.training.encoding import RowEncoder
 from gpu_runner.training.models import Described, Loaded
 from gpu_runner.training.selection import Selection
 from gpu_runner.training.survey import Survey, survey
-from jobs import footprint
+from jobs import footprint, model_shapes
 from jobs.errors import DatasetInvalid, ModelUnavailable
-from jobs.footprint import DeviceType, ModelShape, RowTokens
+from jobs.footprint import DeviceType, RowTokens
+from jobs.model_shapes import ModelShape
 from jobs.results import TokenCounts
 from jobs.training_config import TrainingConfig
 
@@ -28,7 +29,7 @@ _CHARACTERS = 4  # a token, where there is no tokeniser
 def shape(described: Described) -> ModelShape:
     """The model's dimensions with its exact counts. Raises ModelUnavailable when its config does not tell them."""
     counted = parameters_by_part(described.skeleton)
-    found = footprint.shape_of(described.config.to_dict(), counted)
+    found = model_shapes.shape_of(described.config.to_dict(), counted)
     if found is None:
         raise ModelUnavailable(
             f"The config of this {described.family} model does not tell its dimensions, so what it takes cannot be "
@@ -106,8 +107,8 @@ def row_tokens(counted: TokenCounts) -> RowTokens:
 
 
 def predicted_bytes(config: TrainingConfig, loaded: Loaded, found: Survey) -> int | None:
-    """The peak that arithmetic expects of a training that is about to run; None where it cannot tell."""
-    of = footprint.shape_of(loaded.model.config.to_dict())
+    """The peak that arithmetic expects of a process of a training that is about to run; None where it cannot tell."""
+    of = model_shapes.shape_of(loaded.model.config.to_dict())
     if of is None:
         return None
     kind: DeviceType = "cuda" if loaded.compute.device.type == "cuda" else "cpu"

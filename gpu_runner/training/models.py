@@ -31,7 +31,7 @@ from gpu_runner.training.adapters import ADAPTER_CONFIG, Bits
 from gpu_runner.training.checkpoints import Checkpoint
 from gpu_runner.training.device import Compute
 from gpu_runner.training.encoding import RowEncoder
-from jobs import footprint, models
+from jobs import model_shapes, models
 from jobs.errors import ModelUnavailable, NoCapacity, is_disk_full
 from jobs.models import ModelSource, Origin
 from jobs.paths import DataRoot
@@ -146,7 +146,7 @@ def describe(source: ModelSource, *, offline: bool = False) -> Described:
         config = _config(source, offline)
         processor = load_processor(source.location, sees_images=_sees_images(config), offline=offline)
     except (ModelUnavailable, *_NOT_LOADABLE):
-        known = footprint.known_config(source.location)
+        known = model_shapes.known_config(source.location)
         if source.origin is not Origin.HUB or known is None:
             raise
         config, processor = AutoConfig.for_model(**known), None

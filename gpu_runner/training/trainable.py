@@ -10,11 +10,12 @@ import torch
 from peft import set_peft_model_state_dict
 from safetensors.torch import load_file
 
-from gpu_runner.training import adapters, models
+from gpu_runner.training import adapters, device, models
 from gpu_runner.training.checkpoints import Checkpoint
 from gpu_runner.training.device import Compute
 from gpu_runner.training.models import Loaded
-from jobs.errors import ModelUnavailable
+from jobs import support
+from jobs.errors import ModelUnavailable, NoCapacity
 from jobs.footprint import DeviceType, recomputes_activations
 from jobs.models import ModelSource
 from jobs.paths import DataRoot
@@ -33,7 +34,9 @@ def load(
 
     Raises:
         ModelUnavailable: it cannot be loaded, or the checkpoint does not fit the configuration.
+        NoCapacity: the device does not compute with a base in so few bits.
     """
+    _check_bits(config, compute)
     if config.method == "full":
         begin_source = source if begin is None else models.folder_source(begin.model, source.name)
         loaded = models.load_base(begin_source, device=str(compute.device), dtype=torch.float32, offline=offline)
@@ -56,6 +59,18 @@ def train_mode(loaded: Loaded) -> None:
     for name, module in loaded.model.named_modules():
         if not trainable[adapters.part_of(name)]:
             module.eval()
+
+
+def _check_bits(config: TrainingConfig, compute: Compute) -> None:
+    kind: support.Device = "cuda" if compute.device.type == "cuda" else "cpu"
+    why = support.why_not_device(config, kind)
+    if why is None and config.method == "qlora" and not device.has_bits(str(compute.device), config.qlora_bits):
+        why = (
+            "qlora_bits 8 needs a GPU with integer tensor cores (compute capability 7.5 or newer), and this job has "
+            f"{device.name(compute.device)}: set qlora_bits to 4, or use_qlora to false."
+        )
+    if why is not None:
+        raise NoCapacity(why)
 
 
 def check_fits(begin: Checkpoint, config: TrainingConfig, root: DataRoot, settings: Settings) -> None:

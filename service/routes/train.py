@@ -90,6 +90,7 @@ async def plan(
     settings: Settings,
     store: Store,
     recorder: Recorder,
+    reconciler: Reconciler,
 ) -> Response[PlanAnswer]:
     """What a training would take, with the body of its start: memory on each device, duration, warnings.
 
@@ -97,17 +98,17 @@ async def plan(
     """
     response = await waiting.run(request, dispatch, data, settings, as_record=True)
     if isinstance(response.content, JobRecord):
-        response.content = await planning.answer(response.content, store, recorder.runners.values())
+        response.content = await planning.answer(response.content, store, recorder, reconciler.names)
     return response
 
 
 @get("/train/plan/{job_id:str}", tags=_TAGS, responses=documented(400, 404))
-async def planned(job_id: str, store: Store, recorder: Recorder) -> PlanAnswer:
+async def planned(job_id: str, store: Store, recorder: Recorder, reconciler: Reconciler) -> PlanAnswer:
     """A plan that was asked for earlier, for the devices and with the experience of now."""
     record = await recorder.known(job_id)
     if not isinstance(record.result, PlanResult):
         raise WrongState(f"Job {job_id} is no plan that is completed: it is a {record.kind} job and {record.status}.")
-    return await planning.answer(record, store, recorder.runners.values())
+    return await planning.answer(record, store, recorder, reconciler.names)
 
 
 @post("/train/preview", status_code=200, tags=_TAGS, responses=_PREVIEWED)

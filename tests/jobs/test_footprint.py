@@ -5,8 +5,9 @@ from typing import Any
 
 import pytest
 
-from jobs import footprint
-from jobs.footprint import GIB, Footprint, Loss, ModelShape, RowTokens, Term
+from jobs import footprint, model_shapes
+from jobs.footprint import GIB, Footprint, Loss, RowTokens, Term
+from jobs.model_shapes import ModelShape
 from jobs.training_config import TrainingConfig
 
 LLAVA_7B = "llava-hf/llava-1.5-7b-hf"
@@ -20,7 +21,7 @@ def config(**settings: Any) -> TrainingConfig:
 
 
 def shape(name: str = LLAVA_7B) -> ModelShape:
-    found = footprint.known_shape(name)
+    found = model_shapes.known_shape(name)
     assert found
     return found
 
@@ -28,6 +29,10 @@ def shape(name: str = LLAVA_7B) -> ModelShape:
 def tensors(found: Footprint) -> float:
     """GiB without what a simulation of tensors cannot see."""
     return sum(term.size_bytes for term in found.terms if term.name not in NOT_TENSORS) / GIB
+
+
+def terms(found: Footprint) -> dict[Term, int]:
+    return {term.name: term.size_bytes for term in found.terms}
 
 
 # Simulated, not measured: FakeTensorMode with MemTracker on the first layers of LLaVA-1.5-7B, extrapolated to all.
@@ -65,6 +70,34 @@ def test_the_config_for_24_gb_fits_and_says_that_its_weights_are_most_of_it(loss
 def test_the_same_config_does_not_fit_without_4_bits_in_8_gb() -> None:
     found = footprint.estimate(config(**FOR_8_GB | {"use_qlora": False}), shape())
     assert found.low_bytes > 8 * GIB
+
+
+def test_a_base_in_8_bits_keeps_a_byte_a_weight_and_a_scale_for_each_output() -> None:
+    sizes = terms(footprint.estimate(config(**FOR_8_GB, qlora_bits=8), shape()))
+    decoder = shape().decoder
+    outputs = decoder.layers * sum(outputs for _, outputs in decoder.linears)
+    assert sizes[Term.WEIGHTS_8BIT] == decoder.linear_parameters + 4 * outputs
+    assert Term.WEIGHTS_4BIT not in sizes
+    assert sizes[Term.WEIGHTS] == terms(footprint.estimate(config(**FOR_8_GB), shape()))[Term.WEIGHTS]
+
+
+def test_a_base_in_8_bits_lies_between_4_bits_and_none() -> None:
+    four, eight, none = (
+        footprint.estimate(config(**FOR_8_GB | of), shape()).expected_bytes
+        for of in ({}, {"qlora_bits": 8}, {"use_qlora": False})
+    )
+    assert four < eight < none
+    assert eight > 8 * GIB
+
+
+def test_a_map_in_8_bits_keeps_its_input_which_one_in_4_bits_does_not() -> None:
+    """For the backward pass, by the maps that share it: q, k, v; gate, up; down."""
+    of = {"gradient_checkpointing": False, "use_qlora": True, "batch_size": 1, "max_length": 1024}
+    four, eight = (
+        terms(footprint.estimate(config(**of, qlora_bits=bits), shape()))[Term.ACTIVATIONS] for bits in (4, 8)
+    )
+    decoder = shape().decoder
+    assert eight - four == 1024 * decoder.layers * 2 * (2 * decoder.hidden + decoder.intermediate)
 
 
 @pytest.mark.parametrize("settings", [FOR_8_GB, FOR_24_GB, {"use_lora": False, "gradient_accumulation_steps": 1}])
@@ -117,16 +150,37 @@ def test_placement_sets_the_high_estimate_aside_times_the_correction() -> None:
     assert footprint.reserve_bytes(config(), shape(), factor=1.5) == pytest.approx(1.5 * high)
 
 
+def test_each_process_on_a_gpu_takes_what_one_does_and_a_bucket_of_gradients_at_the_update() -> None:
+    of = {"use_lora": False, "batch_size": 1, "gradient_accumulation_steps": 1, "max_length": 128}
+    one, two = (footprint.estimate(config(**of, num_processes=count), shape()) for count in (1, 2))
+    embeddings = shape().decoder.vocabulary * shape().decoder.hidden
+    assert one.moment == two.moment == "update"
+    assert Term.TRAVELLING not in terms(one)
+    assert terms(two)[Term.TRAVELLING] == 4 * (footprint.BUCKET + embeddings)
+    small = footprint.estimate(config(num_processes=2, lora_rank=1), shape())
+    assert terms(small).get(Term.TRAVELLING, 0) <= 4 * sum(shape().trainable(config(lora_rank=1)).values())
+
+
+def test_processes_on_a_cpu_share_its_memory_and_on_gpus_each_has_its_own() -> None:
+    four = config(num_processes=4)
+    each = footprint.estimate(four, shape(), device="cpu")
+    together = footprint.on_device(each, four, "cpu")
+    assert together.expected_bytes == 4 * each.expected_bytes
+    assert terms(together)[Term.PROCESS] == 4 * footprint.CPU_PROCESS_BYTES
+    assert footprint.reserve_bytes(four, shape(), device="cpu") == together.high_bytes
+    assert footprint.reserve_bytes(four, shape()) == footprint.estimate(four, shape()).high_bytes
+
+
 def test_a_model_that_only_answers_takes_little_more_than_its_weights() -> None:
     weights = 2 * shape().total
     assert weights < footprint.inference_reserve_bytes(shape()) < 1.3 * weights
 
 
-@pytest.mark.parametrize("name", footprint.known_names())
+@pytest.mark.parametrize("name", model_shapes.known_names())
 def test_the_language_model_of_a_known_name_is_counted_exactly_by_arithmetic(name: str) -> None:
-    described = footprint.known_config(name)
+    described = model_shapes.known_config(name)
     assert described
-    computed = footprint.shape_of(described)
+    computed = model_shapes.shape_of(described)
     assert computed
     exact = shape(name).parameters
     biases = 2 * 10**5 if "qwen" in name.lower() else 0  # those of q, k and v, which llamas lack
@@ -135,9 +189,9 @@ def test_the_language_model_of_a_known_name_is_counted_exactly_by_arithmetic(nam
 
 
 def test_a_config_without_dimensions_has_no_shape() -> None:
-    assert footprint.shape_of({}) is None
-    assert footprint.shape_of({"text_config": "none", "hidden_size": []}) is None
-    assert footprint.shape_of(json.loads('{"hidden_size": 0, "num_attention_heads": 0}')) is None
+    assert model_shapes.shape_of({}) is None
+    assert model_shapes.shape_of({"text_config": "none", "hidden_size": []}) is None
+    assert model_shapes.shape_of(json.loads('{"hidden_size": 0, "num_attention_heads": 0}')) is None
 
 
 def test_what_a_config_leaves_out_has_the_default_of_its_class() -> None:
@@ -147,7 +201,7 @@ def test_what_a_config_leaves_out_has_the_default_of_its_class() -> None:
         "vision_config": {"model_type": "clip_vision_model"},
         "image_seq_length": 576,
     }
-    found = footprint.shape_of(published)
+    found = model_shapes.shape_of(published)
     assert found
     assert found.decoder == shape().decoder
     assert found.image_tokens == 576

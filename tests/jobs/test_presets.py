@@ -3,7 +3,7 @@
 import msgspec
 import pytest
 
-from jobs import footprint, presets
+from jobs import footprint, model_shapes, presets
 from jobs.presets import PRESETS, Preset
 from jobs.training_config import TrainingConfig
 
@@ -26,7 +26,7 @@ def config_of(preset: Preset) -> TrainingConfig:
 
 @pytest.mark.parametrize(("name", "gib"), [("8gb-gpu", 8), ("24gb-gpu", 24), ("ultra_low_memory", 8)])
 def test_a_preset_for_a_gpu_fits_a_7b_model_into_it(name: str, gib: int) -> None:
-    shape = footprint.known_shape("llava-hf/llava-1.5-7b-hf")
+    shape = model_shapes.known_shape("llava-hf/llava-1.5-7b-hf")
     assert shape
     assert footprint.reserve_bytes(config_of(presets.preset(name)), shape) <= gib * footprint.GIB
 

@@ -197,7 +197,6 @@ def test_patience_without_validation_data_is_refused() -> None:
     ("fields", "says"),
     [
         ({"qlora_bits": 8}, "needs use_qlora"),
-        ({"qlora_bits": 8, "use_qlora": True, "device": "cpu"}, "set qlora_bits to 4"),
         ({"continue_from_step": 3}, "needs continue_from"),
     ],
 )

@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from jobs import bus as streams
-from jobs import commands, events, footprint, tasks
+from jobs import commands, events, model_shapes, tasks
 from jobs.commands import Cancel, Pause, Resend, Start
 from jobs.events import Device, Held, RunnerReported
 from jobs.results import (
@@ -191,7 +191,7 @@ def default_result(job_id: str, spec: Spec) -> Result:
                 convert=steps[0], validate=steps[1], split=steps[2],
             )  # fmt: skip
         case Kind.PLAN:
-            shape: Any = footprint.known_shape(values.config.model_name) or footprint.known_shape("demo-llava")
+            shape: Any = model_shapes.known_shape(values.config.model_name) or model_shapes.known_shape("demo-llava")
             tokens = TokenCounts(
                 looked_at=100, p50=640, p95=700, max=900, mean=650.0, image_max=576, images_max=1, trained_max=60,
                 truncated=0,

@@ -26,8 +26,10 @@ from jobs.specs import (
     EvaluateSpec,
     ExportFormat,
     ExportSpec,
+    FinetuneSpec,
     GenerateSpec,
     Kind,
+    PlanSpec,
     PrepareSpec,
     SplitSpec,
     ValidateSpec,
@@ -193,8 +195,65 @@ async def test_a_training_continues_one_that_is_paused_or_failed(core, runner, f
         await core.dispatch.submit(configured(continue_from=other))
     await core.dispatch.cancel(other)
     await core.ended(other)
-    continued = await core.dispatch.submit(configured(continue_from=other, continue_from_step=3))
+    continued = await core.dispatch.submit(configured(continue_from=other))
     assert continued.spec.config.continue_from == other
+
+
+async def save_three_and_remove_the_first(attempt):
+    await attempt.begin()
+    for step in (2, 4, 6):
+        await attempt.say(events.CheckpointSaved, step=step, path=f"jobs/{attempt.job_id}/step-{step}", bytes=1)
+    await attempt.say(events.CheckpointRemoved, step=2, path=f"jobs/{attempt.job_id}/step-2")
+    await attempt.complete()
+
+
+@pytest.mark.parametrize("ask", [FinetuneSpec, PlanSpec])
+async def test_a_step_that_another_training_has_kept_no_checkpoint_of_is_refused(core, runner, configured, ask):
+    runner.scripts[Kind.FINETUNE] = save_three_and_remove_the_first
+    other = (await core.dispatch.submit(configured())).job_id
+    await core.ended(other)
+
+    def from_step(step):
+        return ask(config=configured(continue_from=other, continue_from_step=step).config)
+
+    with pytest.raises(InvalidInput, match="set continue_from_step to one of 4, 6") as refused:
+        await core.dispatch.submit(from_step(2))
+    assert refused.value.path == "config.continue_from_step"
+    continued = await core.dispatch.submit(from_step(4))
+    assert continued.spec.config.continue_from_step == 4
+
+
+async def test_a_step_of_a_training_that_has_no_checkpoint_is_refused(core, runner, configured):
+    other = (await core.dispatch.submit(configured())).job_id
+    await core.ended(other)
+    with pytest.raises(InvalidInput, match="continue another job, or none"):
+        await core.dispatch.submit(configured(continue_from=other, continue_from_step=3))
+
+
+@pytest.mark.parametrize(
+    ("changes", "path", "says"),
+    [
+        ({"model_name": "llava-hf/llava-1.5-7b-hf"}, "config.model_name", "trained demo-llava: set model_name to that"),
+        ({"lora_rank": 4}, "config.continue_from", "have rank 8 and alpha 16"),
+        ({"use_lora": False}, "config.continue_from", "used the method lora"),
+    ],
+)
+async def test_a_training_that_cannot_take_over_anothers_weights_is_refused(
+    core, runner, configured, changes, path, says
+):
+    other = (await core.dispatch.submit(configured(model_name="demo-llava"))).job_id
+    await core.ended(other)
+    with pytest.raises(InvalidInput, match=says) as refused:
+        await core.dispatch.submit(configured(**{"model_name": "demo-llava", "continue_from": other} | changes))
+    assert refused.value.path == path
+
+
+async def test_two_names_of_one_model_may_continue_each_other(core, runner, configured):
+    other = (await core.dispatch.submit(configured(model_name="liuhaotian/llava-v1.5-7b", device="auto"))).job_id
+    await core.dispatch.cancel(other)
+    await core.ended(other)
+    twin = configured(model_name="llava-hf/llava-1.5-7b-hf", continue_from=other, device="auto")
+    assert (await core.dispatch.submit(twin)).spec.config.continue_from == other
 
 
 async def test_a_label_means_the_newest_training_of_that_name(core, runner, configured):

@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from jobs import footprint
+from jobs import footprint, model_shapes
 from jobs.paths import DataRoot
 from jobs.results import FinetuneResult
 from jobs.settings import Settings
@@ -60,7 +60,7 @@ def needs(tmp_path):
 
 
 def test_a_training_needs_the_upper_figure_of_its_plan(needs) -> None:
-    shape = footprint.known_shape(LLAVA)
+    shape = model_shapes.known_shape(LLAVA)
     assert shape
     found = needs(FinetuneSpec(config=config()))
     assert found.cuda == footprint.estimate(config(), shape, device="cuda").high_bytes
@@ -84,6 +84,16 @@ def test_a_probe_needs_what_its_training_would_and_a_plan_without_one_needs_noth
     assert needs(PlanSpec(config=config(), probe=True)) == needs(FinetuneSpec(config=config()))
     assert needs(PlanSpec(config=config())) == NOTHING
     assert needs(ValidateSpec(data_path="d")) == NOTHING
+
+
+def test_what_a_cpu_does_not_compute_waits_for_a_gpu_however_small_it_is(tmp_path) -> None:
+    ledger: Any = Past()
+    names = ModelNames(Settings(data_root=str(tmp_path)), DataRoot(tmp_path), ledger)
+    four, eight = (
+        FinetuneSpec(config=msgspec.structs.replace(config("demo-llava"), qlora_bits=bits)) for bits in (4, 8)
+    )
+    assert asyncio.run(names.why_not_on_cpu(four)) is None
+    assert "send qlora_bits: 4" in (asyncio.run(names.why_not_on_cpu(eight)) or "")
 
 
 def test_a_model_that_only_answers_needs_less_than_one_that_learns(needs) -> None:

@@ -2,21 +2,25 @@
 
 import time
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 import pytest
 
-from jobs import footprint
-from jobs.events import Device, RunnerReported
+from jobs import model_shapes
+from jobs.events import Device, Held, RunnerReported
 from jobs.footprint import GIB, Term
 from jobs.results import FinetuneResult, PlanResult, Probe, TokenCounts
 from jobs.specs import FinetuneSpec, Slot
 from jobs.training_config import TrainingConfig
-from service import calibration, planning
+from service import calibration, placement, planning
 from service.calibration import Run
+from service.model_names import Reserving
+from service.occupancy import occupancy, rooms
+from service.placement import Place
 from service.planning import PlanAnswer
 from service.records import JobRecord, RunnerView
+from service.rooms import Needs, waiting_for
 
 LLAVA_7B = "llava-hf/llava-1.5-7b-hf"
 FOR_8_GB: dict[str, Any] = {"use_qlora": True, "batch_size": 1, "gradient_accumulation_steps": 8, "max_length": 1024}
@@ -30,7 +34,7 @@ def config(**settings: Any) -> TrainingConfig:
 
 
 def counted(of: TrainingConfig, **changes: Any) -> PlanResult:
-    shape = footprint.known_shape(of.model_name)
+    shape = model_shapes.known_shape(of.model_name)
     assert shape
     result = PlanResult(
         parameters=shape.parameters,
@@ -57,8 +61,15 @@ def runner(*devices: Device, runner_id: str = "a") -> RunnerView:
     return RunnerView(report=report, heard_at=time.monotonic(), lease_s=60)
 
 
-def plan(of: TrainingConfig, *runners: RunnerView, history: list[Run] | None = None, **changes: Any) -> PlanAnswer:
-    return planning.planned("job", of, counted(of, **changes), history or [], runners)
+def plan(
+    of: TrainingConfig,
+    *runners: RunnerView,
+    history: list[Run] | None = None,
+    reserving: Reserving | None = None,
+    **changes: Any,
+) -> PlanAnswer:
+    devices = occupancy(runners, {}, datetime.now(UTC))
+    return planning.planned("job", of, counted(of, **changes), history or [], devices, reserving)
 
 
 def run(of: TrainingConfig, ratio: float, **changes: Any) -> Run:
@@ -108,6 +119,83 @@ def test_recomputing_activations_is_offered_where_they_are_kept() -> None:
     found = plan(config(gradient_checkpointing=False, batch_size=1, max_length=2048), gpu(18))
     change = next(change for change in found.changes if change.config == {"gradient_checkpointing": True})
     assert change.fits == ("cuda:0 of a",)
+
+
+def test_a_base_in_4_bits_is_offered_where_it_is_in_8() -> None:
+    found = plan(config(**FOR_8_GB, qlora_bits=8), gpu(8))
+    assert [fit.fits for fit in found.devices] == [False]
+    assert found.memory.dominant is Term.WEIGHTS_8BIT
+    change = next(change for change in found.changes if change.title == "4-bit base")
+    assert change.config == {"use_lora": True, "use_qlora": True, "qlora_bits": 4}
+    assert change.fits == ("cuda:0 of a",)
+
+
+def test_what_a_cpu_does_not_compute_fits_on_none() -> None:
+    host = Device(device_id="cpu", name="CPU", slots={Slot.GPU: 1}, memory_total_bytes=64 * GIB)
+    small = {"model_name": "demo-llava", "use_qlora": True}
+    assert [fit.fits for fit in plan(config(**small), runner(host)).devices] == [True]
+    found = plan(config(**small, qlora_bits=8), runner(host))
+    assert found.devices == ()
+    assert found.memory.device_type == "cuda"
+
+
+# -- where placement would place it
+
+
+def placed_on(of: TrainingConfig, view: RunnerView, reserving: Reserving) -> bool:
+    """Whether placement would give the device to it now, nothing else being there."""
+    needs = Needs(*(reserving.size_bytes(of, kind) for kind in ("cuda", "cpu")))
+    waiting = waiting_for("job", FinetuneSpec(config=of), None, needs)
+    (decision,) = placement.place([waiting], rooms([view], {}, datetime.now(UTC)))
+    return isinstance(decision, Place)
+
+
+def set_aside(name: str = LLAVA_7B, factor: float = 1.0) -> Reserving:
+    shape = model_shapes.known_shape(name)
+    assert shape
+    return Reserving(shape=shape, factors={"cuda": factor, "cpu": factor})
+
+
+@pytest.mark.parametrize("share", [0.85, 0.95, 1.0, 1.05, 1.2])
+@pytest.mark.parametrize("factor", [1.0, 1.3])
+@pytest.mark.parametrize("device_id", ["cuda:0", "cpu"])
+def test_it_fits_exactly_where_placement_would_place_it(share: float, factor: float, device_id: str) -> None:
+    of, reserving = config(**FOR_8_GB | {"max_length": 3000}), set_aside(factor=factor)
+    free = round(share * reserving.size_bytes(of, "cpu" if device_id == "cpu" else "cuda"))
+    device = Device(
+        device_id=device_id,
+        name="D",
+        slots={Slot.GPU: 1},
+        memory_total_bytes=round(1.5 * free),
+        memory_free_bytes=free,
+    )
+    fit = plan(of, runner(device), reserving=reserving).devices[0]
+    assert fit.fits is placed_on(of, runner(device), reserving) is (share >= 1.0)
+
+
+def test_what_is_kept_for_longer_rows_than_there_are_is_said_and_a_shorter_limit_is_free() -> None:
+    of, reserving = config(**FOR_8_GB | {"max_length": 8192}), set_aside()
+    short = msgspec.structs.replace(TOKENS, max=800, trained_max=60)
+    found = plan(of, gpu(8), reserving=reserving, tokens=short)
+    assert [fit.fits for fit in found.devices] == [False]
+    assert "are kept for it, for rows of 8192 tokens" in found.devices[0].message
+    assert found.changes[0].config == {"max_length": 832}
+    assert found.changes[0].fits == ("cuda:0 of a",)
+    assert found.changes[0].cost == "none: no row is longer"
+
+
+def test_what_jobs_of_ours_hold_now_does_not_count_and_what_others_hold_does() -> None:
+    of = config(**FOR_8_GB)
+    device = gpu(24).devices[0]
+    half = msgspec.structs.replace(device, memory_free_bytes=GIB)
+    assert [fit.fits for fit in plan(of, runner(half)).devices] == [False]
+    held = Held(
+        job_id="other", attempt=1, state="running", last_n=1, slot=Slot.GPU, device="cuda:0", memory_bytes=23 * GIB
+    )
+    ours = RunnerReported(runner_id="a", boot="1", at=datetime.now(UTC), devices=(half,), held=(held,), version="1")
+    assert [fit.fits for fit in plan(of, RunnerView(report=ours, heard_at=time.monotonic(), lease_s=60)).devices] == [
+        True
+    ]
 
 
 def test_a_device_that_does_not_tell_its_memory_is_not_judged() -> None:
@@ -168,6 +256,94 @@ def test_the_duration_comes_from_earlier_runs_of_the_model() -> None:
     found = plan(of, gpu(24), history=[run(of, 1.0), run(config(use_lora=False), 1.0, tokens_per_second=1.0)])
     assert found.duration.minutes == pytest.approx(3 * 1000 * 720 / 1000 / 60, rel=0.01)
     assert found.estimated_duration_minutes == found.duration.minutes
+
+
+# -- several processes
+
+
+def test_an_update_of_several_processes_sees_the_rows_of_all() -> None:
+    found = plan(config(num_processes=4))
+    assert found.effective_batch_size == 4 * 4 * 4
+    warned = plan(config(batch_size=128, num_processes=8))
+    assert any("sees 4096 rows" in warning and "times num_processes" in warning for warning in warned.warnings)
+
+
+def test_several_processes_fit_on_a_host_that_has_a_gpu_for_each() -> None:
+    two = config(**FOR_8_GB, num_processes=2)
+    pair, single = (runner(*gpu(8).devices, *gpu(8, index=1).devices), gpu(8, "b"))
+    found = plan(two, pair, single)
+    assert {(fit.runner_id, fit.device_id): fit.fits for fit in found.devices} == {
+        ("a", "cuda:0"): True,
+        ("a", "cuda:1"): True,
+        ("b", "cuda:0"): False,
+    }
+    assert "on each of 2 GPUs" in found.message
+    assert "b has fewer with room" in found.devices[2].message
+    assert found.memory.expected_bytes == pytest.approx(plan(config(**FOR_8_GB), pair).memory.expected_bytes, rel=0.05)
+
+
+def test_of_two_gpus_the_smaller_one_decides() -> None:
+    found = plan(config(**FOR_8_GB, num_processes=2), runner(*gpu(8).devices, *gpu(4, index=1).devices))
+    assert [fit.fits for fit in found.devices] == [False, False]
+
+
+def test_gpus_that_do_not_tell_their_memory_leave_it_open() -> None:
+    silent = Device(device_id="cuda:1", name="GPU", slots={Slot.GPU: 1})
+    found = plan(config(**FOR_8_GB, num_processes=2), runner(*gpu(8).devices, silent))
+    assert [fit.fits for fit in found.devices] == [None, None]
+
+
+def test_one_process_is_offered_where_there_is_no_gpu_for_each_and_keeps_the_rows_of_an_update() -> None:
+    found = plan(config(**FOR_8_GB | {"batch_size": 2}, num_processes=2), gpu(8.5))
+    change = next(change for change in found.changes if "num_processes" in change.config and change.fits)
+    assert change.config == {"num_processes": 1, "gradient_accumulation_steps": 16}
+
+
+def test_what_is_changed_together_keeps_the_rows_of_an_update() -> None:
+    found = plan(config(batch_size=8, num_processes=2), gpu(16))
+    both = next(change for change in found.changes if {"batch_size", "num_processes"} <= change.config.keys())
+    changed = msgspec.structs.replace(config(), **both.config)
+    assert changed.batch_size * changed.gradient_accumulation_steps * changed.num_processes == 8 * 4 * 2
+
+
+def test_processes_on_a_cpu_take_its_memory_together() -> None:
+    on_cpu = {"model_name": "demo-llava", "device": "cpu"}
+    host = runner(Device(device_id="cpu", name="CPU", slots={Slot.GPU: 1}, memory_total_bytes=3 * GIB))
+    one, four = (plan(config(**on_cpu, batch_size=1, num_processes=count), host) for count in (1, 4))
+    assert four.memory.expected_bytes == 4 * one.memory.expected_bytes
+    assert "in 4 processes together" in four.message
+
+
+def test_the_duration_comes_from_runs_with_as_many_processes() -> None:
+    two = config(num_processes=2)
+    history = [run(two, 1.0, tokens_per_second=1800.0), run(config(), 1.0, tokens_per_second=1000.0)]
+    found = plan(two, gpu(24), history=history)
+    assert found.duration.minutes == pytest.approx(3 * 1000 * 720 / 1800 / 60, rel=0.01)
+
+
+@pytest.mark.parametrize(("kind", "expected"), [("cuda", 2000.0), ("cpu", 1000.0)])
+def test_runs_with_another_number_of_processes_count_by_their_gpus_and_on_a_cpu_as_they_are(
+    kind: Literal["cuda", "cpu"], expected: float
+) -> None:
+    alone = msgspec.structs.replace(run(config(), 1.0), device_type=kind)
+    rate, source = calibration.speed([alone], kind, config(num_processes=2), 7_000_000_000)
+    assert rate == expected
+    assert "another number of processes" in source
+
+
+def test_a_probe_is_one_process_of_the_run() -> None:
+    of = config(**FOR_8_GB, num_processes=2)
+    probe = Probe(
+        device="cuda:0",
+        device_name="GPU",
+        peak_memory_bytes=5 * GIB,
+        predicted_memory_bytes=5 * GIB,
+        tokens_per_second=500.0,
+        rows=1,
+    )
+    found = plan(of, probe=probe)
+    assert found.duration.minutes == pytest.approx(3 * 1000 * 720 / 1000 / 60, rel=0.01)
+    assert "one process" in found.duration.message
 
 
 def test_of_another_model_the_duration_goes_by_its_size() -> None:

@@ -17,7 +17,7 @@ from gpu_runner.training import adapters, checkpoints, device, models
 from gpu_runner.training.evaluation import Validation
 from gpu_runner.training.loop import TrainingLoop
 from gpu_runner.work import Stopped
-from jobs import events
+from jobs import events, support
 from jobs.errors import DatasetInvalid, DiskFull, JobFailed, ModelUnavailable, NoCapacity
 from jobs.models import ModelSource, Origin
 from jobs.paths import LLAVA_FILE, DataRoot
@@ -75,6 +75,7 @@ def test_adapters_are_trained_on_an_eight_bit_base_where_it_can_be(
     work = work_for(finetune_spec(use_qlora=True, qlora_bits=8, learning_rate=1e-2, max_steps=2))
     with monkeypatch.context() as patch:  # it computes on a CPU as well, slowly
         patch.setattr(device, "has_bits", lambda *_: True)
+        patch.setitem(support.BITS[8], "cpu", "all")
         result = finetune.run(work)
         loaded = models.load_named(EvaluateSpec(data_path="x", job_id="job"), root, work.settings, "cpu")
     assert result.trainable_parameters["language"] == 52_224

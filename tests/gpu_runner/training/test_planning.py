@@ -1,7 +1,7 @@
 """The recipe plan: what it counts is what training would train, see and take."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 import pytest
@@ -13,9 +13,9 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageText
 
 from gpu_runner.recipes import finetune, plan
 from gpu_runner.rows import LLAVA_FILE, Row, Turn
-from gpu_runner.training import adapters, demo_model, device, loss, models
-from jobs import footprint, support
-from jobs.errors import ModelUnavailable
+from gpu_runner.training import adapters, demo_model, device, loss, models, ranks
+from jobs import footprint, model_shapes, support
+from jobs.errors import ModelUnavailable, NoCapacity
 from jobs.events import PhaseEntered
 from jobs.models import DEMO_MODEL, KNOWN, resolve
 from jobs.paths import DataRoot
@@ -109,10 +109,10 @@ def test_a_plan_loads_no_weights_and_says_what_it_does(
     assert [event.phase for event in said(work, PhaseEntered)] == ["counting", "reading rows"]
 
 
-@pytest.mark.parametrize("name", [*footprint.known_names()])
+@pytest.mark.parametrize("name", [*model_shapes.known_names()])
 def test_the_counts_of_known_models_are_those_of_the_meta_device(name: str) -> None:
-    described = footprint.known_config(name)
-    shape = footprint.known_shape(name)
+    described = model_shapes.known_config(name)
+    shape = model_shapes.known_shape(name)
     assert described
     assert shape
     config = AutoConfig.for_model(**described)
@@ -143,6 +143,41 @@ def test_the_formats_of_the_table_are_those_training_takes() -> None:
             for each in formats:
                 wanted = msgspec.structs.replace(config, bf16=each == "bf16", fp16=each == "fp16")
                 assert device.for_training("cpu", wanted)[0].dtype is dtypes[each]
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_the_arithmetic_counts_the_bytes_that_bitsandbytes_keeps_of_a_base(root: DataRoot, bits: Literal[4, 8]) -> None:
+    demo_model.ensure(root.models / DEMO_MODEL)
+    source = resolve(DEMO_MODEL, [root.models])
+    loaded = models.load_base(source, device="cpu", dtype=torch.bfloat16, bits=bits, offline=True)
+    config = TrainingConfig(model_name=DEMO_MODEL, train_data_path="x", use_qlora=True, qlora_bits=bits)
+    shape = model_shapes.shape_of(loaded.model.config.to_dict())
+    assert shape
+    terms = {term.name: term.size_bytes for term in footprint.estimate(config, shape).terms}
+    counted = terms[footprint.Term.WEIGHTS_4BIT if bits == 4 else footprint.Term.WEIGHTS_8BIT]
+    assert _kept_bytes(loaded.model) == pytest.approx(counted, rel=0.02)
+
+
+def _kept_bytes(model: torch.nn.Module) -> int:
+    """Of all maps in 4 or 8 bits: their numbers and scales."""
+    kept = 0
+    for module in model.modules():
+        if type(module).__name__ == "Linear8bitLt":
+            kept += module.weight.CB.nbytes + module.weight.SCB.nbytes
+        elif type(module).__name__ == "Linear4bit":
+            state = module.weight.quant_state
+            kept += module.weight.nbytes + state.absmax.nbytes + state.state2.absmax.nbytes
+    return kept
+
+
+def test_the_bits_of_the_table_are_those_a_cpu_computes_with() -> None:
+    for bits, devices in support.BITS.items():
+        assert device.has_bits("cpu", bits) is ("cpu" in devices)
+
+
+def test_a_probe_of_bits_that_the_device_does_not_compute_with_is_refused(planned: Callable[..., PlanResult]) -> None:
+    with pytest.raises(NoCapacity, match="set qlora_bits to 4"):
+        planned(probe=True, use_qlora=True, qlora_bits=8)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -178,3 +213,20 @@ def test_the_table_calls_no_family_tested_that_is_not() -> None:
 def test_the_arithmetic_knows_how_many_logits_the_loss_makes_at_once() -> None:
     assert footprint.CHUNK_LOGITS == loss.MOST_LOGITS
     assert footprint.LOSS is footprint.Loss.CHUNKED
+
+
+def test_the_arithmetic_knows_how_many_gradients_travel_at_once() -> None:
+    assert footprint.BUCKET == ranks._BUCKET
+
+
+def test_what_is_predicted_of_a_run_of_several_processes_is_what_the_first_of_them_takes(
+    finetune_spec: Build, work_for: WorkFor
+) -> None:
+    """As its peak is, which corrects the next plan: two processes would seem to take half of what was predicted."""
+    alone = finetune_spec(max_steps=1)
+    one = finetune.run(work_for(alone, job_id="one"))
+    both = msgspec.structs.replace(alone.config, num_processes=2)
+    two = finetune.run(work_for(FinetuneSpec(config=both), job_id="two"))
+    assert one.predicted_memory_bytes == two.predicted_memory_bytes
+    assert one.peak_memory_bytes
+    assert two.peak_memory_bytes == pytest.approx(one.peak_memory_bytes, rel=0.3)

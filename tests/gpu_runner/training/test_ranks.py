@@ -43,6 +43,11 @@ def losses(said: Said, work: Work[FinetuneSpec]) -> dict[tuple[str, int], float]
     [
         pytest.param({"lora_dropout": 0.0}, id="lora", marks=pytest.mark.slow),
         pytest.param({"use_lora": False}, id="full", marks=pytest.mark.extended),
+        pytest.param(
+            {"use_qlora": True, "lora_dropout": 0.0, "bf16": False, "fp16": False},  # bf16 rounds sums in their order
+            id="qlora",
+            marks=pytest.mark.extended,
+        ),
     ],
 )
 def test_two_processes_give_the_losses_of_one_with_twice_the_rows(

@@ -110,6 +110,15 @@ def test_a_method_that_does_not_go_on_from_anothers_is_refused(http, body, train
     assert "used the method lora and this one uses full" in answer.json()["detail"]
 
 
+@pytest.mark.parametrize("route", ["plan", "start"])
+def test_a_base_in_8_bits_is_refused_on_a_cpu(http, body, route) -> None:
+    body["config"] |= {"use_qlora": True, "qlora_bits": 8, "device": "cpu"}
+    answer = http.post(f"/api/train/{route}", json=body)
+    assert answer.status_code == 422
+    assert answer.json()["errors"][0]["path"] == "config.qlora_bits"
+    assert "set qlora_bits to 4" in answer.json()["detail"]
+
+
 def test_a_wrong_body_names_its_fields(http, body) -> None:
     body["config"]["batch_size"] = 0
     answer = http.post("/api/train/plan", json=body)

@@ -9,8 +9,9 @@ import pytest
 
 from jobs import events, redis_server
 from jobs.events import Device
-from jobs.footprint import known_shape, reserve_bytes
+from jobs.footprint import reserve_bytes
 from jobs.lifecycle import Status
+from jobs.model_shapes import known_shape
 from jobs.specs import Kind, Slot
 from jobs.training_config import TrainingConfig
 
