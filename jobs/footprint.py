@@ -285,7 +285,7 @@ class _Run:
             return self._width * (2 * self._decoder.hidden + self._decoder.intermediate) + between
         if not self._config.lora_dropout:  # adapters are float32: each map's input is cast there and back by itself
             return self._width * inputs + between
-        mask = 1 if self._device == "cuda" else self._width  # a CPU multiplies by a mask of the same format
+        mask = 1 if self._device == "cuda" else 4  # a CPU multiplies by a mask in the adapters' format, float32
         return (self._width + mask) * inputs + between
 
     def _quantised_inputs(self) -> float:

@@ -37,6 +37,7 @@ class Optimisation:
         self._schedule: LRScheduler = get_cosine_schedule_with_warmup(self._optimizer, warmup, total_steps)
         is_fp16 = loaded.compute.dtype is torch.float16
         self._scaler = torch.amp.GradScaler(loaded.compute.device.type, enabled=is_fp16)
+        self._scaler.scale(torch.zeros((), device=loaded.compute.device))  # its scale is there from the first loss on
         self._most_skipped = MOST_SKIPPED + (_SEARCH if is_fp16 else 0)
         self.skipped = 0
         self.skipped_in_a_row = 0
@@ -52,11 +53,11 @@ class Optimisation:
         Raises:
             JobFailed: so many updates were skipped in a row that the training has diverged.
         """
-        self._scaler.unscale_(self._optimizer)
         gradients = [parameter.grad for parameter in self._parameters if parameter.grad is not None]
         if gradients:
             torch._foreach_mul_(gradients, factor)
         self._ranks.add_gradients(self._parameters)
+        self._scaler.unscale_(self._optimizer)  # once they are added up: so all processes keep one loss scale
         norm = torch.nn.utils.clip_grad_norm_(self._parameters, self._max_norm)
         learning_rate = float(self._schedule.get_last_lr()[0])
         if math.isfinite(norm):
