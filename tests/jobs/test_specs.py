@@ -198,6 +198,7 @@ def test_patience_without_validation_data_is_refused() -> None:
     [
         ({"num_processes": 2, "device": "cuda"}, "num_processes above 1 needs device cpu"),
         ({"qlora_bits": 8}, "needs use_qlora"),
+        ({"cache_vision_features": True, "use_lora": False}, "cache_vision_features needs use_lora or use_qlora"),
         ({"qlora_bits": 8, "use_qlora": True, "device": "cpu"}, "set qlora_bits to 4"),
         ({"continue_from_step": 3}, "needs continue_from"),
     ],
