@@ -258,6 +258,14 @@ class TrainingConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
             advanced=True,
         ),
     ] = None
+    cache_vision_features: Annotated[
+        bool,
+        _hardware(
+            "Cache vision features",
+            "For LoRA and QLoRA: the frozen eyes look at a picture once a run, not once an epoch; takes host memory.",
+            advanced=True,
+        ),
+    ] = False
     priority: Annotated[
         int,
         _hardware(
@@ -284,6 +292,8 @@ class TrainingConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
             raise ValueError("qlora_bits 8 needs use_qlora: nothing else keeps the base in few bits")
         if self.continue_from_step is not None and self.continue_from is None:
             raise ValueError("continue_from_step needs continue_from: the job whose checkpoint it is")
+        if self.cache_vision_features and self.method == "full":
+            raise ValueError("cache_vision_features needs use_lora or use_qlora: full training changes what is seen")
         if self.early_stopping_patience is not None and self.val_data_path is None:
             raise ValueError("early_stopping_patience needs val_data_path: without it nothing is evaluated")
 

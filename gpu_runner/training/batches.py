@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
+from typing import NamedTuple
 
 from torch import Tensor
 
@@ -19,7 +20,13 @@ from gpu_runner.training.selection import Selection
 
 CACHE_BYTES = 256 * 2**20
 
-Batch = dict[str, Tensor]
+
+class Batch(NamedTuple):
+    """Rows that are computed together, as `collate` puts them. With pictures apart `rows` are they one by one, by their
+    index and in their order, and `tensors` are without pixels."""
+
+    tensors: dict[str, Tensor]
+    rows: dict[int, Encoded]
 
 
 class EncodedRows:
@@ -61,15 +68,19 @@ class EncodedRows:
 
 
 class Batches:
-    """The micro-batches of a plan in their order, from step `first` on; `workers` threads make them ahead.
+    """The micro-batches of a plan in their order, from step `first` on; `workers` threads make them ahead. Pictures
+    `apart` are for a cache of what is seen in them.
 
     A context: the threads end with it.
     """
 
-    def __init__(self, rows: EncodedRows, plan: Plan, pad_id: int, *, first: int, workers: int) -> None:
+    def __init__(
+        self, rows: EncodedRows, plan: Plan, pad_id: int, *, first: int, workers: int, apart: bool = False
+    ) -> None:
         self._rows = rows
         self._plan = plan
         self._pad_id = pad_id
+        self._apart = apart
         self._upcoming = (indices for step in range(first, plan.total_steps) for indices in plan.share(step))
         self._pool = ThreadPoolExecutor(workers, thread_name_prefix="batches") if workers else None
         self._ahead: deque[Future[Batch]] = deque()
@@ -95,7 +106,9 @@ class Batches:
         return self._ahead.popleft().result()
 
     def _made(self, indices: list[int]) -> Batch:
-        return collate([self._rows.get(index) for index in indices], self._pad_id)
+        rows = {index: self._rows.get(index) for index in indices}
+        tensors = collate(list(rows.values()), self._pad_id, has_pixels=not self._apart)
+        return Batch(tensors, rows if self._apart else {})
 
 
 def _bytes_of(encoded: Encoded) -> int:

@@ -24,6 +24,7 @@ from gpu_runner.training.conversation import Message
 from jobs.errors import DatasetInvalid, ModelUnavailable
 
 NOT_TRAINED = -100  # torch's default ignore_index
+_PIXELS = "pixel_"  # begins the names of what only eyes read; positions may need the rest, such as Qwen's grids
 _OURS = ("attention_mask", "labels")  # what collate makes; PaliGemma's processor brings labels of its own
 
 
@@ -379,11 +380,12 @@ class RowEncoder:
         )
 
 
-def collate(rows: Sequence[Encoded], pad_id: int, *, left: bool = False) -> dict[str, Tensor]:
+def collate(rows: Sequence[Encoded], pad_id: int, *, left: bool = False, has_pixels: bool = True) -> dict[str, Tensor]:
     """A batch: (rows, longest) for what belongs to tokens, padded right for training and left for generation.
 
     Rows of text may stand beside rows with pictures. Pictures are joined along their first dimension; where tiles or
-    sizes differ, zeros fill up, which every family that has them leaves out again.
+    sizes differ, zeros fill up, which every family that has them leaves out again. A batch without pixels is for a
+    model that is given what its eyes saw.
     """
     longest = max(len(row.input_ids) for row in rows)
 
@@ -404,6 +406,7 @@ def collate(rows: Sequence[Encoded], pad_id: int, *, left: bool = False) -> dict
         **{
             name: _joined([row.pictures[name] for row in rows if name in row.pictures])
             for name in _names(row.pictures for row in rows)
+            if has_pixels or not name.startswith(_PIXELS)
         },
     }
 

@@ -14,7 +14,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from gpu_runner.training import checkpoints, device, goal, run_state, trainable
+from gpu_runner.training import checkpoints, device, goal, room, run_state, trainable
 from gpu_runner.training.batches import Batches, EncodedRows
 from gpu_runner.training.checkpoints import Checkpoint, Manifest
 from gpu_runner.training.curves import Curves
@@ -28,6 +28,7 @@ from gpu_runner.training.ranks import Ranks
 from gpu_runner.training.run_log import RunLog, finite
 from gpu_runner.training.run_state import RunState, Window
 from gpu_runner.training.selection import Selection
+from gpu_runner.training.vision_cache import VisionCache
 from gpu_runner.work import Stopped, Work
 from jobs.specs import FinetuneSpec
 
@@ -84,6 +85,8 @@ class TrainingLoop:
         self._report = RunLog(work.journal, curves, self.plan, loaded.compute, self.state.step)
         self._is_save_due = False
         self._said: set[str] = set()
+        self._first_step = self.state.step
+        self._vision = self._vision_cache(encoder.sees_images) if self._config.cache_vision_features else None
 
     @property
     def tokens_per_second(self) -> float | None:
@@ -123,6 +126,7 @@ class TrainingLoop:
             self._loaded.tokenizer.pad_token_id,
             first=self.state.step,
             workers=self._config.dataloader_workers,
+            apart=self._vision is not None,
         )
 
     def _train(self, batches: Batches) -> None:
@@ -159,6 +163,7 @@ class TrainingLoop:
             self._take_fewer()
         else:
             self._note_logits()
+            self._note_vision()
             self._report.stepped(time.monotonic() - began, gathered.seen)
         return gathered
 
@@ -194,12 +199,13 @@ class TrainingLoop:
         pieces = len(self.plan.share(self.state.step))
         for batch in batches.of_step(self.state.step):
             self._work.stop.check_cancel()
-            loss, count = summed_loss(self._loaded, batch)
+            features = None if self._vision is None else self._vision.features(batch.rows)
+            loss, count = summed_loss(self._loaded, batch.tensors, features)
             gathered.scale = gathered.scale or count * pieces  # near the step's tokens: keeps fp16 gradients in range
             self._optimisation.backward(loss / gathered.scale)
             losses.append(loss.detach())
             gathered.tokens += count
-            gathered.seen += int(batch["attention_mask"].sum())
+            gathered.seen += int(batch.tensors["attention_mask"].sum())
         if losses:
             gathered.loss = float(torch.stack(losses).double().sum())  # once a step: reading waits for a GPU
         return gathered
@@ -212,6 +218,21 @@ class TrainingLoop:
         self.state.window.tokens += gathered.tokens
         self._report.progress(self.state.step)
         return learning_rate, grad_norm
+
+    def _vision_cache(self, sees_images: bool) -> VisionCache | None:
+        """None where it would change nothing, which is said. That is so of a whole run or not at all: one that goes on
+        computes as it began."""
+        if sees_images and self.plan.total_steps > self.plan.steps_per_epoch:
+            return VisionCache(self._loaded, room.bytes_for_features(self._ranks.count))
+        why = "the run sees no row twice" if sees_images else "the model reads text only"
+        self._note_once(f"cache_vision_features has no effect: {why}.", "vision_cache")
+        return None
+
+    def _note_vision(self) -> None:
+        """After the first epoch that was seen as a whole."""
+        each = self.plan.steps_per_epoch
+        if self._vision is not None and (self.state.step + 1) // each > -(-self._first_step // each):
+            self._note_once(self._vision.told(), "vision_cache")
 
     def _note_logits(self) -> None:
         if needs_all_logits_at_once(self._loaded):

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
+from transformers.utils import ModelOutput
 
 from gpu_runner.training.encoding import NOT_TRAINED
 from gpu_runner.training.models import Loaded
@@ -22,10 +23,17 @@ MOST_LOGITS = 2**25  # numbers at once: 128 MiB in float32, 220 tokens of Qwen's
 _in_one_piece: WeakSet[nn.Module] = WeakSet()
 
 
-def summed_loss(loaded: Loaded, batch: dict[str, Tensor]) -> tuple[Tensor, int]:
-    """Cross-entropy summed over the batch's trained tokens (a float32 scalar), and how many these are."""
+def summed_loss(loaded: Loaded, batch: dict[str, Tensor], features: ModelOutput | None = None) -> tuple[Tensor, int]:
+    """Cross-entropy summed over the batch's trained tokens (a float32 scalar), and how many these are.
+
+    A batch without pixels needs `features`: what the model's `get_image_features` would make of them.
+    """
     device = loaded.compute.device
-    inputs = {name: value.to(device, non_blocking=True) for name, value in batch.items() if name != "labels"}
+    inputs: dict[str, Any] = {
+        name: value.to(device, non_blocking=True) for name, value in batch.items() if name != "labels"
+    }
+    if features is not None:
+        inputs["mm_encoder_outputs"] = {"image": features}
     shifted = batch["labels"][:, 1:]
     chosen = (shifted != NOT_TRAINED).flatten().nonzero().flatten()  # on the CPU: asking a GPU would wait for it
     targets = shifted.flatten()[chosen].to(device)
@@ -41,7 +49,7 @@ def needs_all_logits_at_once(loaded: Loaded) -> bool:
     return loaded.model in _in_one_piece
 
 
-def _loss(model: Any, inputs: dict[str, Tensor], chosen: Tensor, targets: Tensor) -> Tensor:
+def _loss(model: Any, inputs: dict[str, Any], chosen: Tensor, targets: Tensor) -> Tensor:
     head = model.get_output_embeddings()
     if head is None:
         logits = model(**inputs, use_cache=False).logits

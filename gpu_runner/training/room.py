@@ -14,6 +14,9 @@ from jobs.training_config import TrainingConfig
 
 _EXPORTS = 2  # the folder and its archive
 _MOMENTS = 2  # of AdamW, a number each for every trained one
+_FEATURES_SHARE = 4  # of the host's available memory, one part
+_MOST_FEATURES = 16 * 2**30
+_FEATURES_UNTOLD = 2**30  # where the host does not say what it has
 
 
 def check_disk_for_checkpoints(root: DataRoot, loaded: Loaded, config: TrainingConfig, total_steps: int) -> None:
@@ -28,8 +31,8 @@ def check_disk_for_checkpoints(root: DataRoot, loaded: Loaded, config: TrainingC
     if needed > free:
         lower = ", or lower save_total_limit" if saves > config.save_total_limit > FEWEST_KEPT else ""
         raise DiskFull(
-            f"The training needs {_gb(needed)} for {count} checkpoints of {_gb(size)} and the disk of the data root "
-            f"has {_gb(free)} left: delete exports or jobs you don't need{lower}, then start again."
+            f"The training needs {gb(needed)} for {count} checkpoints of {gb(size)} and the disk of the data root "
+            f"has {gb(free)} left: delete exports or jobs you don't need{lower}, then start again."
         )
 
 
@@ -38,8 +41,8 @@ def check_disk_for_export(root: DataRoot, model_bytes: int) -> None:
     needed, free = _EXPORTS * model_bytes, shutil.disk_usage(root.folder).free
     if needed > free:
         raise DiskFull(
-            f"The export needs {_gb(needed)} for its folder and its archive and the disk of the data root has "
-            f"{_gb(free)} left: delete exports or jobs you don't need, then export again."
+            f"The export needs {gb(needed)} for its folder and its archive and the disk of the data root has "
+            f"{gb(free)} left: delete exports or jobs you don't need, then export again."
         )
 
 
@@ -48,9 +51,20 @@ def check_memory_for_export(on: torch.device, model_bytes: int) -> None:
     free = device.available_host_bytes()
     if on.type == "cpu" and free is not None and model_bytes > free:
         raise OutOfMemory(
-            f"The export needs {_gb(model_bytes)} of memory to load the model and this host has {_gb(free)} available: "
+            f"The export needs {gb(model_bytes)} of memory to load the model and this host has {gb(free)} available: "
             "wait until other jobs are done, or run a runner on a host with more memory."
         )
+
+
+def bytes_for_features(processes: int) -> int:
+    """Host memory that each process of a run may fill with what the eyes saw, a convenience: most of it is left."""
+    free = device.available_host_bytes()
+    return (_FEATURES_UNTOLD if free is None else min(free // _FEATURES_SHARE, _MOST_FEATURES)) // processes
+
+
+def gb(size_bytes: int) -> str:
+    """A size for people."""
+    return f"{size_bytes / 1e9:.1f} GB" if size_bytes >= 1e9 else f"{size_bytes / 1e6:.0f} MB"
 
 
 def _checkpoint_bytes(loaded: Loaded, config: TrainingConfig) -> int:
@@ -62,7 +76,3 @@ def _checkpoint_bytes(loaded: Loaded, config: TrainingConfig) -> int:
 
 def _bytes_of(parameters: list[torch.nn.Parameter]) -> int:
     return sum(parameter.numel() * parameter.element_size() for parameter in parameters)
-
-
-def _gb(size_bytes: int) -> str:
-    return f"{size_bytes / 1e9:.1f} GB" if size_bytes >= 1e9 else f"{size_bytes / 1e6:.0f} MB"

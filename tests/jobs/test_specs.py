@@ -197,6 +197,7 @@ def test_patience_without_validation_data_is_refused() -> None:
     ("fields", "says"),
     [
         ({"qlora_bits": 8}, "needs use_qlora"),
+        ({"cache_vision_features": True, "use_lora": False}, "cache_vision_features needs use_lora or use_qlora"),
         ({"continue_from_step": 3}, "needs continue_from"),
     ],
 )

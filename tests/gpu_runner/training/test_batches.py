@@ -9,7 +9,7 @@ import torch
 
 from gpu_runner.rows import open_rows
 from gpu_runner.training import demo_model, models
-from gpu_runner.training.batches import Batch, Batches, EncodedRows
+from gpu_runner.training.batches import Batches, EncodedRows
 from gpu_runner.training.encoding import RowEncoder, collate
 from gpu_runner.training.plan import Plan
 from gpu_runner.training.selection import Selection, everything
@@ -17,6 +17,7 @@ from jobs.errors import DatasetInvalid
 from jobs.paths import DataRoot
 
 ROWS = 14
+Tensors = dict[str, torch.Tensor]
 PLAN = Plan(rows=ROWS, batch_size=2, accumulation=2, epochs=3, max_steps=None, seed=3)
 
 
@@ -31,12 +32,12 @@ def rows(root: DataRoot, write_frames: Callable[..., str]) -> Selection:
     return everything(open_rows(root, write_frames("train", ROWS)))
 
 
-def all_of(kept: EncodedRows, encoder: RowEncoder, *, first: int = 0, workers: int) -> list[Batch]:
+def all_of(kept: EncodedRows, encoder: RowEncoder, *, first: int = 0, workers: int) -> list[Tensors]:
     with Batches(kept, PLAN, encoder.tokenizer.pad_token_id, first=first, workers=workers) as batches:
-        return [batch for step in range(first, PLAN.total_steps) for batch in batches.of_step(step)]
+        return [batch.tensors for step in range(first, PLAN.total_steps) for batch in batches.of_step(step)]
 
 
-def are_equal(one: list[Batch], other: list[Batch]) -> bool:
+def are_equal(one: list[Tensors], other: list[Tensors]) -> bool:
     return len(one) == len(other) and all(
         a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
         for a, b in zip(one, other, strict=True)
@@ -63,6 +64,18 @@ def test_beginning_late_opens_none_of_the_rows_before(
     late = PLAN.total_steps - 1
     all_of(EncodedRows(encoder, rows), encoder, first=late, workers=0)
     assert sorted(seen) == sorted(row for rows in PLAN.micro_batches(late) for row in rows)
+
+
+@pytest.mark.parametrize("workers", [0, 3])
+def test_rows_with_their_pictures_apart_are_known_by_their_index(
+    workers: int, rows: Selection, encoder: RowEncoder
+) -> None:
+    with Batches(EncodedRows(encoder, rows), PLAN, 3, first=0, workers=workers, apart=True) as batches:
+        for step in range(PLAN.total_steps):
+            for indices, batch in zip(PLAN.micro_batches(step), batches.of_step(step), strict=True):
+                assert list(batch.rows) == indices
+                assert "pixel_values" not in batch.tensors
+                assert [row.row_id for row in batch.rows.values()] == [f"row-{index}" for index in indices]
 
 
 def test_beginning_in_the_middle_gives_what_would_have_come(rows: Selection, encoder: RowEncoder) -> None:
@@ -97,7 +110,7 @@ def test_only_a_few_batches_are_made_ahead(rows: Selection, encoder: RowEncoder)
             return super().get(index)
 
     with Batches(Counting(encoder, rows), PLAN, 3, first=0, workers=2) as batches:
-        steps: Iterator[Batch] = batches.of_step(0)
+        steps: Iterator[Any] = batches.of_step(0)
         next(steps)
         assert enough.wait(20)
         threading.Event().wait(0.2)

@@ -25,8 +25,8 @@ def memory_for(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
             counted[0] = self.state.step
             return real(self, batches)
 
-        def limited(loaded: Any, batch: dict[str, torch.Tensor]) -> Any:
-            given = loss.summed_loss(loaded, batch)
+        def limited(loaded: Any, batch: dict[str, torch.Tensor], *features: Any) -> Any:
+            given = loss.summed_loss(loaded, batch, *features)
             if len(batch["labels"]) > rows and counted[0] >= after:
                 raise torch.OutOfMemoryError("planned")
             return given
@@ -41,10 +41,11 @@ def memory_for(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
 LARGE = {"batch_size": 4, "gradient_accumulation_steps": 1, "logging_steps": 1, "lora_dropout": 0.0}
 
 
+@pytest.mark.parametrize("is_cached", [False, True])
 def test_a_run_out_of_memory_goes_on_in_smaller_pieces_with_the_same_rows(
-    finetune_spec: Build, work_for: WorkFor, said: Said, memory_for: Callable[..., None]
+    is_cached: bool, finetune_spec: Build, work_for: WorkFor, said: Said, memory_for: Callable[..., None]
 ) -> None:
-    spec = finetune_spec(**LARGE, val_data_path=None)
+    spec = finetune_spec(**LARGE, val_data_path=None, cache_vision_features=is_cached)
     enough, short = work_for(spec, job_id="enough"), work_for(spec, job_id="short")
     finetune.run(enough)
     memory_for(1, after=2)

@@ -42,6 +42,7 @@ def losses(said: Said, work: Work[FinetuneSpec]) -> dict[tuple[str, int], float]
     "changes",
     [
         pytest.param({"lora_dropout": 0.0}, id="lora", marks=pytest.mark.slow),
+        pytest.param({"lora_dropout": 0.0, "cache_vision_features": True}, id="cached", marks=pytest.mark.slow),
         pytest.param({"use_lora": False}, id="full", marks=pytest.mark.extended),
         pytest.param(
             {"use_qlora": True, "lora_dropout": 0.0, "bf16": False, "fp16": False},  # bf16 rounds sums in their order

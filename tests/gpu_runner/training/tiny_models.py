@@ -20,7 +20,7 @@ from gpu_runner.training import without_video
 IMAGE_PIXELS = 32
 PATCH_PIXELS = 8
 
-_TEXT = {
+TEXT = {
     "hidden_size": 64,
     "intermediate_size": 128,
     "num_hidden_layers": 2,
@@ -28,7 +28,7 @@ _TEXT = {
     "num_key_value_heads": 2,
     "max_position_embeddings": 4096,
 }
-_EYES = {
+EYES = {
     "hidden_size": 64,
     "intermediate_size": 128,
     "num_hidden_layers": 2,
@@ -53,8 +53,8 @@ def llava() -> tuple[Any, Any]:
         chat_template=LLAVA_TEMPLATE,
     )
     config = tf.LlavaConfig(
-        vision_config=tf.CLIPVisionConfig(**_EYES, projection_dim=64),
-        text_config=tf.LlamaConfig(**_TEXT, **_vocabulary(tokenizer)),
+        vision_config=tf.CLIPVisionConfig(**EYES, projection_dim=64),
+        text_config=tf.LlamaConfig(**TEXT, **_vocabulary(tokenizer)),
         image_token_index=_id(tokenizer, "<image>"),
         vision_feature_layer=-1,
         vision_feature_select_strategy="default",
@@ -77,8 +77,8 @@ def llava_next() -> tuple[Any, Any]:
         chat_template=LLAVA_TEMPLATE,
     )
     config = tf.LlavaNextConfig(
-        vision_config=tf.CLIPVisionConfig(**_EYES, projection_dim=64),
-        text_config=tf.LlamaConfig(**_TEXT, **_vocabulary(tokenizer)),
+        vision_config=tf.CLIPVisionConfig(**EYES, projection_dim=64),
+        text_config=tf.LlamaConfig(**TEXT, **_vocabulary(tokenizer)),
         image_token_index=_id(tokenizer, "<image>"),
         image_grid_pinpoints=pinpoints,
         vision_feature_layer=-1,
@@ -106,7 +106,7 @@ def qwen2_5_vl() -> tuple[Any, Any]:
     )
     config = tf.Qwen2_5_VLConfig(
         text_config={
-            **_TEXT,
+            **TEXT,
             **_vocabulary(tokenizer),
             "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 3, 3]},
         },
@@ -145,19 +145,21 @@ def gemma3() -> tuple[Any, Any]:
     )
     config = tf.Gemma3Config(
         text_config={
-            **_TEXT,
+            **TEXT,
             **_vocabulary(tokenizer),
             "head_dim": 16,
             "query_pre_attn_scalar": 16,
             "sliding_window": 64,
         },
-        vision_config=dict(_EYES),
+        vision_config=dict(EYES),
         mm_tokens_per_image=4,
         boi_token_index=_id(tokenizer, "<start_of_image>"),
         eoi_token_index=_id(tokenizer, "<end_of_image>"),
         image_token_index=_id(tokenizer, "<image_soft_token>"),
     )
     model = tf.Gemma3ForConditionalGeneration(config)
+    # It begins as zeros, so that all pictures would look alike.
+    torch.nn.init.normal_(model.model.multi_modal_projector.mm_input_projection_weight, std=0.02)
     model.generation_config.eos_token_id = [tokenizer.eos_token_id, _id(tokenizer, "<end_of_turn>")]
     return model, processor
 
@@ -182,8 +184,8 @@ def smolvlm() -> tuple[Any, Any]:
         chat_template=SMOLVLM_TEMPLATE,
     )
     config = tf.Idefics3Config(
-        text_config=tf.LlamaConfig(**_TEXT, **_vocabulary(tokenizer)),
-        vision_config=dict(_EYES),
+        text_config=tf.LlamaConfig(**TEXT, **_vocabulary(tokenizer)),
+        vision_config=dict(EYES),
         image_token_id=_id(tokenizer, "<image>"),
         scale_factor=2,
         pad_token_id=tokenizer.pad_token_id,
@@ -202,12 +204,12 @@ def paligemma() -> tuple[Any, Any]:
     config = tf.PaliGemmaConfig(
         text_config={
             "model_type": "gemma",
-            **_TEXT,
+            **TEXT,
             **_vocabulary(tokenizer),
             "head_dim": 16,
             "use_bidirectional_attention": False,
         },
-        vision_config={"model_type": "siglip_vision_model", **_EYES, "projection_dim": 64, "vision_use_head": False},
+        vision_config={"model_type": "siglip_vision_model", **EYES, "projection_dim": 64, "vision_use_head": False},
         image_token_index=_id(tokenizer, "<image>"),
         projection_dim=64,
         hidden_size=64,
@@ -219,14 +221,14 @@ def llama() -> tuple[Any, Any]:
     """Llama, text only, whose template writes the BOS that the tokeniser would write too."""
     tokenizer = _tokenizer([], adds_bos=True)
     tokenizer.chat_template = "{{ bos_token }}" + _chatml("")
-    return tf.LlamaForCausalLM(tf.LlamaConfig(**_TEXT, **_vocabulary(tokenizer))), tokenizer
+    return tf.LlamaForCausalLM(tf.LlamaConfig(**TEXT, **_vocabulary(tokenizer))), tokenizer
 
 
 def qwen() -> tuple[Any, Any]:
     """Qwen2, text only."""
     tokenizer = _tokenizer([])
     tokenizer.chat_template = _chatml("")
-    return tf.Qwen2ForCausalLM(tf.Qwen2Config(**_TEXT, **_vocabulary(tokenizer))), tokenizer
+    return tf.Qwen2ForCausalLM(tf.Qwen2Config(**TEXT, **_vocabulary(tokenizer))), tokenizer
 
 
 FAMILIES: dict[str, Callable[[], tuple[Any, Any]]] = {

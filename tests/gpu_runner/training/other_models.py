@@ -1,0 +1,137 @@
+"""Tiny random models of families that `tiny_models` builds no processor for, and rows as theirs would make them.
+
+`OTHERS` names them. Each gives a model, and a function that makes a row with so many random pictures.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import transformers as tf
+from tiny_models import EYES, IMAGE_PIXELS, TEXT
+from torch import Tensor
+
+from gpu_runner.training.encoding import NOT_TRAINED, Encoded
+
+PAD, IMAGE, VIDEO, START, END = 0, 60, 61, 62, 63
+_TEXT = {**TEXT, "vocab_size": 64, "pad_token_id": PAD, "bos_token_id": 1, "eos_token_id": 2}
+_ROPE = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 3, 3]}
+_MARKS = {
+    "image_token_id": IMAGE,
+    "video_token_id": VIDEO,
+    "vision_start_token_id": START,
+    "vision_end_token_id": END,
+}
+_GRIDS = [[1, 4, 4], [1, 2, 6]]  # patches, four of which make a token
+
+Encode = Callable[[int], Encoded]
+
+
+def qwen2_vl() -> tuple[Any, Encode]:
+    """Pictures of any size as patches with their grid."""
+    eyes = {"depth": 2, "embed_dim": 64, "hidden_size": 64, "num_heads": 4, "mlp_ratio": 2}
+    config = tf.Qwen2VLConfig(text_config={**_TEXT, "rope_parameters": _ROPE}, vision_config=eyes, **_MARKS)
+    return tf.Qwen2VLForConditionalGeneration(config), _with_grids(3 * 2 * 14 * 14)
+
+
+def qwen3_vl() -> tuple[Any, Encode]:
+    """What layers of the eyes see goes into layers of the language model too (deepstack)."""
+    eyes = {"depth": 2, "hidden_size": 64, "intermediate_size": 128, "num_heads": 4, "out_hidden_size": 64}
+    config = tf.Qwen3VLConfig(
+        text_config={**_TEXT, "head_dim": 16, "rope_parameters": {**_ROPE, "mrope_interleaved": True}},
+        vision_config={**eyes, "deepstack_visual_indexes": [0, 1], "num_position_embeddings": 64},
+        **_MARKS,
+    )
+    return tf.Qwen3VLForConditionalGeneration(config), _with_grids(3 * 2 * 16 * 16)
+
+
+def internvl() -> tuple[Any, Encode]:
+    """Tiles of one size, all alike."""
+    config = tf.InternVLConfig(
+        vision_config={**EYES, "image_size": [IMAGE_PIXELS] * 2, "patch_size": [8, 8]},
+        text_config={"model_type": "qwen2", **_TEXT},
+        image_token_id=IMAGE,
+        image_seq_length=4,
+    )
+    return tf.InternVLForConditionalGeneration(config), lambda images: _row(
+        [4] * images, {"pixel_values": _tiles(images)}
+    )
+
+
+def smolvlm() -> tuple[Any, Encode]:
+    """SmolVLM2: tiles by row, with a mask of what is picture in them."""
+    config = tf.SmolVLMConfig(
+        text_config=tf.LlamaConfig(**_TEXT),
+        vision_config=dict(EYES),
+        image_token_id=IMAGE,
+        scale_factor=2,
+        pad_token_id=PAD,
+    )
+
+    def encode(images: int) -> Encoded:
+        tiles = _tiles(images)[None]
+        mask = torch.ones_like(tiles[:, :, 0], dtype=torch.long)
+        return _row([4] * images, {"pixel_values": tiles, "pixel_attention_mask": mask})
+
+    return tf.SmolVLMForConditionalGeneration(config), encode
+
+
+def llava_onevision() -> tuple[Any, Encode]:
+    """A picture alone in its row is seen in tiles too, several are not."""
+    config = tf.LlavaOnevisionConfig(
+        vision_config={"model_type": "siglip_vision_model", **EYES, "vision_use_head": False},
+        text_config={"model_type": "qwen2", **_TEXT},
+        image_token_id=IMAGE,
+        video_token_id=VIDEO,
+        image_grid_pinpoints=[[32, 64], [64, 32], [64, 64]],
+        vision_feature_layer=-1,
+    )
+    model = tf.LlavaOnevisionForConditionalGeneration(config)
+
+    def encode(images: int) -> Encoded:
+        pictures = {
+            "pixel_values": torch.stack([_tiles(3) for _ in range(images)]) if images else _tiles(0),
+            "image_sizes": torch.tensor([[32, 64]] * images),
+            "batch_num_images": torch.tensor([images]),
+        }
+        with torch.no_grad():
+            seen = model.get_image_features(**pictures, return_dict=True).pooler_output if images else ()
+        return _row([len(each) for each in seen], pictures)
+
+    return model, encode
+
+
+OTHERS: dict[str, Callable[[], tuple[Any, Encode]]] = {
+    build.__name__: build for build in (qwen2_vl, qwen3_vl, internvl, smolvlm, llava_onevision)
+}
+
+
+def _with_grids(width: int) -> Encode:
+    def encode(images: int) -> Encoded:
+        grids = torch.tensor(_GRIDS[:images]).reshape(-1, 3)
+        patches = grids.prod(-1)
+        pictures = {"pixel_values": torch.randn(int(patches.sum()), width), "image_grid_thw": grids}
+        return _row((patches // 4).tolist(), pictures, types=True)
+
+    return encode
+
+
+def _tiles(count: int) -> Tensor:
+    return torch.randn(count, 3, IMAGE_PIXELS, IMAGE_PIXELS)
+
+
+def _row(tokens: list[int], pictures: dict[str, Tensor], *, types: bool = False) -> Encoded:
+    """A row whose pictures take so many tokens each; its last four tokens are trained."""
+    marks = [token for count in tokens for token in (START, *[IMAGE] * count, END)]
+    ids = torch.tensor([1, *marks, *torch.randint(3, IMAGE, (6,)).tolist()])
+    labels = ids.clone()
+    labels[:-4] = NOT_TRAINED
+    return Encoded(
+        row_id="row",
+        input_ids=ids,
+        labels=labels,
+        per_token={"mm_token_type_ids": (ids == IMAGE).long()} if types else {},
+        pictures=pictures if tokens else {},
+        image_tokens=sum(tokens),
+        images=len(tokens),
+    )
