@@ -13,7 +13,7 @@ from typing import Any
 
 import structlog
 
-from gpu_runner import processes
+from gpu_runner import host_memory, processes
 from jobs.events import Device
 from jobs.settings import Settings
 from jobs.specs import Slot
@@ -58,8 +58,8 @@ class Devices:
         return sum(sizes) if sizes and None not in sizes else None
 
     def _cpu(self, held: Mapping[str, int]) -> Device:
-        memory = _memory_bytes()
-        total, free = self._within_budget("cpu", held, memory.get("MemTotal"), memory.get("MemAvailable"))
+        memory = host_memory.read()
+        total, free = self._within_budget("cpu", held, memory.total, memory.available)
         return Device(
             device_id="cpu",
             name=self._cpu_name,
@@ -162,13 +162,3 @@ def _cpu_name() -> str:
         lines = []
     models = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
     return next(models, platform.processor() or platform.machine())
-
-
-def _memory_bytes() -> dict[str, int]:
-    """/proc/meminfo, by name."""
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-    except OSError:
-        return {}
-    pairs = (line.split()[:2] for line in lines)
-    return {name.rstrip(":"): int(value) * 1024 for name, value in pairs}

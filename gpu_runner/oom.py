@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-_CGROUPS = Path("/sys/fs/cgroup")
+from gpu_runner import host_memory
 
 
 def count_kills() -> int:
@@ -38,11 +38,7 @@ class OomKills:
 
 def _counters() -> Iterator[Path]:
     """Source: cgroup-v2.rst (memory.events), cgroup-v1/memory.rst (memory.oom_control), /proc/vmstat."""
-    for line in Path("/proc/self/cgroup").read_text().splitlines():
-        _, controllers, group = line.split(":", 2)
-        if controllers == "":
-            yield _CGROUPS / group.lstrip("/") / "memory.events"
-        elif "memory" in controllers.split(","):
-            yield _CGROUPS / "memory" / group.lstrip("/") / "memory.oom_control"
-            yield _CGROUPS / "memory" / "memory.oom_control"  # a container sees its own group as the root
+    for folder in host_memory.groups():
+        yield folder / "memory.events"
+        yield folder / "memory.oom_control"
     yield Path("/proc/vmstat")

@@ -5,7 +5,7 @@ import shutil
 
 import torch
 
-from gpu_runner.training import device
+from gpu_runner import host_memory
 from gpu_runner.training.checkpoints import FEWEST_KEPT
 from gpu_runner.training.models import Loaded
 from jobs.errors import DiskFull, OutOfMemory
@@ -48,7 +48,7 @@ def check_disk_for_export(root: DataRoot, model_bytes: int) -> None:
 
 def check_memory_for_export(on: torch.device, model_bytes: int) -> None:
     """Raises OutOfMemory unless this host can hold the model. A GPU speaks for itself."""
-    free = device.available_host_bytes()
+    free = host_memory.read().available
     if on.type == "cpu" and free is not None and model_bytes > free:
         raise OutOfMemory(
             f"The export needs {gb(model_bytes)} of memory to load the model and this host has {gb(free)} available: "
@@ -58,7 +58,7 @@ def check_memory_for_export(on: torch.device, model_bytes: int) -> None:
 
 def bytes_for_features(processes: int) -> int:
     """Host memory that each process of a run may fill with what the eyes saw, a convenience: most of it is left."""
-    free = device.available_host_bytes()
+    free = host_memory.read().available
     return (_FEATURES_UNTOLD if free is None else min(free // _FEATURES_SHARE, _MOST_FEATURES)) // processes
 
 

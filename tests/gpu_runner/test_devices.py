@@ -4,8 +4,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from gpu_runner import devices
+from gpu_runner import devices, host_memory
 from gpu_runner.devices import Devices
+from gpu_runner.host_memory import HostMemory
 from jobs.settings import Settings
 from jobs.specs import Slot
 
@@ -93,11 +94,11 @@ def _raise(error: type[Exception]):
 
 
 def test_a_budget_stands_in_where_no_driver_measures(monkeypatch) -> None:
-    monkeypatch.setattr(devices, "_memory_bytes", lambda: {"MemTotal": 64 * GIB, "MemAvailable": 40 * GIB})
+    monkeypatch.setattr(host_memory, "read", lambda: HostMemory(64 * GIB, 40 * GIB))
     budgeted = Devices(Settings(memory_budget_gib=24), {}, PlayedNvml())
     cpu, first, _, third = budgeted.read({"cpu": 4 * GIB, "cuda:2": 1 * GIB})
     assert (cpu.memory_total_bytes, cpu.memory_free_bytes) == (24 * GIB, 20 * GIB)
     assert (first.memory_total_bytes, first.memory_free_bytes) == (8 * GIB, 1 * GIB)
     assert (third.memory_total_bytes, third.memory_free_bytes) == (24 * GIB, 23 * GIB)
-    monkeypatch.setattr(devices, "_memory_bytes", lambda: {"MemTotal": 64 * GIB, "MemAvailable": 2 * GIB})
+    monkeypatch.setattr(host_memory, "read", lambda: HostMemory(64 * GIB, 2 * GIB))
     assert budgeted.read()[0].memory_free_bytes == 2 * GIB  # no budget makes memory

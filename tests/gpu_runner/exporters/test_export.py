@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageTextToText, AutoProcessor, AutoTokenizer
 
 from gpu_runner.exporters import huggingface, lora_adapter
+from gpu_runner.host_memory import HostMemory
 from gpu_runner.recipes.export import run
 from gpu_runner.training import adapters, checkpoints, models
 from gpu_runner.training.models import Loaded
@@ -263,7 +264,7 @@ def test_exported_adapters_go_onto_a_four_bit_base_only_where_they_must_and_were
     ("function", "left", "error"),
     [
         ("gpu_runner.training.room.shutil.disk_usage", SimpleNamespace(free=1000), DiskFull),
-        ("gpu_runner.training.room.device.available_host_bytes", 1000, OutOfMemory),
+        ("gpu_runner.host_memory.read", HostMemory(None, 1000), OutOfMemory),
     ],
 )
 def test_an_export_without_room_is_refused_before_it_loads_anything(

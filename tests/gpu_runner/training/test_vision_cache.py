@@ -19,6 +19,7 @@ from tiny_models import SEEING
 from torch import Tensor
 from transformers import LlavaModel
 
+from gpu_runner.host_memory import HostMemory
 from gpu_runner.recipes import finetune
 from gpu_runner.rows import Row, Turn
 from gpu_runner.training import adapters, models, room, trainable
@@ -321,5 +322,5 @@ def test_rows_without_pictures_leave_nothing_to_keep(
 def test_most_of_the_memory_is_left_to_others(
     available: int | None, processes: int, expected: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("gpu_runner.training.device.available_host_bytes", lambda: available)
+    monkeypatch.setattr("gpu_runner.host_memory.read", lambda: HostMemory(None, available))
     assert room.bytes_for_features(processes) == expected
