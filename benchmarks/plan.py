@@ -1,6 +1,6 @@
 """How near the memory that the plan predicts is to what a training really takes.
 
-Sixteen small configurations on the CPU, each in a fresh process (`step`). The prediction is `jobs.footprint`, without
+Small configurations on the CPU, each in a fresh process (`step`). The prediction is `jobs.footprint`, without
 the process itself, which is not measured. It is corrected as the service does it: by the median of what the other
 configurations of its family took, never by its own.
 """
@@ -37,6 +37,7 @@ CASES = [
     _case("text, full", _FULL, 2, 256),
     _case("text, full, accumulated", _FULL, 2, 256, 2, layers=8),
     _case("text, full, wide", _FULL, 1, 128, hidden=512, layers=6, heads=8),
+    _case("text, full, wide, 8-bit states", _FULL | {"optimizer": "adamw_8bit"}, 1, 128, hidden=512, layers=6, heads=8),
     _case("text, full, recomputed", _FULL | _RECOMPUTED, 4, 256, layers=6),
     _case("text, LoRA", _LORA, 4, 256, 2, layers=6),
     _case("text, LoRA, long rows", _LORA, 1, 1024, 1),

@@ -20,6 +20,7 @@ MIB, GIB = 2**20, 2**30
 
 RECOMPUTED_ABOVE = 300_000_000  # parameters: larger models on a GPU recompute activations instead of keeping them
 NF4_BYTES = 1 / 2 + 1 / 64 + 4 / (64 * 256)  # a weight, its block's 8-bit scale, the scale's own 32-bit one
+LEAST_IN_8_BITS = 4096  # numbers of a matrix, below which adamw_8bit keeps float32
 CUDA_CONTEXT_BYTES = 512 * MIB
 CPU_PROCESS_BYTES = 480 * MIB  # torch, transformers and peft imported: resident memory of a child before its model
 CHUNK_LOGITS = 2**25  # numbers held at once where the loss is chunked
@@ -211,7 +212,7 @@ class _Run:
 
     def kept(self) -> dict[Term, float]:
         """What is there from the second step to the end."""
-        states = 8 * self._trainable  # two moments in float32
+        states = self._states()
         if self._is_full:
             casts = self._width * self._shape.total if self._width < 4 else 0  # autocast keeps a copy of each weight
             return {Term.WEIGHTS: 4 * self._shape.total, Term.CASTS: casts, Term.OPTIMISER: states}
@@ -224,6 +225,21 @@ class _Run:
             scales = 4 * self._decoder.layers * sum(outputs for _, outputs in self._decoder.linears)
             return {**rest, Term.WEIGHTS_8BIT: quantised + scales, **adapters}
         return {**rest, Term.WEIGHTS_4BIT: NF4_BYTES * quantised, **adapters}
+
+    def _states(self) -> float:
+        """Two moments of each trained number, in float32 or in 8 bits with a float32 scale for each block.
+
+        Embeddings and small matrices keep theirs in float32. Source: bitsandbytes, Optimizer2State.
+        """
+        if self._config.optimizer == "adamw":
+            return 8 * self._trainable
+        decoder, rank = self._decoder, self._config.lora_rank
+        if self._is_full:
+            whole = decoder.vocabulary * decoder.hidden
+        else:
+            sizes = (rank * width for linear in decoder.linears for width in linear)
+            whole = decoder.layers * sum(size for size in sizes if size < LEAST_IN_8_BITS)
+        return 8 * whole + 2 * (1 + 4 / 256) * (self._trainable - whole)
 
     def backward(self) -> dict[Term, float]:
         """At the worst instant of a backward pass: where the loss is, or inside the last layers."""

@@ -152,6 +152,14 @@ class TrainingConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
         Annotated[int, Meta(ge=1, le=_STEPS_LIMIT)] | None,
         _schedule("Step limit", "Ends the run early, after so many updates; for a quick trial.", advanced=True),
     ] = None
+    optimizer: Annotated[
+        Literal["adamw", "adamw_8bit"],
+        _schedule(
+            "Optimiser",
+            "adamw_8bit keeps its states in a quarter of the memory, less exactly: for full training on a GPU.",
+            advanced=True,
+        ),
+    ] = "adamw"
     weight_decay: Annotated[
         float,
         _schedule("Weight decay", "Pulls weights towards zero; a little helps long runs.", advanced=True, ge=0, le=1),

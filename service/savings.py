@@ -20,7 +20,7 @@ from service.model_names import Reserving
 _SHORTEST = 128
 _FEWEST_IMAGE_TOKENS = 64  # of a picture, below which little is to be seen
 
-Settings = dict[str, bool | int | float]
+Settings = dict[str, bool | int | float | str]
 
 
 class Change(Answer, frozen=True, kw_only=True):
@@ -141,6 +141,8 @@ def _steps(config: TrainingConfig, result: PlanResult) -> Iterator[_Step]:
         yield _Step(
             "recompute activations", "none for the outcome; about a third slower", {"gradient_checkpointing": True}
         )
+    if config.optimizer == "adamw":
+        yield _Step("8-bit optimiser", "updates are a little less exact", {"optimizer": "adamw_8bit"})
     if config.method == "full":
         yield _Step("LoRA", "small adapters learn less than all weights", {"use_lora": True})
     if config.method != "qlora":

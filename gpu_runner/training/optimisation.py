@@ -4,11 +4,12 @@ Used by the loop. The loss of a step is the mean over the step's trained tokens,
 """
 
 import math
+from importlib import import_module
 from typing import Any
 
 import torch
-from torch import Tensor
-from torch.optim import AdamW
+from torch import Tensor, nn
+from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from transformers import get_cosine_schedule_with_warmup
 
@@ -32,7 +33,7 @@ class Optimisation:
         self._ranks = ranks
         self._parameters = [parameter for parameter in loaded.model.parameters() if parameter.requires_grad]
         self._max_norm = config.max_grad_norm
-        self._optimizer = AdamW(_groups(self._parameters, config.weight_decay), lr=config.learning_rate, fused=True)
+        self._optimizer = _optimizer(loaded.model, _groups(self._parameters, config.weight_decay), config)
         warmup = math.ceil(total_steps * config.warmup_ratio)
         self._schedule: LRScheduler = get_cosine_schedule_with_warmup(self._optimizer, warmup, total_steps)
         is_fp16 = loaded.compute.dtype is torch.float16
@@ -58,7 +59,7 @@ class Optimisation:
             torch._foreach_mul_(gradients, factor)
         self._ranks.add_gradients(self._parameters)
         self._scaler.unscale_(self._optimizer)  # once they are added up: so all processes keep one loss scale
-        norm = torch.nn.utils.clip_grad_norm_(self._parameters, self._max_norm)
+        norm = nn.utils.clip_grad_norm_(self._parameters, self._max_norm)
         learning_rate = float(self._schedule.get_last_lr()[0])
         if math.isfinite(norm):
             self._scaler.step(self._optimizer)
@@ -107,7 +108,21 @@ class Optimisation:
         self.skipped, self.skipped_in_a_row = state["skipped"]
 
 
-def _groups(parameters: list[torch.nn.Parameter], weight_decay: float) -> list[dict[str, Any]]:
+def _optimizer(model: nn.Module, groups: list[dict[str, Any]], config: TrainingConfig) -> Optimizer:
+    """AdamW with moments in float32, or in 8 bits by blocks; those of embeddings stay in float32, where rare tokens
+    would lose theirs. Source: 8-bit Optimizers via Block-wise Quantization, arXiv 2110.02861, section 2.3."""
+    if config.optimizer == "adamw":
+        return AdamW(groups, lr=config.learning_rate, fused=True)
+    optim: Any = import_module("bitsandbytes.optim")  # a second, which most runs need not wait for
+    overrides = optim.GlobalOptimManager.get_instance()
+    for module in model.modules():
+        if isinstance(module, nn.Embedding) and module.weight.requires_grad:
+            overrides.register_module_override(module, "weight", {"optim_bits": 32})
+    in_8_bits: Optimizer = optim.AdamW8bit(groups, lr=config.learning_rate)
+    return in_8_bits
+
+
+def _groups(parameters: list[nn.Parameter], weight_decay: float) -> list[dict[str, Any]]:
     """Decay shrinks matrices only; gains and biases keep their scale."""
     matrices = [parameter for parameter in parameters if parameter.ndim > 1]
     vectors = [parameter for parameter in parameters if parameter.ndim <= 1]

@@ -13,7 +13,7 @@ from jobs.paths import DataRoot
 from jobs.training_config import TrainingConfig
 
 _EXPORTS = 2  # the folder and its archive
-_MOMENTS = 2  # of AdamW, a number each for every trained one
+_MOMENTS = 2  # of AdamW, a number each for every trained one; adamw_8bit has less
 _FEATURES_SHARE = 4  # of the host's available memory, one part
 _MOST_FEATURES = 16 * 2**30
 _FEATURES_UNTOLD = 2**30  # where the host does not say what it has

@@ -72,6 +72,20 @@ def test_the_same_config_does_not_fit_without_4_bits_in_8_gb() -> None:
     assert found.low_bytes > 8 * GIB
 
 
+def test_states_in_8_bits_take_a_quarter_but_those_of_embeddings_and_small_matrices() -> None:
+    def states(of: ModelShape, **settings: Any) -> int:
+        return terms(footprint.estimate(config(**settings), of))[Term.OPTIMISER]
+
+    large, embeddings = shape(), 32064 * 4096
+    in_full = states(large, use_lora=False, optimizer="adamw_8bit")
+    assert in_full == pytest.approx(8 * embeddings + 2.03 * (large.total - embeddings), rel=1e-3)
+    assert states(large, optimizer="adamw_8bit") == pytest.approx(states(large) / 4, rel=0.02)
+    dims = {"hidden_size": 512, "intermediate_size": 768, "num_attention_heads": 8, "num_hidden_layers": 2}
+    small = model_shapes.shape_of(dims | {"model_type": "llama", "vocab_size": 512})
+    assert small
+    assert states(small, optimizer="adamw_8bit", lora_rank=4) == states(small, lora_rank=4)
+
+
 def test_a_base_in_8_bits_keeps_a_byte_a_weight_and_a_scale_for_each_output() -> None:
     sizes = terms(footprint.estimate(config(**FOR_8_GB, qlora_bits=8), shape()))
     decoder = shape().decoder

@@ -121,6 +121,15 @@ def test_recomputing_activations_is_offered_where_they_are_kept() -> None:
     assert change.fits == ("cuda:0 of a",)
 
 
+def test_optimiser_states_in_8_bits_are_offered_for_full_training() -> None:
+    found = plan(config(use_lora=False, batch_size=1), gpu(80))
+    assert [fit.fits for fit in found.devices] == [False]
+    change = next(change for change in found.changes if change.title == "8-bit optimiser")
+    assert change.expected_bytes < 0.7 * found.memory.expected_bytes
+    offered = plan(config(use_lora=False, batch_size=1, optimizer="adamw_8bit"), gpu(8)).changes
+    assert "8-bit optimiser" not in {each.title for each in offered}
+
+
 def test_a_base_in_4_bits_is_offered_where_it_is_in_8() -> None:
     found = plan(config(**FOR_8_GB, qlora_bits=8), gpu(8))
     assert [fit.fits for fit in found.devices] == [False]
