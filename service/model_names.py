@@ -100,7 +100,9 @@ class ModelNames:
             reserving = await self.reserving(spec.config.model_name)
             if reserving is None:
                 return Needs()
-            return Needs(*(reserving.size_bytes(spec.config, device) for device in _DEVICES))
+            alone = msgspec.structs.replace(spec.config, num_processes=1)
+            config = alone if isinstance(spec, PlanSpec) else spec.config  # a probe is one process
+            return Needs(*(reserving.size_bytes(config, device) for device in _DEVICES))
         shape = await self._shape(await self._name(spec))
         if shape is None:
             return Needs()

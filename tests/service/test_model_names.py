@@ -82,6 +82,8 @@ def test_of_several_hosts_the_one_that_took_most_counts(needs) -> None:
 
 def test_a_probe_needs_what_its_training_would_and_a_plan_without_one_needs_nothing(needs) -> None:
     assert needs(PlanSpec(config=config(), probe=True)) == needs(FinetuneSpec(config=config()))
+    several = msgspec.structs.replace(config(), num_processes=4)
+    assert needs(PlanSpec(config=several, probe=True)) == needs(FinetuneSpec(config=config()))  # it is one process
     assert needs(PlanSpec(config=config())) == NOTHING
     assert needs(ValidateSpec(data_path="d")) == NOTHING
 
