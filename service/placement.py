@@ -11,7 +11,7 @@ Source: backfilling with one reservation: D. Lifka, "The ANL/IBM SP scheduling s
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from operator import le
 from typing import Any
 
@@ -84,7 +84,7 @@ class _Round:
             return Wait(job.job_id, suited)
         if not self._is_in_vain(job):
             open_ = [yard for yard in suited if yard.fits(job) and yard.lets_pass(job)]
-            teams = _teams(job, open_, lambda yard: yard.crowding(job))
+            teams = [_first(job, host, lambda yard: yard.crowding(job)) for host in _hosts(job, open_)]
             if teams:
                 return _move_in(job, min(teams, key=lambda team: [yard.crowding(job) for yard in team]))
             self._note_in_vain(job)
@@ -114,7 +114,7 @@ class _Round:
         if job.wish == "cpu":
             return cpu or NO_CPU_FOR_MODELS
         if cuda:
-            return cuda if _teams(job, cuda, lambda yard: yard.room.name) else _too_few(job, cuda)
+            return cuda if _hosts(job, cuda) else _too_few(job, cuda, "")
         return job.not_on_cpu or cpu or NO_MODEL_WORK
 
     def _reserve(self, job: Waiting, suited: Sequence[Yard]) -> tuple[str, ...]:
@@ -122,32 +122,50 @@ class _Round:
         if any(job.slot in yard.kept for yard in suited):
             return ()
         able = [yard for yard in suited if yard.could_hold(job)]
-        pauses = {yard.room.name: found for yard in able if (found := yard.clears_by_pausing(job)) is not None}
-        clearing = [yard for yard in able if yard.room.name in pauses]
-        cleared = [
-            (team, tuple(dict.fromkeys(job_id for yard in team for job_id in pauses[yard.room.name])))
-            for team in _teams(job, clearing, lambda yard: len(pauses[yard.room.name]))
-        ]
-        if cleared:
-            return _keep(job, *min(cleared, key=lambda found: len(found[1])))
-        teams = _teams(job, able, lambda yard: yard.delay(job))
+        pauses = {yard: found for yard in able if (found := yard.clears_by_pausing(job)) is not None}
+        clearing = [_pausing_fewest(job, host, pauses) for host in _hosts(job, list(pauses))]
+        if clearing:
+            return _keep(job, *min(clearing, key=lambda found: len(found[1])))
+        teams = [_first(job, host, lambda yard: yard.delay(job)) for host in _hosts(job, able)]
         return _keep(job, min(teams, key=lambda team: max(yard.delay(job) for yard in team)), ()) if teams else ()
+
+
+def _hosts(job: Waiting, yards: Sequence[Yard]) -> list[list[Yard]]:
+    """The GPUs of each host that has one for each process; where one device is enough, each for itself."""
+    if job.processes == 1 or not (yards and yards[0].is_cuda):
+        return [[yard] for yard in yards]
+    hosts: dict[str, list[Yard]] = {}
+    for yard in yards:
+        hosts.setdefault(yard.room.runner_id, []).append(yard)
+    return [host for host in hosts.values() if len(host) >= job.processes]
+
+
+def _first(job: Waiting, host: Sequence[Yard], order: Callable[[Yard], Any]) -> list[Yard]:
+    """What the job would get of a host."""
+    return sorted(host, key=order)[: job.processes]
+
+
+def _pausing_fewest(
+    job: Waiting, host: Sequence[Yard], pauses: Mapping[Yard, tuple[str, ...]]
+) -> tuple[list[Yard], tuple[str, ...]]:
+    """What the job would get of a host where places are made by pausing, and who pauses: few, for one job may be on
+    several devices."""
+    team: list[Yard] = []
+    together: dict[str, None] = {}
+    while len(team) < min(job.processes, len(host)):
+        left = [yard for yard in host if yard not in team]
+        team.append(min(left, key=lambda yard: len(set(pauses[yard]) - together.keys())))
+        together |= dict.fromkeys(pauses[team[-1]])
+    return team, tuple(together)
 
 
 def _keep(job: Waiting, team: Sequence[Yard], pauses: tuple[str, ...]) -> tuple[str, ...]:
     for yard in team:
-        yard.keep(job, pauses)
+        yard.expect_to_leave(pauses)
+    begins_s = max(yard.begins_s(job) for yard in team)
+    for yard in team:
+        yard.keep(job, begins_s)
     return pauses
-
-
-def _teams(job: Waiting, yards: Sequence[Yard], order: Callable[[Yard], Any]) -> list[list[Yard]]:
-    """What of these devices the job could get: one, or as many of a host as it has processes, the first by `order`."""
-    if job.processes == 1 or not (yards and yards[0].is_cuda):
-        return [[yard] for yard in yards]
-    hosts: dict[str, list[Yard]] = {}
-    for yard in sorted(yards, key=order):
-        hosts.setdefault(yard.room.runner_id, []).append(yard)
-    return [host[: job.processes] for host in hosts.values() if len(host) >= job.processes]
 
 
 def _move_in(job: Waiting, team: Sequence[Yard]) -> Place:
@@ -175,20 +193,30 @@ def _why(job: Waiting, suited: Sequence[Yard]) -> str:
     if not any(yard.has_slot(job.slot) for yard in suited):
         return f"Every place is taken on {_listed(yard.room.name for yard in suited)}; the job starts when one is free."
     keeping = [yard for yard in suited if yard.fits(job)]
-    if _teams(job, keeping, lambda yard: yard.room.name):
-        first = keeping[0].kept[job.slot].job.job_id
-        return f"{_needs(job, keeping[0])}; the room on {keeping[0].room.name} is kept for {first}, which came first."
-    largest = max(suited, key=lambda yard: yard.total)
-    if largest.needs(job) > largest.total:
-        return (
-            f"{_needs(job, largest)}; the largest device, {largest.room.name}, has {_gib(largest.total)}. Start a "
-            "runner on a larger one, or cancel and send a smaller batch_size or max_length, or use_qlora."
-        )
+    kept = next((yard for yard in keeping if not yard.lets_pass(job)), None)
+    if kept is not None and _hosts(job, keeping):
+        first = kept.kept[job.slot].job.job_id
+        return f"{_needs(job, kept)}; the room on {kept.room.name} is kept for {first}, which came first."
+    large = [yard for yard in suited if yard.needs(job) <= yard.total]
+    if not _hosts(job, large):
+        return _too_large(job, suited, large)
     if keeping:
         fitting = Counter(yard.room.runner_id for yard in keeping)
-        return f"{_needs(job, largest)}; so much is free on {_listed(f'{n} of {host}' for host, n in fitting.items())}."
+        return f"{_needs(job, large[0])}; that is free on {_listed(f'{n} of {host}' for host, n in fitting.items())}."
     freest = sorted((yard for yard in suited if yard.has_slot(job.slot)), key=lambda yard: -yard.free)
     return f"{_needs(job, freest[0])}, {_listed(f'{_gib(yard.free)} free on {yard.room.name}' for yard in freest)}"
+
+
+def _too_large(job: Waiting, suited: Sequence[Yard], large: Sequence[Yard]) -> str:
+    """Too few devices could ever hold it."""
+    smaller = " and a smaller batch_size or max_length, or use_qlora"
+    if large:
+        return _too_few(job, large, smaller)
+    largest = max(suited, key=lambda yard: yard.total)
+    return (
+        f"{_needs(job, largest)}; the largest device, {largest.room.name}, has {_gib(largest.total)}. Start a runner "
+        "on a larger one, or cancel and send a smaller batch_size or max_length, or use_qlora."
+    )
 
 
 def _behind(job: Waiting, suited: Sequence[Yard]) -> str:
@@ -197,21 +225,21 @@ def _behind(job: Waiting, suited: Sequence[Yard]) -> str:
 
 
 def _needs(job: Waiting, yard: Yard) -> str:
-    if job.slot is Slot.CPU or math.isinf(yard.free):
-        return "needs a place"
     needs = yard.known_needs(job)
     if job.processes > 1 and yard.is_cuda:
-        each = "to itself, as its size is not known" if needs is None else f"with {_gib(needs)} each"
-        return f"needs {job.processes} GPUs of one host {each}"
+        unknown = " for itself, as its size is not known" if needs is None else f" with {_gib(needs)} each"
+        return f"needs {job.processes} GPUs of one host{'' if math.isinf(yard.free) else unknown}"
+    if job.slot is Slot.CPU or math.isinf(yard.free):
+        return "needs a place"
     return "needs a device for itself, as its size is not known" if needs is None else f"needs {_gib(needs)}"
 
 
-def _too_few(job: Waiting, gpus: Sequence[Yard]) -> str:
+def _too_few(job: Waiting, gpus: Sequence[Yard], or_else: str) -> str:
     """No host has a GPU for each process."""
     host, most = Counter(yard.room.runner_id for yard in gpus).most_common(1)[0]
     return (
-        f"needs {job.processes} GPUs of one host, one for each process; {host} has the most, {most}. Start a runner on "
-        f"a host with more, or cancel and send num_processes {most}."
+        f"{_needs(job, gpus[0])}, one for each process; {host} has the most of these, {most}. Start a runner on a host "
+        f"with more, or cancel and send num_processes {most}{or_else}."
     )
 
 

@@ -112,26 +112,35 @@ class Yard:
         return None
 
     def delay(self, job: Waiting) -> tuple[bool, float, float]:
-        """Smallest where the job should wait: where only those are in its way who came before it, then where it can
-        start earliest. The first keeps a reservation where it is although estimates change."""
-        passed = sum(self._held(tenant) for tenant in self._after(job))
-        return self.needs(job) + passed > self._capacity, self._begins_s(job)[0], -self._free
+        """Smallest where the job should wait: where nobody who passed it may stay for ever, then where it can start
+        earliest. The first keeps a reservation where it is although estimates change."""
+        passed = sum(self._held(tenant) for tenant in self._after(job) if math.isinf(tenant.ends_s))
+        return self.needs(job) + passed > self._capacity, self.begins_s(job), -self._free
 
-    def keep(self, job: Waiting, pauses: Sequence[str] = ()) -> None:
-        """From now on nobody may delay the job here."""
+    def expect_to_leave(self, pauses: Sequence[str]) -> None:
+        """These jobs are told to pause."""
         self._tenants = [
             msgspec.structs.replace(tenant, leaving=True) if tenant.job_id in pauses else tenant
             for tenant in self._tenants
         ]
-        begins_s, slots_then, bytes_then = self._begins_s(job)
+
+    def keep(self, job: Waiting, begins_s: float) -> None:
+        """From now on nobody may delay the job here. `begins_s` is when it can begin: here, and wherever else it must
+        begin with it."""
+        _, slots_then, bytes_then = self._beginning(job)
         after = self._after(job)
         slots = self.room.device.slots.get(job.slot, 0) - 1 - len(after)
         beside = self._capacity - self.needs(job) - sum(map(self._held, after))
         self.kept[job.slot] = _Kept(job, begins_s, min(slots, slots_then), min(beside, bytes_then))
 
-    def _begins_s(self, job: Waiting) -> tuple[float, int, float]:
-        """In how many seconds the job fits when all end as expected, infinite if nobody can tell; and the slots and
-        bytes that are left beside it then, without limit if nobody can tell."""
+    def begins_s(self, job: Waiting) -> float:
+        """In how many seconds the job fits when all end as expected, infinite if nobody can tell."""
+        return self._beginning(job)[0]
+
+    def _beginning(self, job: Waiting) -> tuple[float, int, float]:
+        """That, and the slots and bytes that are left beside it then, without limit if nobody can tell."""
+        if self.fits(job):
+            return 0.0, self._slots[job.slot] - 1, self._free - self.needs(job)
         gone: set[str] = set()
         for ends_s, tenant in sorted((tenant.ends_s, tenant.job_id) for tenant in self._tenants):
             if math.isinf(ends_s):

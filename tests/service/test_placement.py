@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from jobs.events import Device
 from jobs.specs import FinetuneSpec, Slot, ValidateSpec
 from jobs.training_config import TrainingConfig
-from service import placement
+from service import forecast, placement
 from service.placement import Place, Wait, place
 from service.rooms import NOTHING, Needs, Room, Tenant, Waiting, waiting_for
 
@@ -213,12 +213,14 @@ def test_processes_share_a_cpu():
 def test_a_job_that_waits_for_several_gpus_says_what_each_host_has():
     rooms = [*_host([], [_tenant("t", 10)]), *_host([_tenant("t", 10)], [], runner_id="host-b")]
     (wait,) = place([_sized("j", 16, processes=2)], rooms)
-    assert wait.reason == "needs 2 GPUs of one host with 16.0 GiB each; so much is free on 1 of host-a, 1 of host-b."
+    assert wait.reason == "needs 2 GPUs of one host with 16.0 GiB each; that is free on 1 of host-a, 1 of host-b."
 
 
 def test_a_job_for_more_gpus_than_a_host_has_says_so_and_keeps_nobody_waiting():
     wait, small = place([_sized("j", 16, processes=3), _sized("small", 20)], _host([], []))
-    assert wait.reason.startswith("needs 3 GPUs of one host, one for each process; host-a has the most, 2.")
+    assert wait.reason.startswith(
+        "needs 3 GPUs of one host with 16.0 GiB each, one for each process; host-a has the most"
+    )
     assert "num_processes 2" in wait.reason
     assert isinstance(small, Place)
 
@@ -229,6 +231,26 @@ def test_the_gpus_that_a_team_waits_for_are_kept_for_it():
     assert isinstance(team, Wait)
     assert first.reason.endswith("is kept for team, which came first.")
     assert isinstance(second, Place)  # it fits beside
+
+
+def test_a_job_for_more_large_gpus_than_a_host_has_says_so():
+    small = msgspec.structs.replace(GPU_24, device_id="cuda:1", memory_total_bytes=8 * GIB)
+    (wait,) = place([_sized("j", 20, processes=2)], [_gpu(), _gpu(free=8, device=small)])
+    assert "host-a has the most of these, 1" in wait.reason
+    assert "num_processes 1 and a smaller batch_size" in wait.reason
+
+
+def test_who_fits_on_gpus_of_which_one_is_kept_is_told_for_whom():
+    rooms = _host([_tenant("a", 16)], [_tenant("b", 16, remaining_s=100.0)], [_tenant("c", 16, remaining_s=200.0)])
+    _, second = place([_sized("team", 20, processes=2), _sized("second", 6, processes=2)], rooms)
+    assert second.reason.endswith("on cuda:1 of host-a is kept for team, which came first.")
+
+
+def test_a_gpu_that_waits_for_the_others_of_its_team_takes_what_will_be_gone_by_then():
+    rooms = _host([], [_tenant("t", 20, turn=-1.0, remaining_s=100.0)])
+    team = _sized("team", 20, processes=2)
+    assert _placed(place([team, _sized("quick", 20, expected_s=79.0)], rooms)) == ["quick"]
+    assert _placed(place([team, _sized("slow", 20, expected_s=81.0)], rooms)) == []
 
 
 def test_a_team_goes_where_others_are_not_in_its_way():
@@ -244,6 +266,8 @@ def test_a_team_pauses_whom_it_must_on_each_of_its_gpus():
     (wait,) = place(
         [_sized("urgent", 12, processes=2, priority=1)], [*_host([one], [two]), *_host([both], [both], runner_id="b")]
     )
+    assert wait.pauses == ("both",)
+    (wait,) = place([_sized("urgent", 12, processes=2, priority=1)], _host([both], [one], [both]))
     assert wait.pauses == ("both",)
     (wait,) = place([_sized("urgent", 12, processes=3, priority=1)], _host([one], [], [_tenant("fixed", 20)]))
     assert wait.pauses == ()  # in vain
@@ -322,3 +346,53 @@ def test_no_job_waits_for_a_place_that_is_free_for_it(jobs, rooms):
     for decision in decisions:
         if isinstance(decision, Wait):
             assert isinstance(place([by_id[decision.job_id]], left)[0], Wait)
+
+
+@st.composite
+def _busy_hosts(draw: st.DrawFn) -> list[Room]:
+    """One or two hosts of up to four GPUs, whose jobs end in a known time."""
+    found = []
+    for host in "ab"[: draw(st.integers(1, 2))]:
+        ends = st.lists(st.sampled_from([50.0, 100.0, 500.0, 3000.0]), max_size=2)
+        tenants = [
+            [
+                _tenant(f"{host}{gpu}{n}", draw(st.sampled_from([6, 12])), turn=-1.0, remaining_s=end)
+                for n, end in enumerate(draw(ends))
+            ]
+            for gpu in range(draw(st.integers(1, 4)))
+        ]
+        found += _host(*tenants, runner_id=host)
+    return found
+
+
+def _sizes(name: str, since_s: int) -> st.SearchStrategy[Waiting]:
+    return st.builds(
+        _sized,
+        st.just(name),
+        st.sampled_from([4, 8, 12, 20]),
+        processes=st.integers(1, 3),
+        since_s=st.just(float(since_s)),
+        expected_s=st.sampled_from([10.0, 60.0, 1000.0, 20_000.0]),
+    )
+
+
+_later = st.tuples(*(_sizes(f"later{n}", n) for n in range(1, 6)))
+
+
+@given(_busy_hosts(), _sizes("first", 0), _later)
+def test_nobody_who_came_later_delays_the_first_that_waits(rooms, first, later):
+    alone = forecast.starts([first], rooms).get("first")
+    assert forecast.starts([first, *later], rooms).get("first") == alone
+
+
+@given(_busy_hosts(), _sizes("first", 0), _later)
+def test_no_device_ever_promises_more_memory_than_is_free(rooms, first, later):
+    decisions = [decision for decision in place([first, *later], rooms) if isinstance(decision, Place)]
+    for room in rooms:
+        here = [
+            each for each in decisions if each.runner_id == room.runner_id and room.device.device_id in each.device_ids
+        ]
+        assert sum(each.bytes for each in here) <= room.free_bytes
+        assert len(here) <= room.free[Slot.GPU]
+    processes = {job.job_id: job.processes for job in (first, *later)}
+    assert all(len(set(each.device_ids)) == processes[each.job_id] for each in decisions)
