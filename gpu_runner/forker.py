@@ -26,7 +26,7 @@ log = structlog.get_logger()
 _ALLOWED = re.compile(
     r"PATH|HOME|LANG|LANGUAGE|LC_\w+|TZ|TMPDIR|PYTHONPATH|LD_LIBRARY_PATH|XDG_CACHE_HOME"
     r"|HF_HOME|HF_HUB_CACHE|HF_HUB_OFFLINE|HF_ENDPOINT|CUDA_VISIBLE_DEVICES|CUDA_HOME|NVIDIA_VISIBLE_DEVICES"
-    r"|SSL_CERT_FILE|REQUESTS_CA_BUNDLE|(?i:https?_proxy|no_proxy)"
+    r"|(TORCH_)?NCCL_\w+|SSL_CERT_FILE|REQUESTS_CA_BUNDLE|(?i:https?_proxy|no_proxy)"
 )
 _SECRET = ("token", "token_file", "redis_url")
 _FIXED = {

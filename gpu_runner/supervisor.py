@@ -183,13 +183,14 @@ class Supervisor:
         return False
 
     async def _fork(self, attempt: Attempt, doorbell: Doorbell) -> Child:
-        names = Counter(self._devices[device_id].name for device_id in devices_of(attempt.device))
+        devices = [self._devices[device_id] for device_id in devices_of(attempt.device)]
+        names = Counter(device.name for device in devices)
         slots = sum(other.slots.get(attempt.slot, 0) for other in self._devices.values())
         assignment = Assignment(
             attempt_folder=str(attempt.folder.folder),
             runner_id=self._runner_id,
             device_name=", ".join(name if n == 1 else f"{n} × {name}" for name, n in names.items()),
-            cores=max(1, len(os.sched_getaffinity(0)) // slots),
+            cores=max(1, len(os.sched_getaffinity(0)) * len(devices) // slots),
             recipes=self._recipes,
         )
         with ExitStack() as handed_over:

@@ -17,7 +17,7 @@ attempt     the n-th try of a job; rises only after an interruption or a pause; 
             each attempt has its own folder
 event       a fact that happened, past tense: `noun.past_participle`
 command     start, cancel, pause or resend: a wish of the service to one runner
-placement   the service's decision which runner and which device a job gets
+placement   the service's decision which runner and which device a job gets, or which GPUs of one
 recipe      the code that executes one kind
 runner      the GPU side on one host; *worker* is arq's process, *zygote* the warm parent, *child* the
             process that runs a recipe

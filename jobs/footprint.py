@@ -22,6 +22,8 @@ RECOMPUTED_ABOVE = 300_000_000  # parameters: larger models on a GPU recompute a
 NF4_BYTES = 1 / 2 + 1 / 64 + 4 / (64 * 256)  # a weight, its block's 8-bit scale, the scale's own 32-bit one
 LEAST_IN_8_BITS = 4096  # numbers of a matrix, below which adamw_8bit keeps float32
 CUDA_CONTEXT_BYTES = 512 * MIB
+NCCL_BYTES = 256 * MIB  # what several processes talk through, outside torch's allocator; not measured here
+FEATURES_ON_CPU_BYTES = GIB  # what eyes saw, of all processes together, where a run's memory is the host's
 CPU_PROCESS_BYTES = 480 * MIB  # torch, transformers and peft imported: resident memory of a child before its model
 CHUNK_LOGITS = 2**25  # numbers held at once where the loss is chunked
 BUCKET = 2**23  # numbers of gradients that several processes gather before they are sent, and the last one's on top
@@ -57,6 +59,7 @@ class Term(StrEnum):
     LAYER = "activations of one layer"
     VISION = "vision activations"
     LOSS = "logits and loss"
+    FEATURES = "what the eyes saw, kept"
     RUNTIME = "CUDA context"
     PROCESS = "process and libraries"
     FRAGMENTATION = "fragmentation"
@@ -133,7 +136,7 @@ def estimate(
     moment: Literal["backward", "update"] = "backward" if sum(backward.values()) >= sum(update.values()) else "update"
     passing = backward if moment == "backward" else update
     tensors = sum(kept.values()) + sum(passing.values())
-    fixed = {Term.RUNTIME: CUDA_CONTEXT_BYTES} if device == "cuda" else {Term.PROCESS: CPU_PROCESS_BYTES}
+    fixed = run.fixed()
     slack = {Term.FRAGMENTATION: tensors // 20}
     terms = {name: round(size) for name, size in (kept | passing | fixed | slack).items() if round(size)}
     expected = sum(terms.values())
@@ -225,6 +228,15 @@ class _Run:
             scales = 4 * self._decoder.layers * sum(outputs for _, outputs in self._decoder.linears)
             return {**rest, Term.WEIGHTS_8BIT: quantised + scales, **adapters}
         return {**rest, Term.WEIGHTS_4BIT: NF4_BYTES * quantised, **adapters}
+
+    def fixed(self) -> dict[Term, float]:
+        """What does not depend on the arithmetic."""
+        several = self._config.num_processes > 1
+        if self._device == "cuda":
+            return {Term.RUNTIME: CUDA_CONTEXT_BYTES + (NCCL_BYTES if several else 0)}
+        keeps = self._config.cache_vision_features and self._shape.tower is not None
+        kept = FEATURES_ON_CPU_BYTES / self._config.num_processes if keeps else 0
+        return {Term.PROCESS: CPU_PROCESS_BYTES, Term.FEATURES: kept}
 
     def _states(self) -> float:
         """Two moments of each trained number, in float32 or in 8 bits with a float32 scale for each block.

@@ -22,7 +22,7 @@ from service.model_names import ModelNames, Reserving
 from service.occupancy import Occupancy, occupancy
 from service.recorder import Recorder
 from service.records import JobRecord
-from service.savings import Change, Estimates, Place, rows_an_update
+from service.savings import Candidate, Change, Estimates, rows_an_update
 from service.store import Store
 
 _REMEMBERED = 200  # completed jobs that are looked through
@@ -171,13 +171,13 @@ def planned(
 
 def _places(
     config: TrainingConfig, result: PlanResult, history: Sequence[Run], devices: Iterable[Occupancy]
-) -> Iterator[Place]:
+) -> Iterator[Candidate]:
     for each in devices:
         kind: DeviceType = "cuda" if each.device.is_cuda else "cpu"
         takes_models = each.device.slots.get(Slot.GPU, 0) and config.device in ("auto", kind)
         if takes_models and not support.why_not_device(config, kind):
             found = _probed(result, kind) or calibration.correction(history, each.runner_id, kind, result.shape.family)
-            yield Place(each.runner_id, each.device, each.capacity_bytes, found)
+            yield Candidate(each.runner_id, each.device, each.capacity_bytes, found)
 
 
 def _probed(result: PlanResult, kind: DeviceType) -> Correction | None:
@@ -189,7 +189,7 @@ def _probed(result: PlanResult, kind: DeviceType) -> Correction | None:
     return Correction(factor=ratio, runs=1, uncorrected_error=abs(1 / ratio - 1))
 
 
-def _kind(config: TrainingConfig, result: PlanResult, places: Sequence[Place]) -> DeviceType:
+def _kind(config: TrainingConfig, result: PlanResult, places: Sequence[Candidate]) -> DeviceType:
     """The sort of device the run is for."""
     if config.device != "auto":
         return config.device
@@ -227,7 +227,7 @@ def _memory(found: Footprint, kind: DeviceType, correction: Correction, basis: B
     )
 
 
-def _fit(place: Place, config: TrainingConfig, estimates: Estimates, fits: bool | None) -> Fit:
+def _fit(place: Candidate, config: TrainingConfig, estimates: Estimates, fits: bool | None) -> Fit:
     needed, device = estimates.needed_bytes(config, place.kind, place.correction), place.device
     found = estimates.footprint(config, place.kind).times(place.correction.factor)
     room, kept = place.room_bytes, ""

@@ -20,21 +20,21 @@ from service.model_names import Reserving
 _SHORTEST = 128
 _FEWEST_IMAGE_TOKENS = 64  # of a picture, below which little is to be seen
 
-Settings = dict[str, bool | int | float | str]
+Values = dict[str, bool | int | float | str]
 
 
 class Change(Answer, frozen=True, kw_only=True):
-    """Settings that take less memory, and what it then takes. `fits` names the devices it then fits on and did not."""
+    """Values that take less memory, and what it then takes. `fits` names the devices it then fits on and did not."""
 
     title: str
     cost: str
-    config: Settings
+    config: Values
     expected_bytes: int
     high_bytes: int
     fits: tuple[str, ...]
 
 
-class Place(msgspec.Struct, frozen=True):
+class Candidate(msgspec.Struct, frozen=True):
     """A device that takes work with a model, what it can hold without any job of ours, None where it does not tell,
     and what corrects predictions for it."""
 
@@ -81,14 +81,14 @@ class _Step(msgspec.Struct, frozen=True):
 
     title: str
     cost: str
-    config: Settings
+    config: Values
 
 
 def changes(
     config: TrainingConfig,
     result: PlanResult,
     estimates: Estimates,
-    places: Sequence[Place],
+    places: Sequence[Candidate],
     kind: DeviceType,
     correction: Correction,
 ) -> Iterator[Change]:
@@ -99,7 +99,7 @@ def changes(
     now = estimates.needed_bytes(config, kind, correction)
     gpus = Counter(place.runner_id for place in places if place.kind == "cuda")
     lacks_gpus = 0 < max(gpus.values(), default=0) < config.num_processes
-    together: Settings = {}
+    together: Values = {}
     is_solved = False
     steps = []
     for step in _steps(config, result):
@@ -125,18 +125,18 @@ def _steps(config: TrainingConfig, result: PlanResult) -> Iterator[_Step]:
     if config.batch_size > 1:
         yield _Step(
             f"batch_size {config.batch_size // 2}",
-            "none for the outcome: the same rows an update, by more accumulation; somewhat slower",
+            _cost_of_fewer(config, {"batch_size": config.batch_size // 2}, "somewhat slower"),
             _keeping_rows(config, {"batch_size": config.batch_size // 2}),
         )
         if config.batch_size > 3:
-            yield _Step("batch_size 1", "none for the outcome; slower", _keeping_rows(config, {"batch_size": 1}))
+            alone: Values = {"batch_size": 1}
+            yield _Step("batch_size 1", _cost_of_fewer(config, alone, "slower"), _keeping_rows(config, alone))
     fitting_all = _rounded_up(result.tokens.max)
     if fitting_all < config.max_length:
         yield _Step(f"max_length {fitting_all}", "none: no row is longer", {"max_length": fitting_all})
     if config.num_processes > 1:
-        yield _Step(
-            "one process", "none for the outcome; slower by the others", _keeping_rows(config, {"num_processes": 1})
-        )
+        one: Values = {"num_processes": 1}
+        yield _Step("one process", _cost_of_fewer(config, one, "slower by the others"), _keeping_rows(config, one))
     if config.gradient_checkpointing is not True:
         yield _Step(
             "recompute activations", "none for the outcome; about a third slower", {"gradient_checkpointing": True}
@@ -171,8 +171,16 @@ def rows_an_update(config: TrainingConfig) -> int:
     return config.batch_size * config.gradient_accumulation_steps * config.num_processes
 
 
-def _keeping_rows(config: TrainingConfig, changes: Settings) -> Settings:
-    """With as much accumulation as keeps the rows of an update, where less is computed at once."""
+def _cost_of_fewer(config: TrainingConfig, changes: Values, speed: str) -> str:
+    """Of computing less at once, which accumulation makes up for as far as it may."""
+    before, after = rows_an_update(config), rows_an_update(_with(config, _keeping_rows(config, changes)))
+    if before == after:
+        return f"none for the outcome: the same rows an update, by more accumulation; {speed}"
+    return f"an update sees {after} rows instead of {before}; {speed}"
+
+
+def _keeping_rows(config: TrainingConfig, changes: Values) -> Values:
+    """With the accumulation that keeps the rows of an update, or the most there is, where less is computed at once."""
     changed = _with(config, changes)
     at_once = changed.batch_size * changed.num_processes
     if at_once == config.batch_size * config.num_processes:
@@ -184,7 +192,7 @@ def _change(
     step: _Step,
     config: TrainingConfig,
     estimates: Estimates,
-    places: Sequence[Place],
+    places: Sequence[Candidate],
     kind: DeviceType,
     correction: Correction,
     before: set[str],
@@ -201,7 +209,7 @@ def _change(
     )
 
 
-def fitting(config: TrainingConfig, estimates: Estimates, places: Sequence[Place]) -> list[bool | None]:
+def fitting(config: TrainingConfig, estimates: Estimates, places: Sequence[Candidate]) -> list[bool | None]:
     """Whether the run fits on each device, None where nobody can tell: on a GPU with as many of its host as it has
     processes."""
     alone = [place.holds(estimates.needed_bytes(config, place.kind, place.correction)) for place in places]
@@ -211,7 +219,7 @@ def fitting(config: TrainingConfig, estimates: Estimates, places: Sequence[Place
     ]
 
 
-def _gpus_beside(place: Place, places: Sequence[Place], alone: Sequence[bool | None]) -> list[bool | None]:
+def _gpus_beside(place: Candidate, places: Sequence[Candidate], alone: Sequence[bool | None]) -> list[bool | None]:
     """Of all GPUs of a place's host, itself included, whether they have room for a process."""
     return [
         holds
@@ -226,9 +234,9 @@ def _with_others(holds: bool | None, processes: int, host: Sequence[bool | None]
     return holds if host.count(True) >= processes else None
 
 
-def _fitting_names(config: TrainingConfig, estimates: Estimates, places: Sequence[Place]) -> set[str]:
+def _fitting_names(config: TrainingConfig, estimates: Estimates, places: Sequence[Candidate]) -> set[str]:
     return {place.name for place, fits in zip(places, fitting(config, estimates, places), strict=True) if fits}
 
 
-def _with(config: TrainingConfig, changes: Settings) -> TrainingConfig:
+def _with(config: TrainingConfig, changes: Values) -> TrainingConfig:
     return msgspec.structs.replace(config, **changes)

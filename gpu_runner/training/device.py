@@ -11,8 +11,10 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 
 import torch
+from torch import distributed
 
 from jobs.errors import DiskFull, OutOfMemory, is_disk_full
+from jobs.footprint import CUDA_CONTEXT_BYTES, NCCL_BYTES
 from jobs.training_config import TrainingConfig
 
 
@@ -79,9 +81,11 @@ def name(device: torch.device) -> str:
 
 
 def peak_memory_bytes(device: torch.device) -> int:
-    """The most memory this process held: on the GPU, or resident on a CPU."""
+    """The most memory this process held: resident on a CPU; on a GPU what torch's allocator had of it, and as much as
+    the prediction has for what lies outside, which only the driver could tell."""
     if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
+        is_team = distributed.is_available() and distributed.is_initialized()
+        return torch.cuda.max_memory_reserved(device) + CUDA_CONTEXT_BYTES + (NCCL_BYTES if is_team else 0)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024  # Linux counts KiB
 

@@ -223,7 +223,7 @@ class TrainingLoop:
         """None where it would change nothing, which is said. That is so of a whole run or not at all: one that goes on
         computes as it began."""
         if sees_images and self.plan.total_steps > self.plan.steps_per_epoch:
-            return VisionCache(self._loaded, room.bytes_for_features(self._ranks.count))
+            return VisionCache(self._loaded, room.bytes_for_features(self._loaded.compute.device, self._ranks.count))
         why = "the run sees no row twice" if sees_images else "the model reads text only"
         self._note_once(f"cache_vision_features has no effect: {why}.", "vision_cache")
         return None

@@ -27,6 +27,7 @@ from gpu_runner.work import Work
 from jobs import events
 from jobs.commands import Start
 from jobs.errors import FailureReason, JobFailed, NoCapacity, OutOfMemory, TrainingError
+from jobs.footprint import BUCKET
 from jobs.settings import Settings
 from jobs.specs import FinetuneSpec
 
@@ -36,7 +37,6 @@ JOIN_WITHIN_S = 300.0
 _LOOPBACK = "127.0.0.1"
 _INTERFACES = {"linux": "lo", "darwin": "lo0"}
 _WITHOUT_LIMIT = timedelta(days=365)  # others wait while rank 0 evaluates; a dead rank is noticed by its connection
-_BUCKET = 2**23  # numbers of gradients that travel at once
 _LOOK_EVERY_S = 0.02
 _WATCH_EVERY_S = 0.5
 _NOTICED_WITHIN_S = 20.0  # what ends all processes alike, this one reports itself
@@ -129,7 +129,7 @@ def led(work: Work[FinetuneSpec]) -> Iterator[Ranks]:
         for follower in followers:
             follower.await_ready(store)
         if work.device != "cpu":
-            end_with_the_first(followers, partial(_last_word, work), is_over)
+            end_with_the_first(followers, partial(last_word, work), is_over)
         yield join(store, 0, count, work.device)
     except Exception as error:
         failure = None if isinstance(error, TrainingError) else _first_failure(followers)
@@ -167,7 +167,9 @@ def follow(orders: Orders) -> Ranks:
 
 
 def leave() -> None:
-    if distributed.is_initialized():
+    """End Gloo's threads. NCCL's end with the process: its own end is a call that waits for every process, and others
+    may be gone. Source: NCCL's manual, ncclCommDestroy."""
+    if distributed.is_initialized() and distributed.get_backend() == distributed.Backend.GLOO:
         distributed.destroy_process_group()
 
 
@@ -220,9 +222,10 @@ class Follower:
         self._process.wait()
         if self._process.returncode == -signal.SIGKILL:
             return OutOfMemory()
-        if not said:
+        try:
+            complaint = msgspec.json.decode(said, type=Complaint)
+        except msgspec.MsgspecError:  # it said nothing, or not all of it
             return JobFailed(f"Process {self._rank} of the training ended with status {self._process.returncode}.")
-        complaint = msgspec.json.decode(said, type=Complaint)
         error = JobFailed(complaint.message)
         error.reason = complaint.reason
         return error
@@ -237,6 +240,8 @@ class Follower:
 def _check_possible(work: Work[FinetuneSpec], count: int) -> None:
     if not distributed.is_available():
         raise NoCapacity("This runner's torch is built without torch.distributed: set num_processes to 1.")
+    if work.device != "cpu" and not distributed.is_nccl_available():
+        raise NoCapacity("This runner's torch is built without NCCL: set num_processes to 1, or device to cpu.")
     if work.device != "cpu" and len(work.others) < count - 1:
         raise NoCapacity(
             f"num_processes {count} needs a GPU for each process, and this job has {1 + len(work.others)}: "
@@ -250,7 +255,7 @@ def device_of(work: Work[FinetuneSpec], rank: int) -> str:
 
 
 def end_with_the_first(
-    followers: Sequence[Follower], last_word: Callable[[JobFailed], None], is_over: threading.Event
+    followers: Sequence[Follower], say: Callable[[JobFailed], None], is_over: threading.Event
 ) -> None:
     """From now on, when another process fails and this one does not notice, say why and end it too, from a thread.
 
@@ -262,17 +267,19 @@ def end_with_the_first(
         while not is_over.wait(_WATCH_EVERY_S):
             failed = next((follower for follower in followers if follower.has_ended_badly), None)
             if failed is not None and not is_over.wait(_NOTICED_WITHIN_S):
-                last_word(failed.failure())
+                say(failed.failure())
                 return
 
     threading.Thread(target=watch, name="ranks", daemon=True).start()
 
 
-def _last_word(work: Work[FinetuneSpec], failure: JobFailed) -> None:
+def last_word(work: Work[FinetuneSpec], failure: JobFailed) -> None:
     """The journal's, and this process's; a run that is being cancelled has nothing more to say."""
-    if work.stop.wanted != "cancel":
-        work.journal.last_word(events.JobFailed, reason=failure.reason, detail=failure.message)
-    os._exit(1)
+    try:
+        if work.stop.wanted != "cancel":
+            work.journal.last_word(events.JobFailed, reason=failure.reason, detail=failure.message)
+    finally:
+        os._exit(1)
 
 
 def _first_failure(followers: Sequence[Follower]) -> JobFailed | None:
@@ -284,7 +291,7 @@ def _buckets(gradients: Sequence[Tensor]) -> Iterator[list[Tensor]]:
     bucket: list[Tensor] = []
     size = 0
     for gradient in gradients:
-        if bucket and (size >= _BUCKET or gradient.dtype != bucket[0].dtype):
+        if bucket and (size >= BUCKET or gradient.dtype != bucket[0].dtype):
             yield bucket
             bucket, size = [], 0
         bucket.append(gradient)

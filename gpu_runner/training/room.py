@@ -9,6 +9,7 @@ from gpu_runner import host_memory
 from gpu_runner.training.checkpoints import FEWEST_KEPT
 from gpu_runner.training.models import Loaded
 from jobs.errors import DiskFull, OutOfMemory
+from jobs.footprint import FEATURES_ON_CPU_BYTES
 from jobs.paths import DataRoot
 from jobs.training_config import TrainingConfig
 
@@ -56,10 +57,12 @@ def check_memory_for_export(on: torch.device, model_bytes: int) -> None:
         )
 
 
-def bytes_for_features(processes: int) -> int:
-    """Host memory that each process of a run may fill with what the eyes saw, a convenience: most of it is left."""
+def bytes_for_features(on: torch.device, processes: int) -> int:
+    """Host memory that each process of a run may fill with what the eyes saw, a convenience: most of it is left. On a
+    CPU it is the run's own device, and no more than the plan has for it."""
     free = host_memory.read().available
-    return (_FEATURES_UNTOLD if free is None else min(free // _FEATURES_SHARE, _MOST_FEATURES)) // processes
+    most = _MOST_FEATURES if on.type == "cuda" else FEATURES_ON_CPU_BYTES
+    return min(most, _FEATURES_UNTOLD if free is None else free // _FEATURES_SHARE) // processes
 
 
 def gb(size_bytes: int) -> str:

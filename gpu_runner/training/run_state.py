@@ -124,7 +124,8 @@ def set_rng_state(state: dict[str, Any]) -> None:
     np.random.set_state(state["numpy"])
     torch.set_rng_state(state["torch"])
     if state["cuda"] and torch.cuda.is_available():
-        torch.cuda.set_rng_state(state["cuda"][0])
+        own = torch.cuda.current_device() if len(state["cuda"]) > 1 else 0  # earlier versions kept that of every GPU
+        torch.cuda.set_rng_state(state["cuda"][min(own, len(state["cuda"]) - 1)])
 
 
 @contextmanager

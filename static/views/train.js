@@ -383,13 +383,14 @@ function whereItRuns(runners, busy, wish, processes) {
   const rooms = fitting.map((device) => [device, device.slots.gpu - busy.filter((job) => job.runner_id === device.runner_id && (job.device ?? "").split(",").includes(device.device_id)).length]);
   const waiting = busy.filter(({ status }) => status === "pending").length;
   const wanted = fitting === cuda ? processes : 1; // a GPU of one host for each; a CPU is shared
+  const most = Math.max(0, ...alive.map(({ runner_id }) => fitting.filter((device) => device.runner_id === runner_id).length));
   const isFree = !waiting && alive.some(({ runner_id }) => rooms.filter(([device, free]) => device.runner_id === runner_id && free > 0).length >= wanted);
   return [
     h("h3", {}, "Where"),
     h("ul", {}, rooms.map(([{ device_id, name, runner_id, slots }, free]) => h(
       "li", {}, h("span", {}, `${device_id} of ${runner_id}`, h("span", { class: "note" }, ` ${name}`)), h("span", { class: "note" }, `${Math.max(0, free)} of ${plural(slots.gpu, "place")} free`),
     ))),
-    h("p", { class: rooms.length ? "note" : "callout" }, !rooms.length ? "No device of a living runner takes it: it will wait." : isFree ? "It starts at once." : waiting ? `It waits behind ${plural(waiting, "job")}.` : "It waits until a place is free."),
+    h("p", { class: rooms.length ? "note" : "callout" }, !rooms.length ? "No device of a living runner takes it: it will wait." : most < wanted ? `It asks for ${wanted} GPUs of one host, and the largest has ${most}: it will wait.` : isFree ? "It starts at once." : waiting ? `It waits behind ${plural(waiting, "job")}.` : "It waits until a place is free."),
     wish === "cuda" && !cuda.length && h("p", { class: "callout" }, "No runner has a GPU: only a small model may use the CPU in its place."),
   ];
 }

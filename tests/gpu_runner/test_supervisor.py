@@ -12,6 +12,7 @@ import pytest
 
 from gpu_runner import child, processes, staging
 from gpu_runner.devices import Devices
+from gpu_runner.forker import Forker
 from jobs import commands, events
 from jobs.errors import FailureReason
 from jobs.events import Device
@@ -237,6 +238,10 @@ async def test_a_job_on_several_devices_keeps_a_slot_of_each(settings, listening
     slots = {Slot.CPU: 1, Slot.GPU: 1}
     two = tuple(Device(device_id=name, name="Core", slots=slots) for name in ("cpu", "cpu:1"))
     monkeypatch.setattr(Devices, "read", lambda *_: two)
+    asked, real = [], Forker.fork
+    monkeypatch.setattr(
+        Forker, "fork", lambda self, assignment, *rest: asked.append(assignment.cores) or real(self, assignment, *rest)
+    )
     async with listening_to(settings) as front, running(settings):
         await front.until(lambda: front.reports)
         both = await front.start("sleep=0.3", slot="gpu", device="cpu,cpu:1")
@@ -246,6 +251,7 @@ async def test_a_job_on_several_devices_keeps_a_slot_of_each(settings, listening
             await front.end(job_id)
         started = await front.event(both, events.JobStarted)
         assert (started.device, started.device_name) == ("cpu,cpu:1", "2 × Core")
+        assert asked == [max(1, len(os.sched_getaffinity(0)) * count // 2) for count in (2, 1, 1)]
         order = [(event.job_id, type(event)) for event, _ in front.heard]
         for job_id in (second, first):
             assert order.index((both, events.JobCompleted)) < order.index((job_id, events.JobStarted))

@@ -143,11 +143,17 @@ async def test_a_fork_is_refused_while_there_is_no_zygote(settings) -> None:
 
 
 def test_the_environment_of_children_is_an_allow_list(settings) -> None:
-    own = {"PATH": "/bin", "LC_ALL": "C", "CUDA_VISIBLE_DEVICES": "1", "HF_TOKEN": "s", "AWS_SECRET_ACCESS_KEY": "s"}
-    seen = environment(Settings(data_root="somewhere", token="s", redis_url="redis://:s@host", hf_offline=True), own)
-    assert {name: seen[name] for name in ("PATH", "LC_ALL", "CUDA_VISIBLE_DEVICES")} == {
-        name: own[name] for name in ("PATH", "LC_ALL", "CUDA_VISIBLE_DEVICES")
+    own = {
+        "PATH": "/bin",
+        "LC_ALL": "C",
+        "CUDA_VISIBLE_DEVICES": "1",
+        "NCCL_DEBUG": "INFO",
+        "HF_TOKEN": "s",
+        "AWS_SECRET_ACCESS_KEY": "s",
     }
+    seen = environment(Settings(data_root="somewhere", token="s", redis_url="redis://:s@host", hf_offline=True), own)
+    theirs = ("PATH", "LC_ALL", "CUDA_VISIBLE_DEVICES", "NCCL_DEBUG")
+    assert {name: seen[name] for name in theirs} == {name: own[name] for name in theirs}
     assert seen["HF_HUB_OFFLINE"] == "1"
     assert Path(seen["TRAINING_DATA_ROOT"]).is_absolute()
     assert "s" not in seen.values()

@@ -86,6 +86,15 @@ def test_states_in_8_bits_take_a_quarter_but_those_of_embeddings_and_small_matri
     assert states(small, optimizer="adamw_8bit", lora_rank=4) == states(small, lora_rank=4)
 
 
+def test_what_eyes_saw_is_kept_in_the_memory_of_a_cpu_run_and_beside_a_gpu() -> None:
+    keeping = config(cache_vision_features=True, num_processes=4)
+    assert (
+        terms(footprint.estimate(keeping, shape(), device="cpu"))[Term.FEATURES] == footprint.FEATURES_ON_CPU_BYTES / 4
+    )
+    assert Term.FEATURES not in terms(footprint.estimate(keeping, shape()))
+    assert Term.FEATURES not in terms(footprint.estimate(config(), shape(), device="cpu"))
+
+
 def test_a_base_in_8_bits_keeps_a_byte_a_weight_and_a_scale_for_each_output() -> None:
     sizes = terms(footprint.estimate(config(**FOR_8_GB, qlora_bits=8), shape()))
     decoder = shape().decoder

@@ -121,6 +121,13 @@ def test_recomputing_activations_is_offered_where_they_are_kept() -> None:
     assert change.fits == ("cuda:0 of a",)
 
 
+def test_a_change_says_when_an_update_sees_fewer_rows_after_it() -> None:
+    found = plan(config(batch_size=2, gradient_accumulation_steps=64, num_processes=8), gpu(8))
+    costs = {change.title: change.cost for change in found.changes}
+    assert costs["one process"] == "an update sees 256 rows instead of 1024; slower by the others"
+    assert costs["batch_size 1"].startswith("none for the outcome")
+
+
 def test_optimiser_states_in_8_bits_are_offered_for_full_training() -> None:
     found = plan(config(use_lora=False, batch_size=1), gpu(80))
     assert [fit.fits for fit in found.devices] == [False]

@@ -1,6 +1,7 @@
 """Several processes make the steps that one process with all their rows would make."""
 
 import dataclasses
+import errno
 import os
 import queue
 import signal
@@ -17,7 +18,7 @@ from gpu_runner.training import ranks
 from gpu_runner.training.plan import Plan
 from gpu_runner.work import Work
 from jobs import events
-from jobs.errors import FailureReason, JobFailed, NoCapacity
+from jobs.errors import FailureReason, JobFailed, NoCapacity, OutOfMemory
 from jobs.specs import FinetuneSpec
 
 Build = Callable[..., FinetuneSpec]
@@ -133,6 +134,33 @@ def test_the_death_of_a_helper_that_nobody_notices_ends_the_run_with_its_reason(
             assert heard.get(timeout=20).reason is FailureReason.OUT_OF_MEMORY
             over.set()
         helper.end()
+
+
+@pytest.mark.parametrize("is_disk_full", [False, True])
+def test_a_last_word_is_the_last_and_ends_the_process_whatever_happens(
+    is_disk_full: bool, finetune_spec: Build, work_for: WorkFor, said: Said, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Ended(Exception):
+        pass
+
+    def end(_: int) -> None:
+        raise Ended
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise OSError(errno.ENOSPC, "no room")
+
+    work = work_for(finetune_spec(num_processes=2))
+    monkeypatch.setattr(os, "_exit", end)
+    if is_disk_full:
+        monkeypatch.setattr(work.journal, "_append", refuse)
+    with pytest.raises(Ended):
+        ranks.last_word(work, OutOfMemory())
+    failures = [(event.reason, event.n) for event in said(work, events.JobFailed)]
+    assert failures == ([] if is_disk_full else [(FailureReason.OUT_OF_MEMORY, work.journal.lines)])
+    later = threading.Thread(target=work.journal.note, args=("one more",), daemon=True)
+    later.start()
+    later.join(0.2)
+    assert later.is_alive()
 
 
 def test_every_row_of_a_step_belongs_to_one_process(finetune_spec: Build) -> None:

@@ -257,7 +257,7 @@ def test_what_did_not_fit_is_said_and_costs_only_time(
     enough, short = work_for(spec, job_id="enough"), work_for(spec, job_id="short")
     finetune.run(enough)
     looks.clear()
-    monkeypatch.setattr(room, "bytes_for_features", lambda _: 0)
+    monkeypatch.setattr(room, "bytes_for_features", lambda *_: 0)
     finetune.run(short)
     assert looks == [1] * ROWS * 3
     assert series(said(short, events.MetricsLogged)) == series(said(enough, events.MetricsLogged))
@@ -316,11 +316,18 @@ def test_rows_without_pictures_leave_nothing_to_keep(
 
 
 @pytest.mark.parametrize(
-    ("available", "processes", "expected"),
-    [(8 * 2**30, 1, 2 * 2**30), (8 * 2**30, 4, 2**29), (2**40, 1, 16 * 2**30), (None, 2, 2**29)],
+    ("device", "available", "processes", "expected"),
+    [
+        ("cuda:1", 8 * 2**30, 1, 2 * 2**30),
+        ("cuda:0", 8 * 2**30, 4, 2**29),
+        ("cuda:0", 2**40, 1, 16 * 2**30),
+        ("cuda:0", None, 2, 2**29),
+        ("cpu", 2**40, 2, 2**29),  # as much as is reserved for it
+        ("cpu", 2**31, 1, 2**29),
+    ],
 )
 def test_most_of_the_memory_is_left_to_others(
-    available: int | None, processes: int, expected: int, monkeypatch: pytest.MonkeyPatch
+    device: str, available: int | None, processes: int, expected: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("gpu_runner.host_memory.read", lambda: HostMemory(None, available))
-    assert room.bytes_for_features(processes) == expected
+    assert room.bytes_for_features(torch.device(device), processes) == expected
