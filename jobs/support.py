@@ -53,7 +53,7 @@ FAMILIES: dict[str, Family] = {
     "llava_onevision": _eyes("LLaVA-OneVision"),
     "qwen2_vl": _eyes("Qwen2-VL", knows_places=True),
     "qwen2_5_vl": _eyes("Qwen2.5-VL", knows_places=True, is_tested=True),
-    "qwen3_vl": _eyes("Qwen3-VL", knows_places=True),
+    "qwen3_vl": _eyes("Qwen3-VL", knows_places=True, is_tested=True),
     "gemma3": _eyes("Gemma 3", is_tested=True),
     "idefics3": _eyes("Idefics3, SmolVLM", is_tested=True),
     "smolvlm": _eyes("SmolVLM2"),

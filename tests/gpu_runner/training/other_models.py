@@ -34,17 +34,6 @@ def qwen2_vl() -> tuple[Any, Encode]:
     return tf.Qwen2VLForConditionalGeneration(config), _with_grids(3 * 2 * 14 * 14)
 
 
-def qwen3_vl() -> tuple[Any, Encode]:
-    """What layers of the eyes see goes into layers of the language model too (deepstack)."""
-    eyes = {"depth": 2, "hidden_size": 64, "intermediate_size": 128, "num_heads": 4, "out_hidden_size": 64}
-    config = tf.Qwen3VLConfig(
-        text_config={**_TEXT, "head_dim": 16, "rope_parameters": {**_ROPE, "mrope_interleaved": True}},
-        vision_config={**eyes, "deepstack_visual_indexes": [0, 1], "num_position_embeddings": 64},
-        **_MARKS,
-    )
-    return tf.Qwen3VLForConditionalGeneration(config), _with_grids(3 * 2 * 16 * 16)
-
-
 def internvl() -> tuple[Any, Encode]:
     """Tiles of one size, all alike."""
     config = tf.InternVLConfig(
@@ -102,7 +91,7 @@ def llava_onevision() -> tuple[Any, Encode]:
 
 
 OTHERS: dict[str, Callable[[], tuple[Any, Encode]]] = {
-    build.__name__: build for build in (qwen2_vl, qwen3_vl, internvl, smolvlm, llava_onevision)
+    build.__name__: build for build in (qwen2_vl, internvl, smolvlm, llava_onevision)
 }
 
 

@@ -36,6 +36,8 @@ EYES = {
     "image_size": IMAGE_PIXELS,
     "patch_size": PATCH_PIXELS,
 }
+ROPE = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 3, 3]}  # positions of Qwen's pictures
+QWEN_PICTURE = "<|vision_start|><|image_pad|><|vision_end|>"
 _CORPUS = [
     "What colour is the object? red green blue yellow user assistant system human answer picture image and the"
 ] * 20
@@ -89,27 +91,16 @@ def llava_next() -> tuple[Any, Any]:
 
 def qwen2_5_vl() -> tuple[Any, Any]:
     """Qwen2.5-VL: any size of picture, patches in one long tensor with their grid beside it."""
-    marks = ["<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"]
-    tokenizer = _tokenizer(
-        marks,
-        image_token="<|image_pad|>",
-        video_token="<|video_pad|>",
-        vision_start_token="<|vision_start|>",
-        vision_end_token="<|vision_end|>",
-    )
+    tokenizer = _qwen_tokenizer()
     without_video.allow()
     processor = tf.Qwen2_5_VLProcessor(
         image_processor=tf.Qwen2VLImageProcessorPil(size={"shortest_edge": 28 * 28, "longest_edge": 84 * 84}),
         tokenizer=tokenizer,
         video_processor=without_video.NoVideo(video_processor_type="Qwen2VLVideoProcessor", merge_size=2),
-        chat_template=_chatml("<|vision_start|><|image_pad|><|vision_end|>"),
+        chat_template=_chatml(QWEN_PICTURE),
     )
     config = tf.Qwen2_5_VLConfig(
-        text_config={
-            **TEXT,
-            **_vocabulary(tokenizer),
-            "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 3, 3]},
-        },
+        text_config={**TEXT, **_vocabulary(tokenizer), "rope_parameters": ROPE},
         vision_config={
             "depth": 2,
             "hidden_size": 64,
@@ -119,12 +110,45 @@ def qwen2_5_vl() -> tuple[Any, Any]:
             "fullatt_block_indexes": [1],
             "window_size": 56,
         },
-        image_token_id=_id(tokenizer, "<|image_pad|>"),
-        video_token_id=_id(tokenizer, "<|video_pad|>"),
-        vision_start_token_id=_id(tokenizer, "<|vision_start|>"),
-        vision_end_token_id=_id(tokenizer, "<|vision_end|>"),
+        **_qwen_ids(tokenizer),
     )
     return tf.Qwen2_5_VLForConditionalGeneration(config), processor
+
+
+def qwen3_vl() -> tuple[Any, Any]:
+    """Qwen3-VL: what layers of the eyes see goes into layers of the language model too (deepstack)."""
+    tokenizer = _qwen_tokenizer()
+    without_video.allow()
+    processor = tf.Qwen3VLProcessor(
+        image_processor=tf.Qwen2VLImageProcessorPil(
+            patch_size=16,
+            size={"shortest_edge": 32 * 32, "longest_edge": 96 * 96},
+            image_mean=[0.5] * 3,
+            image_std=[0.5] * 3,
+        ),
+        tokenizer=tokenizer,
+        video_processor=without_video.NoVideo(video_processor_type="Qwen3VLVideoProcessor", merge_size=2),
+        chat_template=_chatml(QWEN_PICTURE),  # of Qwen/Qwen3-VL-4B-Instruct, without tools and system turns
+    )
+    config = tf.Qwen3VLConfig(
+        text_config={
+            **TEXT,
+            **_vocabulary(tokenizer),
+            "head_dim": 16,
+            "rope_parameters": {**ROPE, "mrope_interleaved": True},
+        },
+        vision_config={
+            "depth": 2,
+            "hidden_size": 64,
+            "intermediate_size": 128,
+            "num_heads": 4,
+            "out_hidden_size": 64,
+            "deepstack_visual_indexes": [0, 1],
+            "num_position_embeddings": 64,
+        },
+        **_qwen_ids(tokenizer),
+    )
+    return tf.Qwen3VLForConditionalGeneration(config), processor
 
 
 def gemma3() -> tuple[Any, Any]:
@@ -164,8 +188,8 @@ def gemma3() -> tuple[Any, Any]:
     return model, processor
 
 
-def smolvlm() -> tuple[Any, Any]:
-    """SmolVLM (Idefics 3): a picture is cut into tiles, each with its mark; the model leaves out tiles that pad."""
+def idefics3() -> tuple[Any, Any]:
+    """Idefics 3 and SmolVLM: a picture is cut into tiles, each with its mark; the model leaves out tiles that pad."""
     marks = ["<fake_token_around_image>", "<image>", "<global-img>", "<end_of_utterance>"]
     marks += [f"<row_{row}_col_{column}>" for row in range(1, 3) for column in range(1, 3)]
     tokenizer = _tokenizer(
@@ -232,7 +256,8 @@ def qwen() -> tuple[Any, Any]:
 
 
 FAMILIES: dict[str, Callable[[], tuple[Any, Any]]] = {
-    build.__name__: build for build in (llava, llava_next, qwen2_5_vl, gemma3, smolvlm, paligemma, llama, qwen)
+    build.__name__: build
+    for build in (llava, llava_next, qwen2_5_vl, qwen3_vl, gemma3, idefics3, paligemma, llama, qwen)
 }
 TEXT_ONLY = ("llama", "qwen")
 SEEING = tuple(name for name in FAMILIES if name not in TEXT_ONLY)
@@ -287,6 +312,26 @@ def _chatml(image: str) -> str:
         + (parts if image else "{{ message['content'] }}")
         + "{{ '<|im_end|>\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
     )
+
+
+def _qwen_tokenizer() -> Any:
+    named = {
+        "vision_start_token": "<|vision_start|>",
+        "vision_end_token": "<|vision_end|>",
+        "image_token": "<|image_pad|>",
+        "video_token": "<|video_pad|>",
+    }
+    return _tokenizer(list(named.values()), **named)
+
+
+def _qwen_ids(tokenizer: Any) -> dict[str, int]:
+    """What the configs of Qwen's models ask for."""
+    return {
+        "image_token_id": _id(tokenizer, "<|image_pad|>"),
+        "video_token_id": _id(tokenizer, "<|video_pad|>"),
+        "vision_start_token_id": _id(tokenizer, "<|vision_start|>"),
+        "vision_end_token_id": _id(tokenizer, "<|vision_end|>"),
+    }
 
 
 def _tokenizer(marks: list[str], *, adds_bos: bool = False, **named: str) -> Any:
