@@ -50,7 +50,7 @@ def _text(title: str, *, is_tested: bool = False) -> Family:
 FAMILIES: dict[str, Family] = {
     "llava": _eyes("LLaVA 1.5", is_tested=True),
     "llava_next": _eyes("LLaVA-NeXT", is_tested=True),
-    "llava_onevision": _eyes("LLaVA-OneVision"),
+    "llava_onevision": _eyes("LLaVA-OneVision", is_tested=True),
     "qwen2_vl": _eyes("Qwen2-VL", knows_places=True),
     "qwen2_5_vl": _eyes("Qwen2.5-VL", knows_places=True, is_tested=True),
     "qwen3_vl": _eyes("Qwen3-VL", knows_places=True, is_tested=True),

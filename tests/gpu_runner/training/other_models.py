@@ -65,34 +65,7 @@ def smolvlm() -> tuple[Any, Encode]:
     return tf.SmolVLMForConditionalGeneration(config), encode
 
 
-def llava_onevision() -> tuple[Any, Encode]:
-    """A picture alone in its row is seen in tiles too, several are not."""
-    config = tf.LlavaOnevisionConfig(
-        vision_config={"model_type": "siglip_vision_model", **EYES, "vision_use_head": False},
-        text_config={"model_type": "qwen2", **_TEXT},
-        image_token_id=IMAGE,
-        video_token_id=VIDEO,
-        image_grid_pinpoints=[[32, 64], [64, 32], [64, 64]],
-        vision_feature_layer=-1,
-    )
-    model = tf.LlavaOnevisionForConditionalGeneration(config)
-
-    def encode(images: int) -> Encoded:
-        pictures = {
-            "pixel_values": torch.stack([_tiles(3) for _ in range(images)]) if images else _tiles(0),
-            "image_sizes": torch.tensor([[32, 64]] * images),
-            "batch_num_images": torch.tensor([images]),
-        }
-        with torch.no_grad():
-            seen = model.get_image_features(**pictures, return_dict=True).pooler_output if images else ()
-        return _row([len(each) for each in seen], pictures)
-
-    return model, encode
-
-
-OTHERS: dict[str, Callable[[], tuple[Any, Encode]]] = {
-    build.__name__: build for build in (qwen2_vl, internvl, smolvlm, llava_onevision)
-}
+OTHERS: dict[str, Callable[[], tuple[Any, Encode]]] = {build.__name__: build for build in (qwen2_vl, internvl, smolvlm)}
 
 
 def _with_grids(width: int) -> Encode:

@@ -13,6 +13,7 @@ import torch
 import transformers as tf
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers.models.llava_next.image_processing_pil_llava_next import LlavaNextImageProcessorPil
+from transformers.models.llava_onevision.image_processing_pil_llava_onevision import LlavaOnevisionImageProcessorPil
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
 from gpu_runner.training import without_video
@@ -87,6 +88,30 @@ def llava_next() -> tuple[Any, Any]:
         vision_feature_select_strategy="default",
     )
     return tf.LlavaNextForConditionalGeneration(config), processor
+
+
+def llava_onevision() -> tuple[Any, Any]:
+    """LLaVA-OneVision: SigLIP and Qwen2. A picture alone in its row is seen in tiles too, several are not."""
+    tokenizer = _tokenizer(["<image>", "<video>"], image_token="<image>", video_token="<video>")
+    pinpoints = [[32, 64], [64, 32], [64, 64]]
+    without_video.allow()
+    processor = tf.LlavaOnevisionProcessor(
+        image_processor=LlavaOnevisionImageProcessorPil(size=_square(), image_grid_pinpoints=pinpoints),
+        tokenizer=tokenizer,
+        video_processor=without_video.NoVideo(video_processor_type="LlavaOnevisionVideoProcessor"),
+        num_image_tokens=(IMAGE_PIXELS // PATCH_PIXELS) ** 2,
+        vision_feature_select_strategy="full",
+        chat_template=ONEVISION_TEMPLATE,
+    )
+    config = tf.LlavaOnevisionConfig(
+        vision_config={"model_type": "siglip_vision_model", **EYES, "vision_use_head": False},
+        text_config={"model_type": "qwen2", **TEXT, **_vocabulary(tokenizer)},
+        image_token_index=_id(tokenizer, "<image>"),
+        video_token_index=_id(tokenizer, "<video>"),
+        image_grid_pinpoints=pinpoints,
+        vision_feature_layer=-1,
+    )
+    return tf.LlavaOnevisionForConditionalGeneration(config), processor
 
 
 def qwen2_5_vl() -> tuple[Any, Any]:
@@ -257,7 +282,7 @@ def qwen() -> tuple[Any, Any]:
 
 FAMILIES: dict[str, Callable[[], tuple[Any, Any]]] = {
     build.__name__: build
-    for build in (llava, llava_next, qwen2_5_vl, qwen3_vl, gemma3, idefics3, paligemma, llama, qwen)
+    for build in (llava, llava_next, llava_onevision, qwen2_5_vl, qwen3_vl, gemma3, idefics3, paligemma, llama, qwen)
 }
 TEXT_ONLY = ("llama", "qwen")
 SEEING = tuple(name for name in FAMILIES if name not in TEXT_ONLY)
@@ -281,6 +306,15 @@ LLAVA_TEMPLATE = (  # of llava-hf/llava-1.5-7b-hf
     "{% endfor %}{% else %}{% for content in message['content'] | selectattr('type', 'equalto', 'text') %}"
     "{% generation %}{{ content['text'] + ' '}}{% endgeneration %}{% endfor %}{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}"
+)
+ONEVISION_TEMPLATE = (  # of llava-hf/llava-onevision-qwen2-7b-ov-hf; it asks with other blanks than it writes
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + ' ' }}"
+    "{# images first #}{% for content in message['content'] | selectattr('type', 'equalto', 'image') %}"
+    "{{ '<image>' }}{% endfor %}{% if message['role'] != 'assistant' %}"
+    "{% for content in message['content'] | selectattr('type', 'equalto', 'text') %}{{ '\n' + content['text'] }}"
+    "{% endfor %}{% else %}{% for content in message['content'] | selectattr('type', 'equalto', 'text') %}"
+    "{% generation %}{{ '\n' + content['text'] }}{% endgeneration %}{% endfor %}{% endif %}{{ '<|im_end|>' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
 GEMMA_TEMPLATE = (  # of google/gemma-3-4b-it, without its system turn and its check of the order
     "{{ bos_token }}{%- for message in messages -%}"
