@@ -56,7 +56,7 @@ FAMILIES: dict[str, Family] = {
     "qwen3_vl": _eyes("Qwen3-VL", knows_places=True, is_tested=True),
     "gemma3": _eyes("Gemma 3", is_tested=True),
     "idefics3": _eyes("Idefics3, SmolVLM", is_tested=True),
-    "smolvlm": _eyes("SmolVLM2"),
+    "smolvlm": _eyes("SmolVLM2", is_tested=True),
     "paligemma": _eyes("PaliGemma", knows_places=True, is_tested=True),
     "internvl": _eyes("InternVL", knows_places=True),
     "llama": _text("Llama, and what shares its layers: SmolLM2, Vicuna", is_tested=True),

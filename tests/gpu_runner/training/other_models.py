@@ -47,25 +47,7 @@ def internvl() -> tuple[Any, Encode]:
     )
 
 
-def smolvlm() -> tuple[Any, Encode]:
-    """SmolVLM2: tiles by row, with a mask of what is picture in them."""
-    config = tf.SmolVLMConfig(
-        text_config=tf.LlamaConfig(**_TEXT),
-        vision_config=dict(EYES),
-        image_token_id=IMAGE,
-        scale_factor=2,
-        pad_token_id=PAD,
-    )
-
-    def encode(images: int) -> Encoded:
-        tiles = _tiles(images)[None]
-        mask = torch.ones_like(tiles[:, :, 0], dtype=torch.long)
-        return _row([4] * images, {"pixel_values": tiles, "pixel_attention_mask": mask})
-
-    return tf.SmolVLMForConditionalGeneration(config), encode
-
-
-OTHERS: dict[str, Callable[[], tuple[Any, Encode]]] = {build.__name__: build for build in (qwen2_vl, internvl, smolvlm)}
+OTHERS: dict[str, Callable[[], tuple[Any, Encode]]] = {build.__name__: build for build in (qwen2_vl, internvl)}
 
 
 def _with_grids(width: int) -> Encode:

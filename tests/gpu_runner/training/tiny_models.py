@@ -15,6 +15,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, 
 from transformers.models.llava_next.image_processing_pil_llava_next import LlavaNextImageProcessorPil
 from transformers.models.llava_onevision.image_processing_pil_llava_onevision import LlavaOnevisionImageProcessorPil
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
+from transformers.models.smolvlm.image_processing_pil_smolvlm import SmolVLMImageProcessorPil
 
 from gpu_runner.training import without_video
 
@@ -215,15 +216,7 @@ def gemma3() -> tuple[Any, Any]:
 
 def idefics3() -> tuple[Any, Any]:
     """Idefics 3 and SmolVLM: a picture is cut into tiles, each with its mark; the model leaves out tiles that pad."""
-    marks = ["<fake_token_around_image>", "<image>", "<global-img>", "<end_of_utterance>"]
-    marks += [f"<row_{row}_col_{column}>" for row in range(1, 3) for column in range(1, 3)]
-    tokenizer = _tokenizer(
-        marks,
-        image_token="<image>",
-        fake_image_token="<fake_token_around_image>",
-        global_image_token="<global-img>",
-        end_of_utterance_token="<end_of_utterance>",
-    )
+    tokenizer = _idefics_tokenizer()
     processor = tf.Idefics3Processor(
         image_processor=tf.Idefics3ImageProcessorPil(
             size={"longest_edge": 2 * IMAGE_PIXELS}, max_image_size={"longest_edge": IMAGE_PIXELS}
@@ -240,6 +233,31 @@ def idefics3() -> tuple[Any, Any]:
         pad_token_id=tokenizer.pad_token_id,
     )
     model = tf.Idefics3ForConditionalGeneration(config)
+    model.generation_config.eos_token_id = [tokenizer.eos_token_id, _id(tokenizer, "<end_of_utterance>")]
+    return model, processor
+
+
+def smolvlm() -> tuple[Any, Any]:
+    """SmolVLM2: tiles as Idefics 3 has them, and a processor that reads videos too."""
+    tokenizer = _idefics_tokenizer()
+    without_video.allow()
+    processor = tf.SmolVLMProcessor(
+        image_processor=SmolVLMImageProcessorPil(
+            size={"longest_edge": 2 * IMAGE_PIXELS}, max_image_size={"longest_edge": IMAGE_PIXELS}
+        ),
+        tokenizer=tokenizer,
+        video_processor=without_video.NoVideo(video_processor_type="SmolVLMVideoProcessor"),
+        image_seq_len=4,
+        chat_template=SMOLVLM_TEMPLATE,
+    )
+    config = tf.SmolVLMConfig(
+        text_config=tf.LlamaConfig(**TEXT, **_vocabulary(tokenizer)),
+        vision_config=dict(EYES),
+        image_token_id=_id(tokenizer, "<image>"),
+        scale_factor=2,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    model = tf.SmolVLMForConditionalGeneration(config)
     model.generation_config.eos_token_id = [tokenizer.eos_token_id, _id(tokenizer, "<end_of_utterance>")]
     return model, processor
 
@@ -282,7 +300,19 @@ def qwen() -> tuple[Any, Any]:
 
 FAMILIES: dict[str, Callable[[], tuple[Any, Any]]] = {
     build.__name__: build
-    for build in (llava, llava_next, llava_onevision, qwen2_5_vl, qwen3_vl, gemma3, idefics3, paligemma, llama, qwen)
+    for build in (
+        llava,
+        llava_next,
+        llava_onevision,
+        qwen2_5_vl,
+        qwen3_vl,
+        gemma3,
+        idefics3,
+        smolvlm,
+        paligemma,
+        llama,
+        qwen,
+    )
 }
 TEXT_ONLY = ("llama", "qwen")
 SEEING = tuple(name for name in FAMILIES if name not in TEXT_ONLY)
@@ -326,7 +356,7 @@ GEMMA_TEMPLATE = (  # of google/gemma-3-4b-it, without its system turn and its c
     "{{ '<end_of_turn>\n' }}{%- endfor -%}"
     "{%- if add_generation_prompt -%}{{ '<start_of_turn>model\n' }}{%- endif -%}"
 )
-SMOLVLM_TEMPLATE = (  # of HuggingFaceTB/SmolVLM-256M-Instruct
+SMOLVLM_TEMPLATE = (  # of HuggingFaceTB/SmolVLM-256M-Instruct and SmolVLM2-2.2B-Instruct
     "<|im_start|>{% for message in messages %}{{ message['role'] | capitalize }}"
     "{% if message['content'][0]['type'] == 'image' %}{{ ':' }}{% else %}{{ ': ' }}{% endif %}"
     "{% for line in message['content'] %}{% if line['type'] == 'text' %}{{ line['text'] }}"
@@ -346,6 +376,17 @@ def _chatml(image: str) -> str:
         + (parts if image else "{{ message['content'] }}")
         + "{{ '<|im_end|>\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
     )
+
+
+def _idefics_tokenizer() -> Any:
+    tiles = [f"<row_{row}_col_{column}>" for row in range(1, 3) for column in range(1, 3)]
+    named = {
+        "image_token": "<image>",
+        "fake_image_token": "<fake_token_around_image>",
+        "global_image_token": "<global-img>",
+        "end_of_utterance_token": "<end_of_utterance>",
+    }
+    return _tokenizer([*named.values(), *tiles], **named)
 
 
 def _qwen_tokenizer() -> Any:
