@@ -51,7 +51,7 @@ FAMILIES: dict[str, Family] = {
     "llava": _eyes("LLaVA 1.5", is_tested=True),
     "llava_next": _eyes("LLaVA-NeXT", is_tested=True),
     "llava_onevision": _eyes("LLaVA-OneVision", is_tested=True),
-    "qwen2_vl": _eyes("Qwen2-VL", knows_places=True),
+    "qwen2_vl": _eyes("Qwen2-VL", knows_places=True, is_tested=True),
     "qwen2_5_vl": _eyes("Qwen2.5-VL", knows_places=True, is_tested=True),
     "qwen3_vl": _eyes("Qwen3-VL", knows_places=True, is_tested=True),
     "gemma3": _eyes("Gemma 3", is_tested=True),

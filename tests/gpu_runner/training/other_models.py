@@ -27,13 +27,6 @@ _GRIDS = [[1, 4, 4], [1, 2, 6]]  # patches, four of which make a token
 Encode = Callable[[int], Encoded]
 
 
-def qwen2_vl() -> tuple[Any, Encode]:
-    """Pictures of any size as patches with their grid."""
-    eyes = {"depth": 2, "embed_dim": 64, "hidden_size": 64, "num_heads": 4, "mlp_ratio": 2}
-    config = tf.Qwen2VLConfig(text_config={**_TEXT, "rope_parameters": _ROPE}, vision_config=eyes, **_MARKS)
-    return tf.Qwen2VLForConditionalGeneration(config), _with_grids(3 * 2 * 14 * 14)
-
-
 def internvl() -> tuple[Any, Encode]:
     """Tiles of one size, all alike."""
     config = tf.InternVLConfig(
@@ -47,17 +40,7 @@ def internvl() -> tuple[Any, Encode]:
     )
 
 
-OTHERS: dict[str, Callable[[], tuple[Any, Encode]]] = {build.__name__: build for build in (qwen2_vl, internvl)}
-
-
-def _with_grids(width: int) -> Encode:
-    def encode(images: int) -> Encoded:
-        grids = torch.tensor(_GRIDS[:images]).reshape(-1, 3)
-        patches = grids.prod(-1)
-        pictures = {"pixel_values": torch.randn(int(patches.sum()), width), "image_grid_thw": grids}
-        return _row((patches // 4).tolist(), pictures, types=True)
-
-    return encode
+OTHERS: dict[str, Callable[[], tuple[Any, Encode]]] = {build.__name__: build for build in (internvl,)}
 
 
 def _tiles(count: int) -> Tensor:

@@ -115,6 +115,24 @@ def llava_onevision() -> tuple[Any, Any]:
     return tf.LlavaOnevisionForConditionalGeneration(config), processor
 
 
+def qwen2_vl() -> tuple[Any, Any]:
+    """Qwen2-VL: as Qwen2.5-VL, with eyes that see the whole picture in each layer."""
+    tokenizer = _qwen_tokenizer()
+    without_video.allow()
+    processor = tf.Qwen2VLProcessor(
+        image_processor=tf.Qwen2VLImageProcessorPil(size={"shortest_edge": 28 * 28, "longest_edge": 84 * 84}),
+        tokenizer=tokenizer,
+        video_processor=without_video.NoVideo(video_processor_type="Qwen2VLVideoProcessor", merge_size=2),
+        chat_template=QWEN2_VL_TEMPLATE,
+    )
+    config = tf.Qwen2VLConfig(
+        text_config={**TEXT, **_vocabulary(tokenizer), "rope_parameters": ROPE},
+        vision_config={"depth": 2, "embed_dim": 64, "hidden_size": 64, "num_heads": 4, "mlp_ratio": 2},
+        **_qwen_ids(tokenizer),
+    )
+    return tf.Qwen2VLForConditionalGeneration(config), processor
+
+
 def qwen2_5_vl() -> tuple[Any, Any]:
     """Qwen2.5-VL: any size of picture, patches in one long tensor with their grid beside it."""
     tokenizer = _qwen_tokenizer()
@@ -304,6 +322,7 @@ FAMILIES: dict[str, Callable[[], tuple[Any, Any]]] = {
         llava,
         llava_next,
         llava_onevision,
+        qwen2_vl,
         qwen2_5_vl,
         qwen3_vl,
         gemma3,
@@ -345,6 +364,13 @@ ONEVISION_TEMPLATE = (  # of llava-hf/llava-onevision-qwen2-7b-ov-hf; it asks wi
     "{% endfor %}{% else %}{% for content in message['content'] | selectattr('type', 'equalto', 'text') %}"
     "{% generation %}{{ '\n' + content['text'] }}{% endgeneration %}{% endfor %}{% endif %}{{ '<|im_end|>' }}"
     "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+QWEN2_VL_TEMPLATE = (  # of Qwen/Qwen2-VL-2B-Instruct, without numbers of pictures; it brings a system turn
+    "{% for message in messages %}{% if loop.first and message['role'] != 'system' %}"
+    "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n{% endif %}<|im_start|>{{ message['role'] }}\n"
+    "{% for part in message['content'] %}{% if part['type'] == 'image' %}<|vision_start|><|image_pad|><|vision_end|>"
+    "{% else %}{{ part['text'] }}{% endif %}{% endfor %}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 GEMMA_TEMPLATE = (  # of google/gemma-3-4b-it, without its system turn and its check of the order
     "{{ bos_token }}{%- for message in messages -%}"
