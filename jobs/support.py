@@ -58,7 +58,7 @@ FAMILIES: dict[str, Family] = {
     "idefics3": _eyes("Idefics3, SmolVLM", is_tested=True),
     "smolvlm": _eyes("SmolVLM2", is_tested=True),
     "paligemma": _eyes("PaliGemma", knows_places=True, is_tested=True),
-    "internvl": _eyes("InternVL", knows_places=True),
+    "internvl": _eyes("InternVL", knows_places=True, is_tested=True),
     "llama": _text("Llama, and what shares its layers: SmolLM2, Vicuna", is_tested=True),
     "mistral": _text("Mistral"),
     "qwen2": _text("Qwen2, Qwen2.5", is_tested=True),

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 import transformers as tf
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import GotOcr2ImageProcessorPil
 from transformers.models.llava_next.image_processing_pil_llava_next import LlavaNextImageProcessorPil
 from transformers.models.llava_onevision.image_processing_pil_llava_onevision import LlavaOnevisionImageProcessorPil
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
@@ -280,6 +281,32 @@ def smolvlm() -> tuple[Any, Any]:
     return model, processor
 
 
+def internvl() -> tuple[Any, Any]:
+    """InternVL: a picture is cut into as many tiles as suit its shape, and seen as a whole too."""
+    named = {
+        "start_image_token": "<img>",
+        "end_image_token": "</img>",
+        "context_image_token": "<IMG_CONTEXT>",
+        "video_token": "<video>",
+    }
+    tokenizer = _tokenizer(list(named.values()), **named)
+    without_video.allow()
+    processor = tf.InternVLProcessor(
+        image_processor=GotOcr2ImageProcessorPil(size=_square(), crop_to_patches=True, max_patches=4),
+        tokenizer=tokenizer,
+        video_processor=without_video.NoVideo(video_processor_type="InternVLVideoProcessor"),
+        image_seq_length=4,
+        chat_template=_chatml("<IMG_CONTEXT>\n"),  # of OpenGVLab/InternVL3-1B-hf
+    )
+    config = tf.InternVLConfig(
+        vision_config={**EYES, "image_size": [IMAGE_PIXELS] * 2, "patch_size": [PATCH_PIXELS] * 2},
+        text_config={"model_type": "qwen2", **TEXT, **_vocabulary(tokenizer)},
+        image_token_id=_id(tokenizer, "<IMG_CONTEXT>"),
+        image_seq_length=4,
+    )
+    return tf.InternVLForConditionalGeneration(config), processor
+
+
 def paligemma() -> tuple[Any, Any]:
     """PaliGemma: no chat template of its own; the prompt is seen as a whole, the answer word by word."""
     tokenizer = _tokenizer(["<image>"], image_token="<image>")
@@ -328,6 +355,7 @@ FAMILIES: dict[str, Callable[[], tuple[Any, Any]]] = {
         gemma3,
         idefics3,
         smolvlm,
+        internvl,
         paligemma,
         llama,
         qwen,
