@@ -171,10 +171,11 @@ def _eyes(config: Mapping[str, Any], decoder: Decoder) -> tuple[Tower | None, in
     vision = {**_DEFAULTS.get(str(given.get("model_type")), {}), **given}
     patch = _side(vision.get("patch_size", 14))
     side = _side(vision.get("image_size") or _USUAL_PIXELS)
-    hidden = _size(vision, "hidden_size")
+    # The hidden_size of Qwen2-VL's eyes is the language model's.
+    hidden = _size(vision, "embed_dim" if "embed_dim" in vision else "hidden_size")
     tower = Tower(
         hidden=hidden,
-        intermediate=int(vision.get("intermediate_size") or 4 * hidden),
+        intermediate=int(vision.get("intermediate_size") or vision.get("mlp_ratio", 4) * hidden),
         layers=_size(vision, "num_hidden_layers" if "num_hidden_layers" in vision else "depth"),
         heads=_size(vision, "num_attention_heads" if "num_attention_heads" in vision else "num_heads"),
         patches=(side // patch) ** 2,

@@ -18,7 +18,7 @@ from jinja2 import TemplateError
 from PIL import Image
 from torch import Tensor
 
-from gpu_runner.rows import Row
+from gpu_runner.rows import Row, Turn
 from gpu_runner.training import conversation
 from gpu_runner.training.conversation import Message
 from jobs.errors import DatasetInvalid, ModelUnavailable
@@ -77,7 +77,7 @@ class RowEncoder:
         self._image_token_id: int | None = (
             getattr(processor, "image_token_id", None) if image_token_id is None else image_token_id
         )
-        self._lengths_by_size: dict[tuple[int, int], tuple[int, int]] = {}
+        self._lengths_by_size: dict[tuple[tuple[int, int], bool], tuple[int, int]] = {}
         self._marks_answers = conversation.has_generation_marks(processor) and self.tokenizer.is_fast
         self._control_tokens = conversation.control_tokens(processor)
 
@@ -119,14 +119,15 @@ class RowEncoder:
             )
         return self._encoded(row, messages, rendered, torch.zeros(len(ids), dtype=torch.bool))
 
-    def image_tokens(self, image: Image.Image) -> int:
-        """How many placeholders a picture of this size takes."""
-        return self._lengths(self._scaled(image).size)[0]
+    def image_tokens(self, image: Image.Image, *, among: int = 1) -> int:
+        """How many placeholders a picture of this size takes in a row of so many pictures: LLaVA-OneVision looks closer
+        at one that is alone."""
+        return self._lengths(self._scaled(image).size, is_alone=among == 1)[0]
 
-    def image_length(self, size: tuple[int, int]) -> int:
+    def image_length(self, size: tuple[int, int], *, among: int = 1) -> int:
         """How many tokens stand in the place of the mark of a picture of this size (width, height): placeholders and
         what the processor writes around them."""
-        return self._lengths(self._scaled_size(size))[1]
+        return self._lengths(self._scaled_size(size), is_alone=among == 1)[1]
 
     def text_tokens(self, row: Row, *, prompt_only: bool = False) -> int:
         """Tokens of the rendered text, where a picture's mark counts as one; opens no image."""
@@ -141,8 +142,10 @@ class RowEncoder:
             rendered = self._render(messages)
             self._check_images(row, rendered["input_ids"], messages)
             trained = self._answer_mask(row, messages, rendered["input_ids"])
-        if not bool(trained.any()):
-            raise ModelUnavailable(_not_told_apart(row.id))
+            if not bool(trained.any()):
+                raise ModelUnavailable(_not_told_apart(row.id))
+            if not self._asks_as_it_writes:
+                rendered, trained = self._as_asked(messages, rendered, trained)
         rendered, trained = self._with_end(rendered, trained)
         encoded = self._encoded(row, messages, rendered, trained)
         self._check(encoded, conversation.answers_of(messages))
@@ -174,16 +177,18 @@ class RowEncoder:
         factor = (self.max_pixels / (width * height)) ** 0.5
         return max(1, int(width * factor)), max(1, int(height * factor))
 
-    def _lengths(self, size: tuple[int, int]) -> tuple[int, int]:
-        """Placeholders, and all tokens that replace the mark of a picture of this size; it is encoded alone once."""
-        if size not in self._lengths_by_size:
-            alone = [{"role": "user", "content": [{"type": "image", "image": Image.new("RGB", size)}]}]
-            ids = self._render(alone)["input_ids"]
-            self._lengths_by_size[size] = (
-                int(self.is_placeholder(ids).sum()),
-                len(ids) - len(self._text_ids(alone)) + 1,
+    def _lengths(self, size: tuple[int, int], *, is_alone: bool) -> tuple[int, int]:
+        """Placeholders, and all tokens that replace the mark of a picture of this size; it is encoded once alone, once
+        beside its like."""
+        if (size, is_alone) not in self._lengths_by_size:
+            count = 1 if is_alone else 2
+            shown = [{"role": "user", "content": [{"type": "image", "image": Image.new("RGB", size)}] * count}]
+            ids = self._render(shown)["input_ids"]
+            self._lengths_by_size[size, is_alone] = (
+                int(self.is_placeholder(ids).sum()) // count,
+                (len(ids) - len(self._text_ids(shown))) // count + 1,
             )
-        return self._lengths_by_size[size]
+        return self._lengths_by_size[size, is_alone]
 
     def _render(
         self, messages: Sequence[Message], *, generation_prompt: bool = False, marks: bool = False
@@ -290,7 +295,8 @@ class RowEncoder:
         return is_text and "".join(said.split()) == "".join("".join(answers).split())
 
     def _check_images(self, row: Row, ids: Tensor, messages: Sequence[Message]) -> None:
-        expected = [self.image_tokens(image) for image in conversation.images_of(messages)]
+        images = conversation.images_of(messages)
+        expected = [self.image_tokens(image, among=len(images)) for image in images]
         found = int(self.is_placeholder(ids).sum())
         if found != sum(expected) or 0 in expected:
             raise ModelUnavailable(
@@ -337,6 +343,37 @@ class RowEncoder:
                 f"Row {encoded.row_id!r} has {encoded.images} pictures and the model's processor made "
                 f"{sorted(encoded.pictures) or 'nothing'} of them: use another model."
             )
+
+    @cached_property
+    def _asks_as_it_writes(self) -> bool:
+        """Whether the template asks for an answer with the text that it writes before one. LLaVA-OneVision's does not:
+        it writes a blank more."""
+        turns = (Turn("human", "Hello"), Turn("gpt", "there"))
+        answered = self._messages(Row(id="", conversations=turns), ())
+        asked = self._text_ids(answered[:1], generation_prompt=True)
+        return torch.equal(self._text_ids(answered)[: len(asked)], asked)
+
+    def _as_asked(
+        self, messages: list[Message], rendered: dict[str, Tensor], trained: Tensor
+    ) -> tuple[dict[str, Tensor], Tensor]:
+        """The last answer behind the text that asks for it, which is what the model will be given. Blanks before an
+        answer are the template's."""
+        trained = self._without_trailing_space(rendered["input_ids"].flip(0), trained.flip(0)).flip(0)
+        last = int(trained.nonzero()[-1])
+        answer = int((~trained[:last]).nonzero()[-1]) + 1
+        asked = self._text_ids(messages[:-1], generation_prompt=True)
+        written = self._text_ids(messages)
+        common = _common_length(asked, written)
+        question = len(trained) - (len(written) - common)  # behind the last picture both count alike from the end
+        more = len(asked) - common
+        spliced = {
+            name: torch.cat([value[:question], value.new_zeros(more), value[answer:]])
+            if value.shape == trained.shape
+            else value
+            for name, value in rendered.items()
+        }
+        spliced["input_ids"][question : question + more] = asked[common:]
+        return spliced, torch.cat([trained[:question], trained.new_zeros(more), trained[answer:]])
 
     def _with_end(self, rendered: dict[str, Tensor], trained: Tensor) -> tuple[dict[str, Tensor], Tensor]:
         """The last answer ends with a trained end token; what the template writes behind it is cut off."""

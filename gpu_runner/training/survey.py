@@ -84,7 +84,8 @@ def _look_at(rows: Rows, row: Row, encoder: RowEncoder, found: Survey) -> None:
 def _length(rows: Rows, row: Row, encoder: RowEncoder, *, prompt_only: bool = False) -> int:
     """Tokens of a row, from its text and its pictures' sizes; within a few of the exact count."""
     tokens = encoder.text_tokens(row, prompt_only=prompt_only)
-    return tokens + sum(encoder.image_length(size) - 1 for size in _sizes(rows, row))
+    sizes = _sizes(rows, row)
+    return tokens + sum(encoder.image_length(size, among=len(sizes)) - 1 for size in sizes)
 
 
 def _sizes(rows: Rows, row: Row) -> list[tuple[int, int]]:

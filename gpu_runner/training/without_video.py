@@ -1,12 +1,14 @@
-"""Processors that bring a video processor, on a host without torchvision: pictures work, videos are refused.
+"""Processors that read videos too, on a host without torchvision or num2words: pictures work, videos are refused.
 
 Called by `models` before it loads a processor. Qwen2.5-VL and its relatives insist on a video processor, and those of
-transformers 5 need torchvision; rows have pictures only. Its settings are kept, so that what is saved again is whole.
+transformers 5 need torchvision; SmolVLM2's insists on num2words, with which it would count a video's frames. Rows have
+pictures only. Settings of video processors are kept, so that what is saved again is whole.
 """
 
 from typing import Any
 
 from transformers.models.auto.video_processing_auto import AutoVideoProcessor
+from transformers.models.smolvlm import processing_smolvlm
 from transformers.processing_utils import MODALITY_TO_BASE_CLASS_MAPPING
 from transformers.utils import is_torchvision_available
 from transformers.video_processing_utils import BaseVideoProcessor, VideoProcessorMixin
@@ -29,7 +31,9 @@ class NoVideo(VideoProcessorMixin):  # type: ignore[misc]  # transformers' mixin
 
 
 def allow() -> None:
-    """Let processors load without torchvision; where it is there, nothing changes."""
+    """Let processors load without torchvision and num2words; where they are there, nothing changes."""
+    if processing_smolvlm.num2words is None:
+        processing_smolvlm.num2words = _no_words
     if is_torchvision_available():
         return
     # The base class it names is among those that cannot be imported; this one is its parent.
@@ -40,3 +44,7 @@ def allow() -> None:
 def _read_settings(name: str, **options: Any) -> NoVideo:
     settings, _ = BaseVideoProcessor.get_video_processor_dict(name, **options)
     return NoVideo(**settings)
+
+
+def _no_words(*_: Any, **__: Any) -> str:
+    raise ValueError("videos of SmolVLM2 need num2words: install it on the runner")

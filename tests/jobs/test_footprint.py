@@ -228,3 +228,14 @@ def test_what_a_config_leaves_out_has_the_default_of_its_class() -> None:
     assert found
     assert found.decoder == shape().decoder
     assert found.image_tokens == 576
+
+
+def test_eyes_that_name_the_language_models_width_are_as_wide_as_they_are() -> None:
+    """Of Qwen/Qwen2-VL-7B-Instruct, whose eyes have 665 million parameters."""
+    eyes = {"depth": 32, "embed_dim": 1280, "hidden_size": 3584, "mlp_ratio": 4, "num_heads": 16, "patch_size": 14}
+    text = {"hidden_size": 3584, "intermediate_size": 18944, "num_hidden_layers": 28, "num_attention_heads": 28}
+    found = model_shapes.shape_of({"text_config": text | {"vocab_size": 152064}, "vision_config": eyes})
+    assert found is not None
+    assert found.tower is not None
+    assert (found.tower.hidden, found.tower.intermediate) == (1280, 5120)
+    assert found.parameters["vision"] == pytest.approx(632e6, rel=0.05)  # without what joins four patches to a token

@@ -100,8 +100,11 @@ def test_each_answer_of_a_conversation_is_trained(family: str, loaded_of: Loaded
     pictures = (WIDE,) if family in SEEING else ()
     turns = (*row("red", pictures=len(pictures)).conversations, Turn("human", "And now?"), Turn("gpt", "a circle"))
     names = ("images/0.png",) * len(pictures)
-    encoded = encoder.encode(Row(id="row-0", images=names, conversations=turns), pictures)
+    both = Row(id="row-0", images=names, conversations=turns)
+    encoded, asked = encoder.encode(both, pictures), encoder.encode_prompt(both, pictures).input_ids
     assert trained_text(encoder, encoded).replace(" ", "") == "redacircle"
+    assert torch.equal(encoded.input_ids[: len(asked)], asked)
+    assert encoded.labels[len(asked)] != NOT_TRAINED
     assert sum(int(token) in loaded.end_ids for token in encoded.labels) >= (1 if family in NO_TURN_ENDS else 2)
 
 
@@ -193,7 +196,8 @@ def test_the_answer_is_not_seen_before_it_is_predicted(family: str, loaded_of: L
 def test_the_length_is_known_without_opening_a_picture(family: str, loaded_of: LoadedOf) -> None:
     encoder = loaded_of(family).encoder(LONGEST)
     for each, images in mixed(family):
-        known = encoder.text_tokens(each) + sum(encoder.image_length(image.size) - 1 for image in images)
+        pictures = [encoder.image_length(image.size, among=len(images)) - 1 for image in images]
+        known = encoder.text_tokens(each) + sum(pictures)
         assert abs(known - len(encoder.encode(each, images).input_ids)) <= 2
 
 
@@ -219,7 +223,8 @@ def test_no_cut_goes_through_a_picture(family: str, loaded_of: LoadedOf) -> None
         assert len(encoded.input_ids) <= limit
         assert encoded.is_truncated
         assert placeholders(loaded, encoded.input_ids) == encoded.image_tokens
-        assert encoded.image_tokens == sum(encoder.image_tokens(image) for image in (WIDE, TALL)[: encoded.images])
+        left = (WIDE, TALL)[: encoded.images]
+        assert encoded.image_tokens == sum(encoder.image_tokens(image, among=len(left)) for image in left)
         with torch.no_grad():
             assert summed_loss(loaded, collate([encoded], loaded.tokenizer.pad_token_id))[0].isfinite()
 

@@ -1,6 +1,7 @@
-"""Every family of models loses half of its loss within thirty steps, and what it knows it has from the pictures.
+"""Every family of models loses half of its loss within thirty steps, and what it knows it has from the pictures; what
+its adapters learned is exported.
 
-Two of them in each run: the one whose pictures have any size, and the one that sees its prompt as a whole.
+Two of them learn in each run: the one whose pictures have any size, and the one that sees its prompt as a whole.
 """
 
 from collections.abc import Callable
@@ -13,12 +14,13 @@ import tiny_models
 from PIL import Image
 from tiny_models import SEEING, TEXT_ONLY
 
-from gpu_runner.recipes import evaluate, finetune
+from gpu_runner.recipes import evaluate, export, finetune
 from gpu_runner.rows import LLAVA_FILE, Row, Turn
 from gpu_runner.work import Work
-from jobs import events
+from jobs import commands, events
+from jobs.commands import Start
 from jobs.paths import DataRoot
-from jobs.specs import EvaluateSpec, FinetuneSpec
+from jobs.specs import EvaluateSpec, ExportFormat, ExportSpec, FinetuneSpec
 from jobs.training_config import TrainingConfig
 
 COLOURS = {"red": (220, 40, 40), "green": (40, 190, 60), "blue": (50, 80, 230), "yellow": (230, 210, 40)}
@@ -27,29 +29,33 @@ STEPS = 50
 
 WorkFor = Callable[..., Work[Any]]
 Said = Callable[..., list[Any]]
+Learn = Callable[..., list[float]]
 
 
 @pytest.fixture
-def learn(root: DataRoot, work_for: WorkFor, said: Said) -> Callable[[str, str], list[float]]:
+def learn(root: DataRoot, work_for: WorkFor, said: Said) -> Learn:
     """Trains a family on a dataset as the job "learner"; gives the loss of each step."""
 
-    def train(family: str, data: str) -> list[float]:
+    def train(family: str, data: str, **changes: Any) -> list[float]:
         tiny_models.build(family, root.models / family)
-        config = TrainingConfig(
-            model_name=family,
-            train_data_path=data,
-            use_lora=False,
-            learning_rate=3e-3,
-            warmup_ratio=0.1,
-            batch_size=16,
-            gradient_accumulation_steps=1,
-            num_epochs=STEPS,
-            max_steps=STEPS,
-            logging_steps=1,
-            save_steps=STEPS,
+        settings: dict[str, Any] = {
+            "model_name": family,
+            "train_data_path": data,
+            "use_lora": False,
+            "learning_rate": 3e-3,
+            "warmup_ratio": 0.1,
+            "batch_size": 16,
+            "gradient_accumulation_steps": 1,
+            "num_epochs": STEPS,
+            "max_steps": STEPS,
+            "logging_steps": 1,
+            "save_steps": STEPS,
+        }
+        work = work_for(FinetuneSpec(config=TrainingConfig(**settings | changes)), job_id="learner")
+        work.folder.start.write_bytes(
+            commands.encode(Start(job_id=work.job_id, attempt=1, spec=work.spec, device="cpu"))
         )
-        work = work_for(FinetuneSpec(config=config), job_id="learner")
-        finetune.run(work)
+        work.journal.state(events.JobCompleted, result=finetune.run(work))
         logged = said(work, events.MetricsLogged)
         return [event.values["train_loss"] for event in logged if "train_loss" in event.values]
 
@@ -82,7 +88,7 @@ def flat(root: DataRoot) -> Callable[..., str]:
 )
 @pytest.mark.timeout(600)  # twenty seconds of work, on a machine that may be busy
 def test_a_family_learns_from_its_pictures_and_from_nothing_else(
-    family: str, learn: Callable[[str, str], list[float]], flat: Callable[..., str], work_for: WorkFor
+    family: str, learn: Learn, flat: Callable[..., str], work_for: WorkFor
 ) -> None:
     losses = learn(family, flat("train", 64, seed=1))
     assert len(losses) == STEPS
@@ -103,8 +109,21 @@ def test_a_family_learns_from_its_pictures_and_from_nothing_else(
 
 
 @pytest.mark.extended
+@pytest.mark.parametrize("family", SEEING)
+@pytest.mark.parametrize("method", [{"use_lora": True}, {"use_qlora": True}], ids=["lora", "qlora"])
+def test_what_adapters_of_a_family_learned_is_in_the_merged_export_as_it_is_loaded_again(
+    family: str, method: dict[str, bool], learn: Learn, flat: Callable[..., str], root: DataRoot, work_for: WorkFor
+) -> None:
+    losses = learn(family, flat("train", 16, seed=1), max_steps=4, **method)
+    assert losses[-1] < losses[0]
+    spec = ExportSpec(job_id="learner", export_format=ExportFormat.HUGGINGFACE)
+    exported = export.run(work_for(spec, job_id="export"))
+    assert exported.verification["merged_vs_trained"] <= 1e-3
+
+
+@pytest.mark.extended
 @pytest.mark.parametrize("family", TEXT_ONLY)
-def test_a_family_learns_from_text(family: str, root: DataRoot, learn: Callable[[str, str], list[float]]) -> None:
+def test_a_family_learns_from_text(family: str, root: DataRoot, learn: Learn) -> None:
     folder = root.datasets / "text"
     folder.mkdir(parents=True)
     pairs = zip(["one", "two", "three", "four"] * 16, ["red", "green", "blue", "yellow"] * 16, strict=True)

@@ -3,16 +3,13 @@
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import msgspec
-import other_models
 import pytest
 import tiny_models
 import torch
 from msgspec.structs import replace
-from other_models import OTHERS
 from PIL import Image
 from runs import Build, Said, WorkFor, notes_of, series
 from tiny_models import SEEING
@@ -30,7 +27,6 @@ from gpu_runner.training.models import Loaded
 from gpu_runner.training.vision_cache import VisionCache
 from jobs import events
 from jobs.errors import ModelUnavailable
-from jobs.models import ModelSource, Origin
 from jobs.paths import LLAVA_FILE, DataRoot
 from jobs.specs import FinetuneSpec
 from jobs.training_config import TrainingConfig
@@ -50,7 +46,7 @@ def row(answer: str, images: int) -> Row:
     return Row(id=answer, images=tuple(f"{n}.png" for n in range(images)), conversations=turns)
 
 
-def with_processor(family: str, folder: Path) -> Company:
+def company_of(family: str, folder: Path) -> Company:
     """One picture, another of the same size, two, none."""
     source = models.folder_source(tiny_models.build(family, folder / family), family)
     loaded = models.load_base(source, device="cpu", dtype=torch.float32, offline=True)
@@ -60,27 +56,16 @@ def with_processor(family: str, folder: Path) -> Company:
     return adapted(loaded), dict(enumerate(encoded))
 
 
-def without_processor(family: str) -> Company:
-    """The same rows, as the processor of the family would make them."""
-    torch.manual_seed(3)
-    model, encode = OTHERS[family]()
-    source = ModelSource(name=family, origin=Origin.FOLDER, location="")
-    processor = SimpleNamespace(pad_token_id=other_models.PAD)
-    rows = {index: encode(images) for index, images in enumerate((1, 1, 2, 0))}
-    return adapted(Loaded(model, processor, source, Compute(torch.device("cpu"), torch.float32))), rows
-
-
 def adapted(loaded: Loaded) -> Loaded:
     loaded = Loaded(adapters.attach(loaded.model, CONFIG), loaded.processor, loaded.source, loaded.compute)
     trainable.train_mode(loaded)
     return loaded
 
 
-@pytest.fixture(scope="module", params=[*SEEING, *OTHERS])
+@pytest.fixture(scope="module", params=SEEING)
 def company(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Company:
     torch.set_num_threads(1)
-    family = str(request.param)
-    return with_processor(family, tmp_path_factory.mktemp("models")) if family in SEEING else without_processor(family)
+    return company_of(str(request.param), tmp_path_factory.mktemp("models"))
 
 
 def cost(loaded: Loaded, rows: list[Encoded], features: Any = None) -> tuple[Tensor, dict[str, Tensor]]:
