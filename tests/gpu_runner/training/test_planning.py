@@ -13,7 +13,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageText
 
 from gpu_runner.recipes import finetune, plan
 from gpu_runner.rows import LLAVA_FILE, Row, Turn
-from gpu_runner.training import adapters, demo_model, device, loss, models, ranks
+from gpu_runner.training import adapters, demo_model, device, loss, models
 from jobs import footprint, model_shapes, support
 from jobs.errors import ModelUnavailable, NoCapacity
 from jobs.events import PhaseEntered
@@ -213,10 +213,6 @@ def test_the_table_calls_no_family_tested_that_is_not() -> None:
 def test_the_arithmetic_knows_how_many_logits_the_loss_makes_at_once() -> None:
     assert footprint.CHUNK_LOGITS == loss.MOST_LOGITS
     assert footprint.LOSS is footprint.Loss.CHUNKED
-
-
-def test_the_arithmetic_knows_how_many_gradients_travel_at_once() -> None:
-    assert footprint.BUCKET == ranks._BUCKET
 
 
 def test_what_is_predicted_of_a_run_of_several_processes_is_what_the_first_of_them_takes(
