@@ -1,6 +1,6 @@
 """`python -m benchmarks [NAME …]`: run benchmarks, print their tables, write `docs/benchmarks.md`.
 
-A full run takes about a quarter of an hour. Let nothing else run meanwhile.
+A full run takes most of an hour. Let nothing else run meanwhile.
 """
 
 import argparse
