@@ -62,7 +62,7 @@ FAMILIES: dict[str, Family] = {
     "llama": _text("Llama, and what shares its layers: SmolLM2, Vicuna", is_tested=True),
     "mistral": _text("Mistral"),
     "qwen2": _text("Qwen2, Qwen2.5", is_tested=True),
-    "qwen3": _text("Qwen3"),
+    "qwen3": _text("Qwen3, Instruct 2507"),
     "gemma": _text("Gemma"),
     "gemma2": _text("Gemma 2"),
     "gemma3_text": _text("Gemma 3, text"),

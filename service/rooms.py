@@ -10,6 +10,7 @@ from jobs.events import Device
 from jobs.specs import FinetuneSpec, JobSpec, PlanSpec, Slot, slot_of
 
 _POINT_S = 86_400.0  # a point of priority is a head start of a day, so that the lowest job comes to its turn as well
+_SOON_S = 30.0  # taken for never, it would lose the one that waits for it its reservation each time
 
 
 class Needs(msgspec.Struct, frozen=True):
@@ -63,10 +64,13 @@ class Tenant(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def ends_s(self) -> float:
-        """When it will be gone, infinite if nobody can tell; who is over time may stay for ever."""
+        """When it will be gone, infinite if nobody can tell. Who is over time is taken to end soon, and the later the
+        more it is over."""
         if self.leaving:
             return 0.0
-        return self.remaining_s if self.remaining_s is not None and self.remaining_s > 0 else math.inf
+        if self.remaining_s is None:
+            return math.inf
+        return self.remaining_s if self.remaining_s > 0 else max(_SOON_S, -self.remaining_s / 4)
 
 
 class Room(msgspec.Struct, frozen=True):

@@ -144,8 +144,8 @@ class RowEncoder:
             trained = self._answer_mask(row, messages, rendered["input_ids"])
             if not bool(trained.any()):
                 raise ModelUnavailable(_not_told_apart(row.id))
-            if not self._asks_as_it_writes:
-                rendered, trained = self._as_asked(messages, rendered, trained)
+            if not self._answers_where_it_asks:
+                rendered, trained = self._as_asked(row, messages, rendered, trained)
         rendered, trained = self._with_end(rendered, trained)
         encoded = self._encoded(row, messages, rendered, trained)
         self._check(encoded, conversation.answers_of(messages))
@@ -258,9 +258,12 @@ class RowEncoder:
             mask = _counted_from_the_end(in_text, len(ids))
             if torch.equal(ids[mask], whole[in_text]):
                 yield mask
+        rest = self._mask_by_prefixes(messages, ids, self._ids)
         if self._marks_answers:
-            yield self._render(messages, marks=True)["assistant_masks"].bool()
-        yield self._mask_by_prefixes(messages, ids, self._ids)
+            marks = self._render(messages, marks=True)["assistant_masks"].bool()
+            yield marks | rest
+            yield marks
+        yield rest
 
     def _marked_text(self, messages: list[Message]) -> tuple[Tensor, Tensor]:
         """`_text_ids`, and which of them the template marks as the assistant's. A processor tells it of the row's own
@@ -345,35 +348,54 @@ class RowEncoder:
             )
 
     @cached_property
-    def _asks_as_it_writes(self) -> bool:
-        """Whether the template asks for an answer with the text that it writes before one. LLaVA-OneVision's does not:
-        it writes a blank more."""
-        turns = (Turn("human", "Hello"), Turn("gpt", "there"))
-        answered = self._messages(Row(id="", conversations=turns), ())
-        asked = self._text_ids(answered[:1], generation_prompt=True)
-        return torch.equal(self._text_ids(answered)[: len(asked)], asked)
+    def _answers_where_it_asks(self) -> bool:
+        """Whether the template writes an answer right behind the text that asks for it."""
+        turns = (Turn("human", "Hello"), Turn("gpt", "there"), Turn("human", "And"), Turn("gpt", "here"))
+        return all(self._answers_there(Row(id="", conversations=turns[:count])) for count in (2, 4))
+
+    def _answers_there(self, row: Row) -> bool:
+        messages = self._messages(row, ())
+        try:
+            asked, written = self._text_ids(messages[:-1], generation_prompt=True), self._text_ids(messages)
+            trained = self._answer_mask(row, messages, self._render(messages)["input_ids"])
+        except TemplateError:  # it takes no such conversation, and says so of each row that is one
+            return True
+        except ModelUnavailable:
+            return False
+        behind = len(trained) - (len(written) - len(asked))
+        return torch.equal(written[: len(asked)], asked) and _begin_of_last(trained) == behind
 
     def _as_asked(
-        self, messages: list[Message], rendered: dict[str, Tensor], trained: Tensor
+        self, row: Row, messages: list[Message], rendered: dict[str, Tensor], trained: Tensor
     ) -> tuple[dict[str, Tensor], Tensor]:
-        """The last answer behind the text that asks for it, which is what the model will be given. Blanks before an
-        answer are the template's."""
-        trained = self._without_trailing_space(rendered["input_ids"].flip(0), trained.flip(0)).flip(0)
-        last = int(trained.nonzero()[-1])
-        answer = int((~trained[:last]).nonzero()[-1]) + 1
-        asked = self._text_ids(messages[:-1], generation_prompt=True)
-        written = self._text_ids(messages)
+        """The last answer right behind the text that asks for it, which is what the model will be given. Blanks between
+        them are the template's own: LLaVA-OneVision's writes one that it does not ask with.
+
+        Raises:
+            ModelUnavailable: they differ by more than blanks, such as the begin of a thought.
+        """
+        ids = rendered["input_ids"]
+        trained = self._without_trailing_space(ids.flip(0), trained.flip(0)).flip(0)
+        answer = _begin_of_last(trained)
+        asked, written = self._text_ids(messages[:-1], generation_prompt=True), self._text_ids(messages)
         common = _common_length(asked, written)
-        question = len(trained) - (len(written) - common)  # behind the last picture both count alike from the end
-        more = len(asked) - common
+        question = min(answer, len(ids) - (len(written) - common))  # behind the last picture both count alike
+        more = asked[common:]
+        asks, writes = self.tokenizer.decode(more), self.tokenizer.decode(ids[question:answer])
+        if asks.strip() or writes.strip():
+            raise ModelUnavailable(
+                f"Row {row.id!r}: the model's chat template asks for an answer with {asks!r} and writes it behind "
+                f"{writes!r}, so it would be learned where nobody asks for it. Use a model whose template does both "
+                "alike, such as an Instruct variant that does not think aloud."
+            )
         spliced = {
-            name: torch.cat([value[:question], value.new_zeros(more), value[answer:]])
+            name: torch.cat([value[:question], value.new_zeros(len(more)), value[answer:]])
             if value.shape == trained.shape
             else value
             for name, value in rendered.items()
         }
-        spliced["input_ids"][question : question + more] = asked[common:]
-        return spliced, torch.cat([trained[:question], trained.new_zeros(more), trained[answer:]])
+        spliced["input_ids"][question : question + len(more)] = more
+        return spliced, torch.cat([trained[:question], trained.new_zeros(len(more)), trained[answer:]])
 
     def _with_end(self, rendered: dict[str, Tensor], trained: Tensor) -> tuple[dict[str, Tensor], Tensor]:
         """The last answer ends with a trained end token; what the template writes behind it is cut off."""
@@ -415,6 +437,13 @@ class RowEncoder:
             labels=labels,
             per_token={name: value[: self.max_length] for name, value in encoded.per_token.items()},
         )
+
+
+def _begin_of_last(trained: Tensor) -> int:
+    """Where the last answer begins."""
+    last = int(trained.nonzero()[-1])
+    before = (~trained[:last]).nonzero()
+    return int(before[-1]) + 1 if len(before) else 0
 
 
 def collate(rows: Sequence[Encoded], pad_id: int, *, left: bool = False, has_pixels: bool = True) -> dict[str, Tensor]:

@@ -115,6 +115,7 @@ def _optimizer(model: nn.Module, groups: list[dict[str, Any]], config: TrainingC
         return AdamW(groups, lr=config.learning_rate, fused=True)
     optim: Any = import_module("bitsandbytes.optim")  # a second, which most runs need not wait for
     overrides = optim.GlobalOptimManager.get_instance()
+    overrides.initialize()  # it remembers the parameters of other optimisers of this process
     for module in model.modules():
         if isinstance(module, nn.Embedding) and module.weight.requires_grad:
             overrides.register_module_override(module, "weight", {"optim_bits": 32})

@@ -1,7 +1,12 @@
 """Which job goes where."""
 
+import math
+import random
+from typing import NamedTuple
+
 import msgspec
-from hypothesis import given
+import pytest
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from jobs.events import Device
@@ -381,6 +386,7 @@ _later = st.tuples(*(_sizes(f"later{n}", n) for n in range(1, 6)))
 
 @given(_busy_hosts(), _sizes("first", 0), _later)
 def test_nobody_who_came_later_delays_the_first_that_waits(rooms, first, later):
+    assume(any(isinstance(decision, Wait) for decision in place([first], rooms)))
     alone = forecast.starts([first], rooms).get("first")
     assert forecast.starts([first, *later], rooms).get("first") == alone
 
@@ -396,3 +402,50 @@ def test_no_device_ever_promises_more_memory_than_is_free(rooms, first, later):
         assert len(here) <= room.free[Slot.GPU]
     processes = {job.job_id: job.processes for job in (first, *later)}
     assert all(len(set(each.device_ids)) == processes[each.job_id] for each in decisions)
+
+
+class _Run(NamedTuple):
+    """A job on some GPUs: when it will end, and when it should."""
+
+    ends_s: float
+    due_s: float
+    tenant: Tenant
+    device_ids: tuple[str, ...]
+
+
+def _wait_of_a_large_job(seed: int, gpus: int, processes: int) -> float:
+    """Seconds that it waits on a host where small jobs never cease to come and take up to 1.3 times as long as told."""
+    draw, now, came_s, next_s = random.Random(seed), 0.0, 2000.0, 0.0
+    large = _sized("large", 20, processes=processes, since_s=came_s, expected_s=100.0)
+    running: list[_Run] = []
+    waiting: dict[str, Waiting] = {}
+    while now < came_s + 12_000:
+        while next_s <= now:
+            name, size, lasts = f"small{next_s}", draw.choice([4, 8, 12]), draw.choice([60.0, 200.0, 600.0])
+            waiting[name] = _sized(name, size, since_s=now, expected_s=lasts)
+            next_s += draw.expovariate(1 / 25)
+        if now == came_s:
+            waiting["large"] = large
+        running = [run for run in running if run.ends_s > now]
+        decisions = place(list(waiting.values())[:40], _host(*(_on(f"cuda:{at}", running, now) for at in range(gpus))))
+        for went in (decision for decision in decisions if isinstance(decision, Place)):
+            job = waiting.pop(went.job_id)
+            if job is large:
+                return now - came_s
+            due_s = now + job.expected_s
+            ends_s = now + job.expected_s * draw.uniform(1, 1.3)
+            tenant = Tenant(job_id=job.job_id, slot=Slot.GPU, bytes=went.bytes, turn=job.turn)
+            running.append(_Run(ends_s, due_s, tenant, went.device_ids))
+        now += 20.0
+    return math.inf
+
+
+def _on(device_id: str, running: list[_Run], now: float) -> list[Tenant]:
+    here = (run for run in running if device_id in run.device_ids)
+    return [msgspec.structs.replace(run.tenant, remaining_s=run.due_s - now) for run in here]
+
+
+@pytest.mark.parametrize(("gpus", "processes"), [(3, 1), (4, 2)])
+def test_jobs_that_take_longer_than_they_should_do_not_keep_a_large_one_waiting(gpus, processes):
+    waits = [_wait_of_a_large_job(seed, gpus, processes) for seed in range(3)]
+    assert max(waits) <= 2500, waits

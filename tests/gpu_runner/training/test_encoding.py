@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
-from tiny_models import LLAVA_TEMPLATE
+from tiny_models import LLAVA_TEMPLATE, qwen
 
 from gpu_runner.rows import Row, Turn
 from gpu_runner.training import demo_model, models
@@ -172,6 +172,45 @@ def test_a_template_that_drops_the_picture_is_refused(processor: Any) -> None:
     blind = demo_model.CHAT_TEMPLATE.replace("<image>", "")
     with pytest.raises(ModelUnavailable, match="row-0"):
         encoder_of(with_template(processor, blind)).encode(row(), (PICTURE,))
+
+
+_TURNS = "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' }}"
+_MARKED = "{% generation %}{{ m['content'] + '<|im_end|>' }}{% endgeneration %}"
+_ANSWER = (
+    "{% if m['role'] == 'assistant' %}{{ WRITES }}" + _MARKED + "{% else %}{{ m['content'] + '<|im_end|>' }}{% endif %}"
+)
+_ASK = "{{ '\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' + ASKS }}{% endif %}"
+
+
+@pytest.mark.parametrize(
+    ("asks", "writes"),
+    [
+        pytest.param("", "<think>\n\n</think>\n\n", id="as Qwen3"),
+        pytest.param("<think>\n", "", id="as DeepSeek's distilled models"),
+        pytest.param("<think>\n", "<think>\n\n</think>\n\n", id="as Qwen3 Thinking"),
+    ],
+)
+def test_answers_that_are_written_where_nobody_asks_for_them_are_refused(asks: str, writes: str) -> None:
+    tokenizer = qwen()[1]
+    tokenizer.chat_template = (_TURNS + _ANSWER + _ASK).replace("ASKS", repr(asks)).replace("WRITES", repr(writes))
+    encoder = RowEncoder(tokenizer, 512, frozenset({tokenizer.eos_token_id}))
+    row = Row(id="row-1", conversations=(Turn("human", "What colour?"), Turn("gpt", "red")))
+    with pytest.raises(ModelUnavailable, match=r"Row 'row-1'.*asks for an answer with"):
+        encoder.encode(row, ())
+
+
+@pytest.mark.parametrize(("asks", "writes"), [("", ""), ("", " "), ("", "\n"), (" ", ""), ("\n", " ")])
+def test_an_answer_stands_right_behind_what_asks_for_it_whatever_blanks_its_template_writes(
+    asks: str, writes: str
+) -> None:
+    tokenizer = qwen()[1]
+    tokenizer.chat_template = (_TURNS + _ANSWER + _ASK).replace("ASKS", repr(asks)).replace("WRITES", repr(writes))
+    encoder = RowEncoder(tokenizer, 512, frozenset({tokenizer.eos_token_id}))
+    row = Row(id="row-1", conversations=(Turn("human", "What colour?"), Turn("gpt", "red")))
+    encoded, prompt = encoder.encode(row, ()), encoder.encode_prompt(row, ()).input_ids
+    assert torch.equal(encoded.input_ids[: len(prompt)], prompt)
+    assert tokenizer.decode(encoded.labels[len(prompt) :]).strip() == "red<|im_end|>"
+    assert bool((encoded.labels[: len(prompt)] == NOT_TRAINED).all())
 
 
 def test_the_prompt_ends_where_the_answer_begins(encoder: RowEncoder) -> None:

@@ -24,6 +24,7 @@ from jobs.training_config import TrainingConfig
 WIDE = Image.effect_noise((90, 70), 90).convert("RGB")
 TALL = Image.effect_noise((40, 80), 50).convert("RGB")
 LONGEST = 512
+LOOK_FIRST = ("paligemma",)  # its pictures stand before all text
 NO_TURN_ENDS = ("llava", "llava_next", "paligemma")  # their templates write nothing behind an answer
 
 MARKED_TEMPLATE = (  # marks what the assistant says, its end too
@@ -93,12 +94,17 @@ def test_the_answer_and_its_end_are_trained_and_nothing_else(family: str, loaded
         assert torch.equal(encoder.encode_prompt(each, images).input_ids, encoded.input_ids[:first])
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_each_answer_of_a_conversation_is_trained(family: str, loaded_of: LoadedOf) -> None:
+@pytest.mark.parametrize(
+    ("family", "place"),
+    [*((name, 0) for name in FAMILIES), *((name, 1) for name in SEEING if name not in LOOK_FIRST)],
+)
+def test_each_answer_of_a_conversation_is_trained(family: str, place: int, loaded_of: LoadedOf) -> None:
     loaded = loaded_of(family)
     encoder = loaded.encoder(LONGEST)
     pictures = (WIDE,) if family in SEEING else ()
-    turns = (*row("red", pictures=len(pictures)).conversations, Turn("human", "And now?"), Turn("gpt", "a circle"))
+    asks = ["What colour?", "And now?"]
+    asks[place] = "<image>" * len(pictures) + "\n" + asks[place] if pictures else asks[place]
+    turns = (Turn("human", asks[0]), Turn("gpt", "red"), Turn("human", asks[1]), Turn("gpt", "a circle"))
     names = ("images/0.png",) * len(pictures)
     both = Row(id="row-0", images=names, conversations=turns)
     encoded, asked = encoder.encode(both, pictures), encoder.encode_prompt(both, pictures).input_ids
