@@ -305,7 +305,7 @@ def _blank_projector(prepared: Loaded, folder: Path) -> None:
 def _other_template(prepared: Loaded, folder: Path) -> None:
     _save(prepared, folder)
     template = folder / "chat_template.jinja"
-    template.write_text(template.read_text().replace("<|im_start|>' + message", "<|im_start|>the ' + message"))
+    template.write_text(template.read_text().replace("<|im_start|>", "the <|im_start|>"))
 
 
 def _other_picture_size(prepared: Loaded, folder: Path) -> None:
