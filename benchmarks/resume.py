@@ -5,8 +5,10 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import msgspec
 
@@ -103,13 +105,8 @@ class _Run:
                 work.stop.wanted = wish
             real(log, step)
 
-        RunLog.progress = progress  # type: ignore[method-assign]
-        try:
+        with patch.object(RunLog, "progress", progress), suppress(Stopped):
             finetune.run(work)
-        except Stopped:
-            pass
-        finally:
-            RunLog.progress = real  # type: ignore[method-assign]
         return ended[0]
 
 

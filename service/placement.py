@@ -209,13 +209,13 @@ def _why(job: Waiting, suited: Sequence[Yard]) -> str:
 
 def _too_large(job: Waiting, suited: Sequence[Yard], large: Sequence[Yard]) -> str:
     """Too few devices could ever hold it."""
-    smaller = " and a smaller batch_size or max_length, or use_qlora"
+    smaller = "a smaller batch_size or max_length, or use_qlora"
     if large:
-        return _too_few(job, large, smaller)
+        return _too_few(job, large, f" and {smaller}")
     largest = max(suited, key=lambda yard: yard.total)
     return (
         f"{_needs(job, largest)}; the largest device, {largest.room.name}, has {_gib(largest.total)}. Start a runner "
-        "on a larger one, or cancel and send a smaller batch_size or max_length, or use_qlora."
+        f"on a larger one, or cancel and send {smaller}."
     )
 
 

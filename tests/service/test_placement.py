@@ -27,11 +27,11 @@ def _rooms(*devices: Device, runner_id: str = "a", free: dict[Slot, int] | None 
 
 
 def _model(job_id: str = "j", **asks: object) -> Waiting:
-    return Waiting(job_id=job_id, slot=Slot.GPU, **{"needs": NOTHING} | asks)  # type: ignore[arg-type]
+    return Waiting(job_id=job_id, slot=Slot.GPU, **{"needs": NOTHING} | asks)  # type: ignore[arg-type]  # any field
 
 
 def _data(job_id: str = "j", **asks: object) -> Waiting:
-    return Waiting(job_id=job_id, slot=Slot.CPU, **{"needs": NOTHING} | asks)  # type: ignore[arg-type]
+    return Waiting(job_id=job_id, slot=Slot.CPU, **{"needs": NOTHING} | asks)  # type: ignore[arg-type]  # any field
 
 
 def test_a_job_without_any_runner_waits_with_the_remedy():

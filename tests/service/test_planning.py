@@ -251,16 +251,21 @@ def test_one_run_that_went_astray_corrects_by_no_more_than_twice() -> None:
     assert calibration.correction([run(config(), 9.0)], "a", "cuda", "llava").factor == 2.0
 
 
-def test_a_probe_outweighs_the_history() -> None:
-    of = config(**FOR_8_GB)
-    probe = Probe(
+def probe_of(peak_gib: int) -> Probe:
+    """A probe for which 5 GiB were predicted."""
+    return Probe(
         device="cuda:0",
         device_name="GPU",
-        peak_memory_bytes=6 * GIB,
+        peak_memory_bytes=peak_gib * GIB,
         predicted_memory_bytes=5 * GIB,
         tokens_per_second=500.0,
         rows=1,
     )
+
+
+def test_a_probe_outweighs_the_history() -> None:
+    of = config(**FOR_8_GB)
+    probe = probe_of(6)
     found = plan(of, gpu(8), history=[run(of, 0.9, tokens_per_second=None)], probe=probe)
     assert (found.memory.basis, found.memory.correction.factor) == ("probe", pytest.approx(1.2))
     assert found.duration.basis == "probe"
@@ -349,14 +354,7 @@ def test_runs_with_another_number_of_processes_count_by_their_gpus_and_on_a_cpu_
 
 def test_a_probe_is_one_process_of_the_run() -> None:
     of = config(**FOR_8_GB, num_processes=2)
-    probe = Probe(
-        device="cuda:0",
-        device_name="GPU",
-        peak_memory_bytes=5 * GIB,
-        predicted_memory_bytes=5 * GIB,
-        tokens_per_second=500.0,
-        rows=1,
-    )
+    probe = probe_of(5)
     found = plan(of, probe=probe)
     assert found.duration.minutes == pytest.approx(3 * 1000 * 720 / 1000 / 60, rel=0.01)
     assert "one process" in found.duration.message

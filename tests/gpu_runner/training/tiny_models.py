@@ -244,16 +244,7 @@ def idefics3() -> tuple[Any, Any]:
         image_seq_len=4,
         chat_template=SMOLVLM_TEMPLATE,
     )
-    config = tf.Idefics3Config(
-        text_config=tf.LlamaConfig(**TEXT, **_vocabulary(tokenizer)),
-        vision_config=dict(EYES),
-        image_token_id=_id(tokenizer, "<image>"),
-        scale_factor=2,
-        pad_token_id=tokenizer.pad_token_id,
-    )
-    model = tf.Idefics3ForConditionalGeneration(config)
-    model.generation_config.eos_token_id = [tokenizer.eos_token_id, _id(tokenizer, "<end_of_utterance>")]
-    return model, processor
+    return _idefics(tf.Idefics3Config, tf.Idefics3ForConditionalGeneration, tokenizer), processor
 
 
 def smolvlm() -> tuple[Any, Any]:
@@ -269,16 +260,21 @@ def smolvlm() -> tuple[Any, Any]:
         image_seq_len=4,
         chat_template=SMOLVLM_TEMPLATE,
     )
-    config = tf.SmolVLMConfig(
+    return _idefics(tf.SmolVLMConfig, tf.SmolVLMForConditionalGeneration, tokenizer), processor
+
+
+def _idefics(config_of: Any, model_of: Any, tokenizer: Any) -> Any:
+    """The model that both have."""
+    config = config_of(
         text_config=tf.LlamaConfig(**TEXT, **_vocabulary(tokenizer)),
         vision_config=dict(EYES),
         image_token_id=_id(tokenizer, "<image>"),
         scale_factor=2,
         pad_token_id=tokenizer.pad_token_id,
     )
-    model = tf.SmolVLMForConditionalGeneration(config)
+    model = model_of(config)
     model.generation_config.eos_token_id = [tokenizer.eos_token_id, _id(tokenizer, "<end_of_utterance>")]
-    return model, processor
+    return model
 
 
 def internvl() -> tuple[Any, Any]:
